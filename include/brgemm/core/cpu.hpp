@@ -1,0 +1,133 @@
+// What the CPU can do: cpuid, what the operating system saves, and what BRGEMM_CPU hides.
+#pragma once
+
+#include <cpuid.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <string_view>
+
+#include "types.hpp"
+
+namespace brgemm::inline abi_0 {
+
+/// One bit a feature. AVX2 stands for AVX2 with FMA; AVX-512 for F, BW, DQ and VL together.
+enum class feature : std::uint32_t {
+  avx2 = 1u << 0,
+  f16c = 1u << 1,
+  avx_vnni = 1u << 2,  ///< vpdpbusd in VEX encoding
+  avx512 = 1u << 3,
+  avx512_vnni = 1u << 4,
+  avx512_bf16 = 1u << 5,
+  avx512_fp16 = 1u << 6,
+  amx_tile = 1u << 7,
+  amx_bf16 = 1u << 8,
+  amx_int8 = 1u << 9,
+};
+
+/// A set of features, and who made the CPU.
+struct cpu_features {
+  std::uint32_t bits = 0;
+  bool intel = false;
+  constexpr bool has(feature f) const noexcept { return (bits & static_cast<std::uint32_t>(f)) != 0; }
+  friend constexpr bool operator==(const cpu_features&, const cpu_features&) = default;
+};
+
+namespace detail {
+
+struct feature_name {
+  std::string_view name;
+  feature bit;
+};
+inline constexpr feature_name feature_names[] = {
+    {"avx2", feature::avx2},         {"f16c", feature::f16c},        {"avx_vnni", feature::avx_vnni},
+    {"avx512", feature::avx512},     {"vnni", feature::avx512_vnni}, {"bf16", feature::avx512_bf16},
+    {"fp16", feature::avx512_fp16},  {"amx", feature::amx_tile},     {"amx_bf16", feature::amx_bf16},
+    {"amx_int8", feature::amx_int8},
+};
+
+inline std::uint64_t xgetbv() noexcept {
+  std::uint32_t low = 0;
+  std::uint32_t high = 0;
+  __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+  return (static_cast<std::uint64_t>(high) << 32) | low;
+}
+
+inline cpu_features detect_cpu() noexcept {
+  cpu_features f;
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  const auto set = [&f](bool present, feature bit) {
+    if (present) f.bits |= static_cast<std::uint32_t>(bit);
+  };
+  const auto bit = [](unsigned word, int i) { return ((word >> i) & 1u) != 0; };
+  if (!__get_cpuid(0, &a, &b, &c, &d)) return f;
+  f.intel = b == signature_INTEL_ebx;
+  if (!__get_cpuid(1, &a, &b, &c, &d) || !bit(c, 27)) return f;  // OSXSAVE
+  const std::uint64_t saved = xgetbv();
+  const bool ymm = (saved & 0x6) == 0x6;
+  const bool zmm = ymm && (saved & 0xe0) == 0xe0;
+  const bool tiles = (saved & 0x60000) == 0x60000;
+  const bool fma = bit(c, 12);
+  set(ymm && bit(c, 29), feature::f16c);
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
+  const unsigned leaves = a;
+  set(ymm && fma && bit(b, 5), feature::avx2);
+  set(zmm && fma && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31), feature::avx512);
+  const bool wide = f.has(feature::avx512);
+  set(wide && bit(c, 11), feature::avx512_vnni);
+  set(wide && bit(d, 23), feature::avx512_fp16);
+  set(tiles && bit(d, 24), feature::amx_tile);
+  set(tiles && bit(d, 22), feature::amx_bf16);
+  set(tiles && bit(d, 25), feature::amx_int8);
+  if (leaves >= 1 && __get_cpuid_count(7, 1, &a, &b, &c, &d)) {
+    set(f.has(feature::avx2) && bit(a, 4), feature::avx_vnni);
+    set(wide && bit(a, 5), feature::avx512_bf16);
+  }
+  return f;
+}
+
+/// Applies "-bf16,-vnni": each named feature is hidden, and what needs it with it. Unknown names hide nothing.
+inline cpu_features hide(cpu_features f, std::string_view list) noexcept {
+  while (!list.empty()) {
+    const auto end = list.find(',');
+    std::string_view word = list.substr(0, end);
+    list = end == std::string_view::npos ? std::string_view{} : list.substr(end + 1);
+    if (word.empty() || word.front() != '-') continue;
+    word.remove_prefix(1);
+    for (const auto& [name, bit] : feature_names) {
+      if (name == word) f.bits &= ~static_cast<std::uint32_t>(bit);
+    }
+    if (word == "vnni") f.bits &= ~static_cast<std::uint32_t>(feature::avx_vnni);
+  }
+  const auto drop = [&f](feature bit) { f.bits &= ~static_cast<std::uint32_t>(bit); };
+  if (!f.has(feature::avx2)) drop(feature::avx_vnni), drop(feature::f16c), drop(feature::avx512);
+  if (!f.has(feature::avx512)) drop(feature::avx512_vnni), drop(feature::avx512_bf16), drop(feature::avx512_fp16);
+  if (!f.has(feature::amx_tile)) drop(feature::amx_bf16), drop(feature::amx_int8);
+  return f;
+}
+
+inline cpu_features initial_cpu() noexcept {
+  const char* hidden = std::getenv("BRGEMM_CPU");
+  return hide(detect_cpu(), hidden != nullptr ? std::string_view(hidden) : std::string_view());
+}
+
+inline std::atomic<std::uint32_t>& visible_features() noexcept {
+  static std::atomic<std::uint32_t> bits{initial_cpu().bits};
+  return bits;
+}
+
+}  // namespace detail
+
+/// The features that backends may use: those of this machine, less what BRGEMM_CPU or hide_cpu_features took away.
+inline cpu_features cpu() noexcept {
+  static const bool intel = detail::detect_cpu().intel;
+  return {detail::visible_features().load(std::memory_order_relaxed), intel};
+}
+
+/// For tests: hides features from now on, in the form of BRGEMM_CPU ("-bf16,-vnni"); "" shows all that the machine has.
+/// Kernels made before are untouched. Thread-safe.
+inline void hide_cpu_features(std::string_view list) noexcept {
+  detail::visible_features().store(detail::hide(detail::detect_cpu(), list).bits, std::memory_order_relaxed);
+}
+
+}  // namespace brgemm::inline abi_0

@@ -1,0 +1,210 @@
+// What a kernel computes, as a plain value: shapes, types, layouts, order of sums, epilogue. Public facts only, never
+// data.
+//
+//     C = epilogue( beta * C + alpha * sum_i A_i * B_i )      A_i (m,k)   B_i (k,n)   C (m,n), row-major
+#pragma once
+
+#include <type_traits>
+
+#include "types.hpp"
+
+namespace brgemm::inline abi_0 {
+
+/// A leading dimension with this value is given at the call, in `arguments`.
+inline constexpr index at_call = -1;
+
+/// How the batch entries A_i, B_i are found.
+enum class batch_kind : std::uint8_t {
+  addresses,  ///< arguments.pairs is an array of address_pair
+  offsets,    ///< arguments.pairs is an array of offset_pair, counted in elements from arguments.a and arguments.b
+  strides,    ///< A_i = a + i * stride_a, B_i = b + i * stride_b, counted in elements
+};
+
+/// How one matrix is stored. A group is what one lane of an instruction reads: 2 k of bf16, 4 k of 8-bit types.
+enum class layout : std::uint8_t {
+  plain,        ///< row-major: A (m,k), B (k,n)
+  transposed,   ///< A stored (k,m), B stored (n,k)
+  interleaved,  ///< groups of k beside each other. B: (ceil(k/g), n, g), ldb counts n (columns of g elements);
+                ///< A, made by pack_a from a transposed A: (m, k), rows with lda >= k, as plain. Only for B here.
+};
+
+enum class beta_kind : std::uint8_t { zero, one, at_call };
+enum class alpha_kind : std::uint8_t { one, at_call };
+enum class extent_kind : std::uint8_t { fixed, at_call };
+enum class zero_point : std::uint8_t { none, at_call };
+enum class place : std::uint8_t { cpu, gpu };
+
+/// The order of sums. For f32, f64 and f16 it is always `chain`; 8-bit sums are exact, so any order is `chain`.
+enum class order : std::uint8_t {
+  machine,  ///< bf16: pair or tile, whichever the types and the machine fix; kernel.order() tells
+  chain,    ///< one fma a term in ascending k
+  pair,     ///< bf16: what vdpbf16ps does, pairs of k
+  tile,     ///< bf16: what AMX tiles do, chunks of 32 k
+  foreign,  ///< never asked for: the answer of a backend that wraps another library with an order of its own
+};
+
+/// One step of the epilogue, applied to every element of C while it is in registers, in the accumulator's type
+/// (f32 for 8-bit products: the exact s32 sum is converted first).
+enum class op_kind : std::uint16_t {
+  none,           ///< unused entry
+  bias,           ///< x + v[column] or v[row]                            operand: vector, f32/bf16/f16 (f64 for f64)
+  add,            ///< x + R[row,column]                                  operand: matrix with ld
+  scale,          ///< x * v[0], v[column] or v[row]                      operand: f32 (f64 for f64)
+  relu,           ///< x < 0 ? 0 : x (NaN stays NaN)
+  relu_mask,      ///< relu, and bit (x > 0) of the mask is written       operand: bit matrix, ld in bytes
+  leaky_relu,     ///< x < 0 ? slope * x : x
+  clamp,          ///< min(max(x, lower), upper), NaN stays NaN
+  sigmoid,        ///< 1 / (1 + exp(-x))
+  tanh,           ///< hyperbolic tangent
+  gelu_erf,       ///< x * (1 + erf(x / sqrt(2))) / 2
+  gelu_tanh,      ///< x * (1 + tanh(sqrt(2/pi) * (x + 0.044715 x^3))) / 2
+  silu,           ///< x / (1 + exp(-x))
+  hardswish,      ///< x * min(max(x + 3, 0), 6) / 6
+  multiply,       ///< x * R[row,column]                                  operand: matrix with ld
+  multiply_mask,  ///< bit ? x : +0                                       operand: bit matrix, ld in bytes
+};
+inline constexpr int op_kind_count = 16;
+
+/// Which index of C selects the element of a vector operand.
+enum class axis : std::uint8_t { none, column, row };
+
+/// A float that compares and hashes by its bits, so that a desc can be compared and hashed as a whole.
+struct f32_bits {
+  std::uint32_t bits = 0;
+  constexpr f32_bits() = default;
+  constexpr f32_bits(float x) : bits(std::bit_cast<std::uint32_t>(x)) {}  // NOLINT: implicit on purpose
+  constexpr operator float() const { return std::bit_cast<float>(bits); }
+  friend constexpr bool operator==(f32_bits x, f32_bits y) { return x.bits == y.bits; }
+};
+
+/// One step of an epilogue. Make one with the functions in namespace `op`.
+///
+/// Bit matrices: bit j%8 (least significant first) of byte j/8 of row r belongs to C[r,j]; ld is the row's length in
+/// bytes, at least ceil(n/8). A written mask sets the unused bits of a row's last byte to 0 and touches no other byte.
+struct epilogue_op {
+  op_kind kind = op_kind::none;
+  type operand = type::f32;  ///< element type of the operand, where there is one
+  brgemm::axis along = axis::none;
+  f32_bits slope;  ///< leaky_relu
+  f32_bits lower;  ///< clamp
+  f32_bits upper;  ///< clamp
+  index ld = 0;    ///< operand's leading dimension; `at_call`: in arguments.operand_ld
+  friend constexpr bool operator==(const epilogue_op&, const epilogue_op&) = default;
+};
+
+inline constexpr int max_epilogue = 8;
+
+/// Everything that a kernel is made from. Compare with ==; hash with hash_of. Leave unused entries of `epilogue`
+/// default.
+struct desc {
+  index m = 1;         ///< rows of A and C, >= 1; the maximum where m_extent is at_call
+  index n = 1;         ///< columns of B and C, >= 1
+  index k = 1;         ///< columns of A, rows of B, >= 0
+  index lda = 1;       ///< plain: >= k; transposed: >= m; or at_call
+  index ldb = 1;       ///< plain: >= n; transposed: >= k; interleaved: >= n; or at_call
+  index ldc = 1;       ///< >= n, or at_call
+  index stride_a = 0;  ///< batch_kind::strides only, else 0. Elements; any sign, 0 allowed
+  index stride_b = 0;
+  type a = type::f32;
+  type b = type::f32;
+  type c = type::f32;
+  batch_kind batch = batch_kind::strides;
+  layout layout_a = layout::plain;
+  layout layout_b = layout::plain;
+  beta_kind beta = beta_kind::zero;
+  alpha_kind alpha = alpha_kind::one;
+  order sums = order::machine;
+  std::uint8_t chains =
+      1;  ///< 1, 2, 4 or 8: chain j sums the k (bf16 in pair order: the pairs) with index mod chains = j
+  extent_kind m_extent = extent_kind::fixed;
+  zero_point zero_a = zero_point::none;  ///< 8-bit only: A stands for A - arguments.zero_a
+  zero_point zero_b = zero_point::none;  ///< 8-bit only: B stands for B - arguments.zero_b
+  place where = place::cpu;
+  std::uint16_t epilogue_size = 0;  ///< entries of `epilogue` in use
+  epilogue_op epilogue[max_epilogue] = {};
+
+  friend constexpr bool operator==(const desc&, const desc&) = default;
+};
+
+// No padding: equality is equality of bytes, and the hash below covers every field by construction.
+static_assert(std::has_unique_object_representations_v<desc>);
+
+/// A hash of every byte of the desc (in four lanes, so that the multiplications overlap).
+inline std::uint64_t hash_of(const desc& d) noexcept {
+  static_assert(sizeof(desc) % 8 == 0);
+  constexpr int words = sizeof(desc) / 8;
+  std::uint64_t word[words];
+  __builtin_memcpy(word, &d, sizeof(desc));
+  std::uint64_t lane[4] = {0x9e3779b97f4a7c15u, 0xc2b2ae3d27d4eb4fu, 0x165667b19e3779f9u, 0x27d4eb2f165667c5u};
+  for (int i = 0; i < words; ++i) {
+    std::uint64_t& l = lane[i % 4];
+    l = (l ^ word[i]) * 0xff51afd7ed558ccdu;
+    l ^= l >> 29;
+  }
+  std::uint64_t h = lane[0] ^ std::rotl(lane[1], 17) ^ std::rotl(lane[2], 31) ^ std::rotl(lane[3], 47);
+  h *= 0xc4ceb9fe1a85ec53u;
+  return h ^ (h >> 32);
+}
+
+constexpr type accumulator_of(const desc& d) noexcept { return accumulator_of(d.a); }
+
+/// How many consecutive k one lane of B holds.
+constexpr index k_group_of(const desc& d) noexcept { return k_group_of(d.a); }
+
+/// The steps an epilogue can have. A chain is written `{op::bias(axis::column), op::relu()}`.
+namespace op {
+constexpr epilogue_op make(op_kind kind) {
+  epilogue_op o;
+  o.kind = kind;
+  return o;
+}
+constexpr epilogue_op make(op_kind kind, type operand, axis along, index ld) {
+  epilogue_op o = make(kind);
+  o.operand = operand;
+  o.along = along;
+  o.ld = ld;
+  return o;
+}
+constexpr epilogue_op bias(axis along = axis::column, type operand = type::f32) {
+  return make(op_kind::bias, operand, along, 0);
+}
+constexpr epilogue_op add(index ld, type operand = type::f32) { return make(op_kind::add, operand, axis::none, ld); }
+/// One factor for all of C (axis::none), or one a column or row.
+constexpr epilogue_op scale(axis along = axis::none, type operand = type::f32) {
+  return make(op_kind::scale, operand, along, 0);
+}
+constexpr epilogue_op relu() { return make(op_kind::relu); }
+constexpr epilogue_op relu_mask(index ld_bytes) { return make(op_kind::relu_mask, type::u8, axis::none, ld_bytes); }
+constexpr epilogue_op leaky_relu(float slope) {
+  epilogue_op o = make(op_kind::leaky_relu);
+  o.slope = slope;
+  return o;
+}
+constexpr epilogue_op clamp(float lower, float upper) {
+  epilogue_op o = make(op_kind::clamp);
+  o.lower = lower;
+  o.upper = upper;
+  return o;
+}
+constexpr epilogue_op sigmoid() { return make(op_kind::sigmoid); }
+constexpr epilogue_op tanh() { return make(op_kind::tanh); }
+constexpr epilogue_op gelu_erf() { return make(op_kind::gelu_erf); }
+constexpr epilogue_op gelu_tanh() { return make(op_kind::gelu_tanh); }
+constexpr epilogue_op silu() { return make(op_kind::silu); }
+constexpr epilogue_op hardswish() { return make(op_kind::hardswish); }
+constexpr epilogue_op multiply(index ld, type operand = type::f32) {
+  return make(op_kind::multiply, operand, axis::none, ld);
+}
+constexpr epilogue_op multiply_mask(index ld_bytes) {
+  return make(op_kind::multiply_mask, type::u8, axis::none, ld_bytes);
+}
+}  // namespace op
+
+/// Appends a step; a desc whose epilogue is full keeps counting, and make_kernel then refuses it with the count.
+constexpr desc& append(desc& d, const epilogue_op& o) {
+  if (d.epilogue_size < max_epilogue) d.epilogue[d.epilogue_size] = o;
+  ++d.epilogue_size;
+  return d;
+}
+
+}  // namespace brgemm::inline abi_0
