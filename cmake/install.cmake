@@ -1,0 +1,20 @@
+# Install rules: headers, find_package(brgemm), pkg-config.
+install(DIRECTORY include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.hpp")
+install(TARGETS brgemm EXPORT brgemm)
+if(TARGET brgemm_libxsmm)
+  set_target_properties(brgemm_libxsmm PROPERTIES EXPORT_NAME libxsmm)
+  install(TARGETS brgemm_libxsmm EXPORT brgemm)
+endif()
+
+set(brgemm_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/brgemm)
+install(EXPORT brgemm NAMESPACE brgemm:: FILE brgemm-targets.cmake DESTINATION ${brgemm_package_dir})
+configure_package_config_file(cmake/brgemm-config.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/brgemm-config.cmake
+                              INSTALL_DESTINATION ${brgemm_package_dir})
+write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/brgemm-config-version.cmake
+                                 COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/brgemm-config.cmake ${CMAKE_CURRENT_BINARY_DIR}/brgemm-config-version.cmake
+              cmake/FindXbyak.cmake cmake/FindLibxsmm.cmake
+        DESTINATION ${brgemm_package_dir})
+
+configure_file(cmake/brgemm.pc.in ${CMAKE_CURRENT_BINARY_DIR}/brgemm.pc @ONLY)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/brgemm.pc DESTINATION ${CMAKE_INSTALL_DATADIR}/pkgconfig)

@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# Installs what the tests need (Debian), builds and runs them.
+#
+#   scripts/test.sh [--full] [--preset release|debug|asan|tsan]
+#
+#   --full    the whole exhaustive set instead of the fixed sample (hours)
+#   --preset  a preset of CMakePresets.json; the default is release
+#
+# BUILD_DIR names another build folder than build/<preset>.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+preset=release
+full=OFF
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --full) full=ON ;;
+    --preset) preset="${2:?--preset needs a name}"; shift ;;
+    -h | --help) sed -n '2,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+    *) echo "scripts/test.sh: unknown option '$1' (see --help)" >&2; exit 2 ;;
+  esac
+  shift
+done
+
+scripts/install-packages.sh g++ clang cmake ninja-build pkg-config libxbyak-dev libgtest-dev
+
+build_dir="${BUILD_DIR:-build/$preset}"
+cmake --preset "$preset" -B "$build_dir" -DBRGEMM_FULL_GRID="$full"
+cmake --build "$build_dir"
+labels=()
+if [ "$preset" = tsan ]; then labels=(-L threads); fi
+ctest --test-dir "$build_dir" --output-on-failure --no-tests=error -j "$(nproc)" "${labels[@]}"
