@@ -7,7 +7,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "types.hpp"
+#include "desc.hpp"
 
 namespace brgemm::inline abi_0 {
 
@@ -128,6 +128,13 @@ inline cpu_features cpu() noexcept {
 /// Kernels made before are untouched. Thread-safe.
 inline void hide_cpu_features(std::string_view list) noexcept {
   detail::visible_features().store(detail::hide(detail::detect_cpu(), list).bits, std::memory_order_relaxed);
+}
+
+/// The order in which a kernel of this desc sums on this machine: what was asked for, or what `order::machine` stands
+/// for, fixed by types and machine and never by shape.
+inline order machine_order(const desc& d) noexcept {
+  if (d.sums != order::machine) return d.sums;
+  return d.a == type::bf16 ? order::pair : order::chain;
 }
 
 }  // namespace brgemm::inline abi_0
