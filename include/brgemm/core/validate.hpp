@@ -420,8 +420,9 @@ inline result<void> check_operands(const desc& d, const arguments& x, written& w
   return {};
 }
 
-/// One of A and B over all entries: where entry i begins, counted in bytes from `base`.
+/// A or B, over all entries.
 struct side {
+  bool of_a;
   const char* field;
   const void* base;
   storage stored;
@@ -430,55 +431,39 @@ struct side {
   index stride;
 };
 
-inline const void* entry_address(const desc& d, const arguments& x, const side& s, bool of_a, index i) noexcept {
+/// Bytes from `base` to entry i, without wrapping; 0 for addresses.
+inline wide entry_offset(const desc& d, const arguments& x, const side& s, index i) noexcept {
+  if (d.batch == batch_kind::strides) return static_cast<wide>(s.stride) * s.element_bytes * i;
+  if (d.batch == batch_kind::addresses) return 0;
+  const auto& pair = static_cast<const offset_pair*>(x.pairs)[i];
+  return static_cast<wide>(s.of_a ? pair.a : pair.b) * s.element_bytes;
+}
+
+inline result<void> check_entry(const desc& d, const arguments& x, const side& s, index i, const written& w) noexcept {
+  const void* base = s.base;
   if (d.batch == batch_kind::addresses) {
     const auto& pair = static_cast<const address_pair*>(x.pairs)[i];
-    return of_a ? pair.a : pair.b;
-  }
-  index elements = 0;
-  if (d.batch == batch_kind::offsets) {
-    const auto& pair = static_cast<const offset_pair*>(x.pairs)[i];
-    elements = of_a ? pair.a : pair.b;
-  }
-  return reinterpret_cast<const void*>(reinterpret_cast<std::uintptr_t>(s.base) +
-                                       static_cast<std::uintptr_t>(elements) *
-                                           static_cast<std::uintptr_t>(s.element_bytes));
-}
-
-/// Where entry i of a strided or offset side begins, without wrapping.
-inline wide entry_offset(const desc& d, const arguments& x, const side& s, bool of_a, index i) noexcept {
-  if (d.batch == batch_kind::strides) return static_cast<wide>(s.stride) * s.element_bytes * i;
-  const auto& pair = static_cast<const offset_pair*>(x.pairs)[i];
-  return static_cast<wide>(of_a ? pair.a : pair.b) * s.element_bytes;
-}
-
-inline result<void> check_entry(const desc& d, const arguments& x, const side& s, bool of_a, index i,
-                                const written& w) noexcept {
-  region r = region_of(s.base, s.stored, s.ld, s.element_bytes);
-  if (d.batch == batch_kind::addresses) {
-    const void* const data = entry_address(d, x, s, of_a, i);
-    if (auto checked = check_pointer("pairs", data, s.element_bytes); !checked) {
-      return error(errc::invalid_argument, "pairs", "pairs[%ld].%s: %s", i, s.field, checked.error().message().data());
+    base = s.of_a ? pair.a : pair.b;
+    if (auto r = check_pointer("pairs", base, s.element_bytes); !r) {
+      return error(errc::invalid_argument, "pairs", "pairs[%ld].%s: %s", i, s.field, r.error().message().data());
     }
-    r = region_of(data, s.stored, s.ld, s.element_bytes);
-  } else {
-    r.address += entry_offset(d, x, s, of_a, i);
   }
-  constexpr wide top = static_cast<wide>(std::numeric_limits<std::uintptr_t>::max());
-  if (r.address < 0 || r.end() > top) {
-    return error(errc::invalid_argument, d.batch == batch_kind::strides ? (of_a ? "stride_a" : "stride_b") : "pairs",
-                 "entry %ld of %s lies outside the address space (base %p)", i, s.field, s.base);
+  region r = region_of(base, s.stored, s.ld, s.element_bytes);
+  r.address += entry_offset(d, x, s, i);
+  if (r.address < 0 || r.end() > static_cast<wide>(std::numeric_limits<std::uintptr_t>::max())) {
+    return error(errc::invalid_argument, d.batch == batch_kind::strides ? "batch" : "pairs",
+                 "entry %ld of %s lies outside the address space (base %p)", i, s.field, base);
   }
-  return check_overlap(w, r, s.field, of_a ? "A, entry" : "B, entry", i);
+  return check_overlap(w, r, s.field, s.of_a ? "A, entry" : "B, entry", i);
 }
 
-inline result<void> check_side(const desc& d, const arguments& x, const side& s, bool of_a, const written& w) noexcept {
+inline result<void> check_side(const desc& d, const arguments& x, const side& s, const written& w) noexcept {
   if (x.batch == 0 || is_empty(s.stored)) return {};
   if (d.batch != batch_kind::addresses) {
     if (auto r = check_pointer(s.field, s.base, s.element_bytes); !r) return r;
   }
   for (index i = 0; i < x.batch; ++i) {
-    if (auto r = check_entry(d, x, s, of_a, i, w); !r) return r;
+    if (auto r = check_entry(d, x, s, i, w); !r) return r;
     if (d.batch == batch_kind::strides && s.stride == 0) break;  // all entries are this one
   }
   return {};
@@ -518,10 +503,12 @@ inline result<void> validate(const desc& d, const arguments& x) noexcept {
   w.count = 1;
   if (auto r = detail::check_operands(d, x, w); !r) return r;
   if (auto r = detail::check_zero_points(d, x, w); !r) return r;
-  const detail::side a{"a", x.a, detail::storage_of_a(d, m), detail::chosen(d.lda, x.lda), size_of(d.a), d.stride_a};
-  const detail::side b{"b", x.b, detail::storage_of_b(d), detail::chosen(d.ldb, x.ldb), size_of(d.b), d.stride_b};
-  if (auto r = detail::check_side(d, x, a, true, w); !r) return r;
-  return detail::check_side(d, x, b, false, w);
+  const detail::side a{true,         "a",       x.a, detail::storage_of_a(d, m), detail::chosen(d.lda, x.lda),
+                       size_of(d.a), d.stride_a};
+  const detail::side b{false,        "b",       x.b, detail::storage_of_b(d), detail::chosen(d.ldb, x.ldb),
+                       size_of(d.b), d.stride_b};
+  if (auto r = detail::check_side(d, x, a, w); !r) return r;
+  return detail::check_side(d, x, b, w);
 }
 
 }  // namespace brgemm::inline abi_0
