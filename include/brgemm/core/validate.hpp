@@ -392,30 +392,50 @@ inline result<void> check_overlap(const written& w, const region& r, const char*
   return {};
 }
 
+/// A region that the address space holds, and that shares no byte with what is written.
+inline result<void> check_region(const written& w, const region& r, const char* field, const char* what,
+                                 index entry) noexcept {
+  if (r.address >= 0 && r.end() <= static_cast<wide>(std::numeric_limits<std::uintptr_t>::max())) {
+    return check_overlap(w, r, field, what, entry);
+  }
+  return error(errc::invalid_argument, field, "%s %ld, %.0f bytes from address %.0f, leaves the address space", what,
+               entry, static_cast<double>(r.end() - r.address), static_cast<double>(r.address));
+}
+
+inline result<void> add_written(written& w, const region& r, const char* field, const char* name,
+                                index entry) noexcept {
+  if (auto checked = check_region(w, r, field, name, entry); !checked) return checked;
+  w.of[w.count] = r;
+  w.name[w.count] = name;
+  ++w.count;
+  return {};
+}
+
+inline region region_of_operand(const desc& d, const arguments& x, int step) noexcept {
+  const epilogue_op& o = d.epilogue[step];
+  const index ld = chosen(o.ld, x.operand_ld[step]);
+  return region_of(x.operand[step], storage_of_operand(d, o, rows_of(d, x)), ld, size_of(o.operand));
+}
+
+/// Operands that are there; the masks among them that are written join `w`.
 inline result<void> check_operands(const desc& d, const arguments& x, written& w) noexcept {
-  const index m = rows_of(d, x);
-  const region c = w.of[0];
   for (int step = 0; step < d.epilogue_size; ++step) {
     const epilogue_op& o = d.epilogue[step];
     if (!has_operand(o.kind)) continue;
     if (auto r = check_pointer("operand", x.operand[step], size_of(o.operand)); !r) {
       return error(errc::invalid_argument, "operand", "operand[%d]: %s", step, r.error().message().data());
     }
-    const region region =
-        region_of(x.operand[step], storage_of_operand(d, o, m), chosen(o.ld, x.operand_ld[step]), size_of(o.operand));
-    const bool is_c = is_matrix(o.kind) && o.operand == d.c && region.address == c.address && region.pitch == c.pitch;
-    if (is_c) continue;  // a step may read the element of C that it replaces
-    if (auto r = check_overlap(w, region, "operand", "operand", step); !r) return r;
-    if (o.kind == op_kind::relu_mask) w.of[w.count] = region, w.name[w.count] = "a mask", ++w.count;
+    if (o.kind != op_kind::relu_mask) continue;
+    if (auto r = add_written(w, region_of_operand(d, x, step), "operand", "mask", step); !r) return r;
   }
-  for (int step = 0; step < d.epilogue_size; ++step) {  // masks written by later steps
+  for (int step = 0; step < d.epilogue_size; ++step) {
     const epilogue_op& o = d.epilogue[step];
     if (!has_operand(o.kind) || o.kind == op_kind::relu_mask) continue;
-    const region region =
-        region_of(x.operand[step], storage_of_operand(d, o, m), chosen(o.ld, x.operand_ld[step]), size_of(o.operand));
-    written masks = w;
-    masks.of[0] = {};
-    if (auto r = check_overlap(masks, region, "operand", "operand", step); !r) return r;
+    const region r = region_of_operand(d, x, step);
+    // A step may read the element of C that it replaces.
+    const bool is_c = is_matrix(o.kind) && o.operand == d.c && r.address == w.of[0].address && r.pitch == w.of[0].pitch;
+    if (is_c) continue;
+    if (auto checked = check_region(w, r, "operand", "operand", step); !checked) return checked;
   }
   return {};
 }
@@ -450,11 +470,16 @@ inline result<void> check_entry(const desc& d, const arguments& x, const side& s
   }
   region r = region_of(base, s.stored, s.ld, s.element_bytes);
   r.address += entry_offset(d, x, s, i);
-  if (r.address < 0 || r.end() > static_cast<wide>(std::numeric_limits<std::uintptr_t>::max())) {
-    return error(errc::invalid_argument, d.batch == batch_kind::strides ? "batch" : "pairs",
-                 "entry %ld of %s lies outside the address space (base %p)", i, s.field, base);
-  }
-  return check_overlap(w, r, s.field, s.of_a ? "A, entry" : "B, entry", i);
+  return check_region(w, r, s.field, s.of_a ? "A of entry" : "B of entry", i);
+}
+
+/// Whether all entries of constant stride lie in the address space and, as one range, apart from what is written: the
+/// usual case, decided without a look at each entry.
+inline bool strides_are_apart(const desc& d, const arguments& x, const side& s, const written& w) noexcept {
+  region all = region_of(s.base, s.stored, s.ld, s.element_bytes);
+  const wide last = entry_offset(d, x, s, x.batch - 1);
+  all = {all.address + (last < 0 ? last : 0), 0, all.end() - all.address + (last < 0 ? -last : last), 1};
+  return bool(check_region(w, all, s.field, "all entries, 0 to", x.batch - 1));
 }
 
 inline result<void> check_side(const desc& d, const arguments& x, const side& s, const written& w) noexcept {
@@ -462,9 +487,12 @@ inline result<void> check_side(const desc& d, const arguments& x, const side& s,
   if (d.batch != batch_kind::addresses) {
     if (auto r = check_pointer(s.field, s.base, s.element_bytes); !r) return r;
   }
+  if (d.batch == batch_kind::strides) {
+    if (auto r = check_entry(d, x, s, x.batch - 1, w); !r) return r;  // also: the last lies in the address space
+    if (s.stride == 0 || strides_are_apart(d, x, s, w)) return {};
+  }
   for (index i = 0; i < x.batch; ++i) {
     if (auto r = check_entry(d, x, s, i, w); !r) return r;
-    if (d.batch == batch_kind::strides && s.stride == 0) break;  // all entries are this one
   }
   return {};
 }
@@ -472,7 +500,14 @@ inline result<void> check_side(const desc& d, const arguments& x, const side& s,
 inline result<void> check_zero_points(const desc& d, const arguments& x, const written& w) noexcept {
   if (d.zero_a == zero_point::none) return {};
   if (auto r = check_pointer("column_sums", x.column_sums, 4); !r) return r;
-  return check_overlap(w, region_of(x.column_sums, {1, d.n, 1}, d.n, 4), "column_sums", "column_sums", 0);
+  return check_region(w, region_of(x.column_sums, {1, d.n, 1}, d.n, 4), "column_sums", "column_sums", 0);
+}
+
+inline result<void> check_pairs(const desc& d, const arguments& x, const written& w) noexcept {
+  static_assert(sizeof(address_pair) == sizeof(offset_pair) && alignof(address_pair) == alignof(offset_pair));
+  if (d.batch == batch_kind::strides || x.batch == 0) return {};
+  if (auto r = check_pointer("pairs", x.pairs, alignof(offset_pair)); !r) return r;
+  return check_region(w, region_of(x.pairs, {1, x.batch, 1}, x.batch, sizeof(offset_pair)), "pairs", "pairs", 0);
 }
 
 }  // namespace detail
@@ -494,15 +529,12 @@ inline result<void> validate(const desc& d, const arguments& x) noexcept {
   if (auto r = detail::check_extents(d, x); !r) return r;
   const index m = detail::rows_of(d, x);
   if (auto r = detail::check_pointer("c", x.c, size_of(d.c)); !r) return r;
-  if (d.batch != batch_kind::strides && x.batch > 0) {
-    if (auto r = detail::check_pointer("pairs", x.pairs, 8); !r) return r;
-  }
   detail::written w;
-  w.of[0] = detail::region_of(x.c, {m, d.n, 1}, detail::chosen(d.ldc, x.ldc), size_of(d.c));
-  w.name[0] = "C";
-  w.count = 1;
+  const detail::region c = detail::region_of(x.c, {m, d.n, 1}, detail::chosen(d.ldc, x.ldc), size_of(d.c));
+  if (auto r = detail::add_written(w, c, "c", "C", 0); !r) return r;
   if (auto r = detail::check_operands(d, x, w); !r) return r;
   if (auto r = detail::check_zero_points(d, x, w); !r) return r;
+  if (auto r = detail::check_pairs(d, x, w); !r) return r;
   const detail::side a{true,         "a",       x.a, detail::storage_of_a(d, m), detail::chosen(d.lda, x.lda),
                        size_of(d.a), d.stride_a};
   const detail::side b{false,        "b",       x.b, detail::storage_of_b(d), detail::chosen(d.ldb, x.ldb),
