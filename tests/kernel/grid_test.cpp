@@ -1,0 +1,332 @@
+// Every backend against the reference, bit for bit, over every m, n, k in 1..33 for each type, batch kind and batch
+// 0, 1, 2, 7, with every matrix against an inaccessible page before and again after it; then larger shapes. What is not
+// enumerated (leading dimensions, layouts, beta, alpha, chains, epilogue, data) is drawn from the case's number.
+//
+//   kernel.grid [--fraction=N] [--case=NUMBER]     one case in N (default 1: all), or that case alone
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <atomic>
+#include <brgemm/backend/list.hpp>
+#include <charconv>
+#include <cstdio>
+#include <thread>
+
+#include "support/code_runner.hpp"
+#include "support/problem.hpp"
+
+namespace brgemm_test {
+namespace {
+
+std::uint64_t fraction = 1;
+std::int64_t only_case = -1;
+
+// ---- The set ----
+
+constexpr index small = 33;
+constexpr index large_sizes[] = {47, 48, 49, 63, 64, 65, 127, 130};
+constexpr index large_k_draws = 20;
+constexpr index batches[] = {0, 1, 2, 7};
+constexpr index entries = 7;
+constexpr index kinds_and_types = 3 * type_combination_count;
+constexpr index small_cases = small * small * small * kinds_and_types;
+constexpr index large_cases = 8 * 8 * large_k_draws * kinds_and_types;
+constexpr index case_count = small_cases + large_cases;
+constexpr std::size_t largest_matrix = 350 * 350 * 8;
+
+struct grid_case {
+  shape s;
+  index combination;
+  brgemm::batch_kind batch;
+};
+
+grid_case case_at(index number, entropy& e) {
+  const auto take = [&number](index count) {
+    const index digit = number % count;
+    number /= count;
+    return digit;
+  };
+  const bool is_small = number < small_cases;
+  if (!is_small) number -= small_cases;
+  grid_case c;
+  c.combination = take(type_combination_count);
+  c.batch = static_cast<brgemm::batch_kind>(take(3));
+  if (is_small) {
+    c.s.m = 1 + take(small);
+    c.s.n = 1 + take(small);
+    c.s.k = 1 + take(small);
+    if (e.one_in(100)) c.s.k = 0;
+  } else {
+    c.s.m = large_sizes[take(8)];
+    c.s.n = large_sizes[take(8)];
+    c.s.k = e.between(0, 300);
+    if (e.one_in(4)) c.s.m = e.between(1, small);
+    if (e.one_in(4)) c.s.n = e.between(1, small);
+  }
+  return c;
+}
+
+problem problem_of(index number) {
+  entropy e(static_cast<std::uint64_t>(number));
+  const grid_case c = case_at(number, e);
+  return draw_problem(e, draw_desc(e, c.s, type_combinations[c.combination], c.batch), entries);
+}
+
+bool is_in_sample(index number) {
+  if (only_case >= 0) return number == only_case;
+  return mix(static_cast<std::uint64_t>(number) ^ 0x5eed) % fraction == 0;
+}
+
+// ---- What runs ----
+
+// `differs`: the backend whose code this feature set must change, where the CPU has what is hidden.
+struct feature_set {
+  const char* hidden;
+  const char* differs;
+};
+constexpr feature_set feature_sets[] = {
+    {"", ""},        {"-bf16", "avx512"},       {"-vnni", "avx512"},       {"-bf16,-vnni", "avx512"},
+    {"-avx512", ""}, {"-avx512,-vnni", "avx2"}, {"-avx512,-f16c", "avx2"}, {"-avx2", "reference"},
+};
+constexpr int feature_set_count = std::size(feature_sets);
+constexpr int max_backends = 4;
+
+bool cpu_has_all(const char* hidden) {
+  const auto all = brgemm::detail::detect_cpu();
+  for (const auto& [name, bit] : brgemm::detail::feature_names) {
+    const auto without = brgemm::detail::hide(all, "-" + std::string(name));
+    const bool named = (std::string(hidden) + ",").find("-" + std::string(name) + ",") != std::string::npos;
+    if (named && without == all) return false;
+  }
+  return true;
+}
+
+struct row {
+  std::atomic<std::int64_t> compared{0};     ///< calls whose result was compared
+  std::atomic<std::int64_t> same_code{0};    ///< calls left out: byte for byte the code of an earlier feature set
+  std::atomic<std::int64_t> unsupported{0};  ///< descs that the backend says it does not do
+  std::atomic<std::int64_t> by_type[type_combination_count] = {};
+};
+
+/// Written by all workers, read by the parent.
+struct shared_state {
+  std::atomic<index> next{0};
+  std::atomic<std::int64_t> cases{0};
+  std::atomic<int> failures{0};
+  row rows[max_backends][feature_set_count];
+};
+
+/// Where a worker is, for the parent to tell when it dies.
+struct position {
+  index number = -1, batch = 0;
+  guard side = guard::before;
+  int backend = -1, features = 0;
+};
+
+template <class T>
+T* share(std::size_t count = 1) {
+  void* const p = ::mmap(nullptr, sizeof(T) * count, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) std::abort();
+  return new (p) T[count];
+}
+
+std::string words(const position& at) {
+  const problem p = problem_of(at.number);
+  std::string text = "case " + std::to_string(at.number) + " ";
+  if (at.backend >= 0) text += std::string(brgemm::backend::built_in()[static_cast<std::size_t>(at.backend)].name);
+  text += std::string(" [") + feature_sets[at.features].hidden + "] ";
+  return text + text_of(p, at.batch, at.side);
+}
+
+struct candidate {
+  int backend, features;
+  runnable run;
+};
+
+class worker {
+ public:
+  worker(shared_state& shared, position& at) : shared_(shared), at_(at), memory_(entries, largest_matrix) {}
+
+  void run() {
+    constexpr index chunk = 256;
+    for (index first = shared_.next.fetch_add(chunk); first < case_count; first = shared_.next.fetch_add(chunk)) {
+      for (index number = first; number < std::min(first + chunk, case_count); ++number) {
+        if (is_in_sample(number)) run_case(number);
+      }
+    }
+  }
+
+  void run_case(index number) {
+    at_ = {.number = number};
+    const problem p = problem_of(number);
+    combination_ =
+        number < small_cases ? number % type_combination_count : (number - small_cases) % type_combination_count;
+    brgemm::hide_cpu_features("");
+    const auto& reference = brgemm::backend::built_in().back();
+    const auto expected_by = runner_.make(reference, p.d);
+    if (!expected_by) return fail(expected_by.error().message());
+    std::vector<candidate> candidates = make_candidates(p, *expected_by);
+    for (const index batch : batches) {
+      outputs expected;
+      for (const guard side : {guard::before, guard::after}) {
+        at_.batch = batch, at_.side = side, at_.backend = -1;
+        const auto x = place(p, batch, side, memory_);
+        if (const auto checked = validate(p.d, x); !checked) return fail(checked.error().message());
+        if (side == guard::before) {
+          (*expected_by)(x);
+          expected = collect(p, x);
+          if (const auto text = touched_gap(p, expected); !text.empty()) fail(text);
+        }
+        for (const candidate& c : candidates) compare(p, c, x, expected);
+      }
+    }
+    ++shared_.cases;
+  }
+
+ private:
+  void make_for(const problem& p, int backend, int features, const runnable& reference, std::vector<candidate>& all) {
+    const auto& entry = brgemm::backend::built_in()[static_cast<std::size_t>(backend)];
+    row& r = shared_.rows[backend][features];
+    if (!entry.runs_here()) return;
+    at_.backend = backend, at_.features = features;
+    if (const auto can = entry.supports(p.d); !can) return void(++r.unsupported);
+    auto made = runner_.make(entry, p.d);
+    if (!made) return fail(made.error().message());
+    const bool is_reference = made->code_bytes == 0;
+    // the reference is slow: only some cases run it a second time
+    const std::uint64_t rarity = made->same_code(reference) ? 8 : 32;
+    if (is_reference && mix(static_cast<std::uint64_t>(at_.number)) % rarity != 0 && only_case < 0) return;
+    for (const candidate& c : all) {
+      if (c.backend == backend && c.run.same_code(*made)) {
+        r.same_code += 2 * std::ssize(batches);
+        return;
+      }
+    }
+    all.push_back({backend, features, std::move(*made)});
+  }
+
+  std::vector<candidate> make_candidates(const problem& p, const runnable& reference) {
+    std::vector<candidate> all;
+    for (int features = 0; features < feature_set_count; ++features) {
+      brgemm::hide_cpu_features(feature_sets[features].hidden);
+      for (int backend = 0; backend < std::ssize(brgemm::backend::built_in()); ++backend) {
+        make_for(p, backend, features, reference, all);
+      }
+    }
+    brgemm::hide_cpu_features("");
+    return all;
+  }
+
+  void compare(const problem& p, const candidate& c, const brgemm::arguments& x, const outputs& expected) {
+    at_.backend = c.backend, at_.features = c.features;
+    reset_outputs(p, x);
+    c.run(x);
+    row& r = shared_.rows[c.backend][c.features];
+    ++r.compared;
+    ++r.by_type[combination_];
+    if (const auto text = difference(p, expected, x); !text.empty()) fail(text);
+  }
+
+  void fail(std::string_view text) {
+    if (++shared_.failures <= 20) {
+      std::printf("FAILED %s: %.*s\n", words(at_).c_str(), static_cast<int>(text.size()), text.data());
+      std::fflush(stdout);
+    }
+  }
+
+  shared_state& shared_;
+  position& at_;
+  problem_memory memory_;
+  code_runner runner_;
+  index combination_ = 0;
+};
+
+// ---- The test ----
+
+/// Forks `count` workers, so that each may hide CPU features for itself, and waits. A worker that dies is a failure.
+void run_workers(int count, shared_state& shared, position* at) {
+  std::fflush(stdout);
+  std::vector<::pid_t> children;
+  for (int i = 0; i < count; ++i) {
+    const ::pid_t child = ::fork();
+    ASSERT_GE(child, 0);
+    if (child == 0) {
+      worker(shared, at[i]).run();
+      std::fflush(stdout);
+      ::_exit(0);
+    }
+    children.push_back(child);
+  }
+  for (int i = 0; i < count; ++i) {
+    int status = 0;
+    ::waitpid(children[static_cast<std::size_t>(i)], &status, 0);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0)
+        << "signal " << (WIFSIGNALED(status) ? WTERMSIG(status) : 0) << " in " << words(at[i]);
+  }
+}
+
+void print_and_check(const shared_state& shared) {
+  std::printf("%-10s %-16s %12s %12s %12s  compared, by types\n", "backend", "features hidden", "compared", "same code",
+              "unsupported");
+  for (int b = 0; b < std::ssize(brgemm::backend::built_in()); ++b) {
+    const auto& entry = brgemm::backend::built_in()[static_cast<std::size_t>(b)];
+    for (int f = 0; f < feature_set_count; ++f) {
+      const row& r = shared.rows[b][f];
+      const auto& [hidden, differs] = feature_sets[f];
+      brgemm::hide_cpu_features(hidden);
+      const bool runs = entry.runs_here();
+      brgemm::hide_cpu_features("");
+      if (!runs) {
+        if (f == 0) std::printf("%-10s does not run on this CPU\n", entry.name.data());
+        continue;
+      }
+      std::printf("%-10s %-16s %12ld %12ld %12ld ", entry.name.data(), *hidden != 0 ? hidden : "none",
+                  r.compared.load(), r.same_code.load(), r.unsupported.load());
+      for (const auto& count : r.by_type) std::printf(" %ld", count.load());
+      std::printf("%s\n", cpu_has_all(hidden) ? "" : "  (this CPU lacks a feature named)");
+      if (only_case >= 0) continue;
+      EXPECT_GT(r.compared + r.same_code, 0) << entry.name << " ran no case with " << hidden << " hidden";
+      if (entry.name == differs && cpu_has_all(hidden)) {
+        EXPECT_GT(r.compared, 0) << entry.name << " makes the same code with " << hidden << " hidden";
+      }
+    }
+  }
+}
+
+TEST(Grid, EveryBackendHasTheBitsOfTheReference) {
+  const int count = only_case >= 0 ? 1 : static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  shared_state& shared = *share<shared_state>();
+  position* const at = share<position>(static_cast<std::size_t>(count));
+  run_workers(count, shared, at);
+  print_and_check(shared);
+  EXPECT_EQ(shared.failures, 0);
+  const std::int64_t cases = shared.cases;
+  if (only_case < 0) {
+    EXPECT_GT(cases, 0);
+  }
+  std::printf("grid: %ld of %ld cases (%.2f %%), each with batch 0, 1, 2, 7 and a page before and after; %d failures\n",
+              cases, case_count, 100.0 * static_cast<double>(cases) / static_cast<double>(case_count),
+              shared.failures.load());
+}
+
+bool parse(std::string_view argument, std::string_view name, auto& value) {
+  if (!argument.starts_with(name)) return false;
+  argument.remove_prefix(name.size());
+  const auto [end, problem] = std::from_chars(argument.data(), argument.data() + argument.size(), value);
+  return problem == std::errc() && end == argument.data() + argument.size();
+}
+
+}  // namespace
+}  // namespace brgemm_test
+
+int main(int count, char** values) {
+  testing::InitGoogleTest(&count, values);
+  for (int i = 1; i < count; ++i) {
+    const std::string_view argument = values[i];
+    if (brgemm_test::parse(argument, "--fraction=", brgemm_test::fraction) && brgemm_test::fraction > 0) continue;
+    if (brgemm_test::parse(argument, "--case=", brgemm_test::only_case)) continue;
+    std::fprintf(stderr, "unknown argument '%s'\n", values[i]);
+    return 2;
+  }
+  return RUN_ALL_TESTS();
+}
