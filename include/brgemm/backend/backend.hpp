@@ -17,6 +17,7 @@ struct program {
   void* context = nullptr;                            ///< passed to `entry`; owned by the kernel
   void (*release)(void* context) noexcept = nullptr;  ///< frees the context; nullptr where there is nothing to free
   order sums = order::chain;                          ///< what kernel.order() answers
+  std::size_t context_bytes = 0;                      ///< memory behind the context, for the bound on the code cache
 };
 
 /// One backend. `supports` says why not; `make` fails only for lack of memory, or what `supports` said.

@@ -1,0 +1,557 @@
+// The cache of kernels: bounded, shared by all threads; a repeated request and a handle's copies take no lock.
+//
+// How a record is pinned. Every record has counters of pins taken and pins given back, one pair a thread: a thread adds
+// to its own pair, so nothing is locked and no cache line travels; a pin may be given back by another thread, because
+// only the sums matter. To evict, under the lock: `live` is cleared, a barrier is run on every core (membarrier), so
+// that a thread either sees `live` cleared or its pin is seen; then all `released` are added up, then all `acquired`.
+// If the sums agree, no pin existed from before the first sum to after the second, and none can come. Records are never
+// freed, only used again, so that a stale pointer to one is harmless: its pin fails, or the desc does not match.
+#pragma once
+
+#include <dlfcn.h>
+#include <pthread.h>
+
+#include <atomic>
+#include <mutex>
+
+#include "../backend/backend.hpp"
+#include "../backend/executable_memory.hpp"
+#include "../backend/list.hpp"
+
+namespace brgemm::inline abi_0 {
+
+/// What the cache holds and has done. `bytes` counts code pages, records and contexts of kernels; records of evicted
+/// kernels wait to be used again and are not counted, nor are the buffers that code is generated in (256 KiB a thread
+/// while it generates).
+struct code_cache_statistics {
+  std::size_t kernels = 0;
+  std::size_t bytes = 0;
+  std::size_t limit = 0;
+  std::uint64_t hits = 0;       ///< requests that were answered from the cache
+  std::uint64_t misses = 0;     ///< requests for which a kernel was generated, or that failed
+  std::uint64_t evictions = 0;  ///< kernels that left, cleared ones included
+};
+
+namespace detail {
+
+inline constexpr unsigned shard_count = 16;
+inline constexpr unsigned shared_shard = shard_count - 1;  // of all threads that found no number of their own
+inline constexpr unsigned no_shard = shard_count;
+
+/// A thread's counters for one record. They only grow. But for the shared shard, one thread writes them.
+struct alignas(64) shard {
+  std::atomic<std::uint64_t> acquired{0};
+  std::atomic<std::uint64_t> released{0};
+  std::atomic<std::uint64_t> hits{0};
+  std::atomic<std::uint64_t> last_used{0};  // the cache's clock
+};
+
+/// What a kernel is looked up by.
+struct cache_key {
+  const desc* description;
+  std::uint32_t features;  // of cpu(): tests hide some
+  std::uint32_t backend;   // the one that was named, 0 for any
+};
+
+enum class record_state : std::uint8_t { free, pending, ready };
+
+/// One kernel. The first group is read without a pin; the second only with one, or under the lock.
+struct record {
+  std::atomic<bool> live{false};
+  std::atomic<std::uint64_t> hash{0};
+  std::atomic<record*> next{nullptr};  // in its bucket
+
+  desc description;
+  std::uint32_t features = 0;
+  std::uint32_t named = 0;
+  entry_point entry = nullptr;
+  const backend::entry* maker = nullptr;
+  backend::program program;
+  backend::code_pages pages;
+
+  record_state state = record_state::free;  // from here on under the lock
+  record* older = nullptr;                  // in the list of pending or of ready records; `older` also in the free list
+  record* newer = nullptr;
+  std::size_t bytes = 0;
+  std::uint64_t seen = 0;         // clock when it was put at the new end of the list
+  std::uint64_t hits_before = 0;  // sum of the shards' hits when it was published
+
+  shard shards[shard_count];
+};
+
+struct record_list {
+  record* newest = nullptr;
+  record* oldest = nullptr;
+
+  void push(record* r) noexcept {
+    r->older = newest;
+    r->newer = nullptr;
+    (newest != nullptr ? newest->newer : oldest) = r;
+    newest = r;
+  }
+  void remove(record* r) noexcept {
+    (r->newer != nullptr ? r->newer->older : newest) = r->older;
+    (r->older != nullptr ? r->older->newer : oldest) = r->newer;
+  }
+};
+
+inline constexpr std::size_t bucket_count = 4096;
+inline constexpr std::size_t default_code_cache_limit = std::size_t{64} << 20;
+inline constexpr int scratch_count = 4;
+
+/// Constant-initialised and trivially destructible: it exists before and after every object with static storage.
+struct code_cache {
+  alignas(64) std::atomic<std::uint64_t> clock{0};  // read at every hit, written when a kernel is published
+  std::atomic<bool> started{false};
+  std::atomic<bool> asymmetric{false};  // membarrier works: a pin needs no locked instruction
+  alignas(64) std::atomic<record*> buckets[bucket_count] = {};
+  alignas(64) std::mutex lock;
+  record_list ready;
+  record_list pending;
+  record* free = nullptr;
+  std::size_t kernels = 0;
+  std::size_t bytes = 0;
+  std::size_t limit = default_code_cache_limit;
+  std::uint64_t hits = 0;  // of kernels that left
+  std::uint64_t misses = 0;
+  std::uint64_t evictions = 0;
+  std::atomic<std::uint32_t> finished{0};  // generations that ended; waited on
+  std::atomic<void*> scratch[scratch_count] = {};
+};
+inline constinit code_cache cache;
+
+// Numbers of threads -------------------------------------------------------------------------------------------------
+
+inline constinit std::atomic<std::uint32_t> shards_taken{1u << shared_shard};
+inline constinit thread_local unsigned own_shard = no_shard;
+inline constinit thread_local record* last_record = nullptr;  // a guess for the next request, never pinned
+
+/// Gives the number back when its thread ends; what the thread does after that counts in the shared shard.
+struct shard_owner {
+  ~shard_owner() {
+    if (own_shard < shared_shard) shards_taken.fetch_and(~(1u << own_shard), std::memory_order_release);
+    own_shard = shared_shard;
+  }
+};
+
+[[gnu::noinline, gnu::cold]] inline unsigned take_shard() noexcept {
+  static thread_local shard_owner owner;
+  std::uint32_t taken = shards_taken.load(std::memory_order_relaxed);
+  own_shard = shared_shard;
+  while (~taken & ((1u << shard_count) - 1)) {
+    const auto number = static_cast<unsigned>(std::countr_one(taken));
+    if (shards_taken.compare_exchange_weak(taken, taken | (1u << number), std::memory_order_acquire)) {
+      own_shard = number;
+      break;
+    }
+  }
+  static_cast<void>(&owner);
+  return own_shard;
+}
+
+inline unsigned this_shard() noexcept {
+  const unsigned number = own_shard;
+  return number != no_shard ? number : take_shard();
+}
+
+// Pins ---------------------------------------------------------------------------------------------------------------
+
+inline void count(std::atomic<std::uint64_t>& counter, unsigned number, std::memory_order order) noexcept {
+  if (number != shared_shard) {
+    counter.store(counter.load(std::memory_order_relaxed) + 1, order);
+  } else {
+    counter.fetch_add(1, order);
+  }
+}
+
+/// Adds a pin where there is one already.
+inline void pin_again(record* r) noexcept {
+  const unsigned number = this_shard();
+  count(r->shards[number].acquired, number, std::memory_order_relaxed);
+}
+
+/// What was done with the kernel happens before its eviction.
+inline void unpin(record* r) noexcept {
+  const unsigned number = this_shard();
+  count(r->shards[number].released, number, std::memory_order_release);
+}
+
+/// A pin, if the record is live. Without membarrier the counter and `live` are sequentially consistent.
+inline bool pin(record* r) noexcept {
+  const unsigned number = this_shard();
+  if (cache.asymmetric.load(std::memory_order_relaxed)) {
+    count(r->shards[number].acquired, number, std::memory_order_relaxed);
+    std::atomic_signal_fence(std::memory_order_seq_cst);
+  } else {
+    r->shards[number].acquired.fetch_add(1, std::memory_order_seq_cst);
+  }
+  if (r->live.load(std::memory_order_seq_cst)) return true;
+  unpin(r);
+  return false;
+}
+
+inline bool matches(const record& r, const cache_key& key) noexcept {
+  return r.features == key.features && r.named == key.backend &&
+         std::memcmp(&r.description, key.description, sizeof(desc)) == 0;
+}
+
+inline void count_hit(record* r) noexcept {
+  const unsigned number = this_shard();
+  shard& s = r->shards[number];
+  count(s.hits, number, std::memory_order_relaxed);
+  const std::uint64_t now = cache.clock.load(std::memory_order_relaxed) | 1;
+  if (s.last_used.load(std::memory_order_relaxed) != now) s.last_used.store(now, std::memory_order_relaxed);
+}
+
+// Lookup -------------------------------------------------------------------------------------------------------------
+
+/// Of the part of a desc that is in use (the comparison is of all of it).
+inline std::uint64_t bucket_hash(const cache_key& key) noexcept {
+  constexpr std::size_t head = offsetof(desc, epilogue) / 8;
+  static_assert(offsetof(desc, epilogue) % 8 == 0 && sizeof(epilogue_op) % 8 == 0);
+  const std::size_t steps = std::min<std::size_t>(key.description->epilogue_size, max_epilogue);
+  const std::size_t words = head + steps * (sizeof(epilogue_op) / 8);
+  const auto* bytes = reinterpret_cast<const unsigned char*>(key.description);
+  std::uint64_t lane[2] = {0x9e3779b97f4a7c15u ^ key.features, 0xc2b2ae3d27d4eb4fu ^ key.backend};
+  for (std::size_t i = 0; i < words; ++i) {
+    std::uint64_t word = 0;
+    std::memcpy(&word, bytes + 8 * i, 8);
+    lane[i % 2] = (std::rotl(lane[i % 2], 25) ^ word) * 0xff51afd7ed558ccdu;
+  }
+  const std::uint64_t h = (lane[0] ^ std::rotl(lane[1], 32)) * 0xc4ceb9fe1a85ec53u;
+  return h ^ (h >> 32);
+}
+
+inline std::atomic<record*>& bucket_of(std::uint64_t hash) noexcept { return cache.buckets[hash % bucket_count]; }
+
+/// A pinned record, or nullptr: then it may still be there, and the lock tells. A chain can change under the walk, and
+/// lead it astray for ever, so the walk is bounded.
+inline record* find_pinned(const cache_key& key, std::uint64_t hash) noexcept {
+  record* r = bucket_of(hash).load(std::memory_order_acquire);
+  for (int steps = 0; r != nullptr && steps < 64; ++steps) {
+    if (r->hash.load(std::memory_order_relaxed) == hash && pin(r)) {
+      if (matches(*r, key)) return r;
+      unpin(r);
+    }
+    r = r->next.load(std::memory_order_acquire);
+  }
+  return nullptr;
+}
+
+inline record* find_locked(const cache_key& key, std::uint64_t hash) noexcept {
+  record* r = bucket_of(hash).load(std::memory_order_relaxed);
+  while (r != nullptr && !(r->hash.load(std::memory_order_relaxed) == hash && matches(*r, key))) {
+    r = r->next.load(std::memory_order_relaxed);
+  }
+  return r;
+}
+
+inline void unlink_locked(record* r) noexcept {
+  std::atomic<record*>* link = &bucket_of(r->hash.load(std::memory_order_relaxed));
+  while (link->load(std::memory_order_relaxed) != r) link = &link->load(std::memory_order_relaxed)->next;
+  link->store(r->next.load(std::memory_order_relaxed), std::memory_order_release);
+}
+
+// Eviction -----------------------------------------------------------------------------------------------------------
+
+/// Pins that were not given back. Zero is certain only while no pin can be added; the order of the two loops matters.
+inline std::uint64_t pins_of(const record& r) noexcept {
+  std::uint64_t released = 0;
+  std::uint64_t acquired = 0;
+  for (const shard& s : r.shards) released += s.released.load(std::memory_order_seq_cst);
+  for (const shard& s : r.shards) acquired += s.acquired.load(std::memory_order_seq_cst);
+  return acquired - released;
+}
+
+inline std::uint64_t last_use_of(const record& r) noexcept {
+  std::uint64_t latest = 0;
+  for (const shard& s : r.shards) latest = std::max(latest, s.last_used.load(std::memory_order_relaxed));
+  return latest;
+}
+
+inline std::uint64_t hits_of(const record& r) noexcept {
+  std::uint64_t sum = 0;
+  for (const shard& s : r.shards) sum += s.hits.load(std::memory_order_relaxed);
+  return sum - r.hits_before;
+}
+
+inline void release_program(record* r) noexcept {
+  backend::release_code(r->pages);
+  if (r->program.release != nullptr) r->program.release(r->program.context);
+  r->pages = {};
+  r->program = {};
+}
+
+/// Puts a record that is in no list and holds no program on the free list.
+inline void recycle_locked(record* r) noexcept {
+  unlink_locked(r);
+  cache.bytes -= r->bytes;
+  r->bytes = 0;
+  r->state = record_state::free;
+  r->older = cache.free;
+  cache.free = r;
+}
+
+/// Evicts the record unless somebody holds it.
+inline bool evict_locked(record* r) noexcept {
+  if (pins_of(*r) != 0) return false;
+  r->live.store(false, std::memory_order_seq_cst);
+  if (cache.asymmetric.load(std::memory_order_relaxed)) backend::code_memory::serialise_cores();
+  if (pins_of(*r) != 0) {
+    r->live.store(true, std::memory_order_release);
+    return false;
+  }
+  cache.ready.remove(r);
+  cache.hits += hits_of(*r);
+  --cache.kernels;
+  ++cache.evictions;
+  release_program(r);
+  recycle_locked(r);
+  return true;
+}
+
+/// Evicts until `more` bytes fit, oldest first. A kernel that was used since it was put into the list, or is held, goes
+/// to the new end instead (second chance), so "least recently used" is exact up to the time between two generations.
+inline bool make_room_locked(std::size_t more) noexcept {
+  const auto fits = [more] { return more <= cache.limit && cache.bytes <= cache.limit - more; };
+  for (std::size_t steps = 2 * cache.kernels; !fits() && steps > 0 && cache.ready.oldest != nullptr; --steps) {
+    record* r = cache.ready.oldest;
+    const std::uint64_t used = last_use_of(*r);
+    if (used <= r->seen && evict_locked(r)) continue;
+    r->seen = std::max(used, r->seen);
+    cache.ready.remove(r);
+    cache.ready.push(r);
+  }
+  return fits();
+}
+
+// Fork: nobody is inside the cache while the process is copied. In the child, what other threads were generating is
+// forgotten, because they do not exist there; kernels that they held stay held.
+
+inline void before_fork() noexcept {
+  backend::entries::added.lock.lock();
+  cache.lock.lock();
+  backend::code_memory::before_fork();
+}
+
+inline void after_fork_in_parent() noexcept {
+  backend::code_memory::after_fork(false);
+  cache.lock.unlock();
+  backend::entries::added.lock.unlock();
+}
+
+inline void after_fork_in_child() noexcept {
+  backend::code_memory::after_fork(true);
+  while (record* r = cache.pending.oldest) {
+    cache.pending.remove(r);
+    recycle_locked(r);
+  }
+  const std::uint32_t own = own_shard < shared_shard ? 1u << own_shard : 0u;
+  shards_taken.store(own | (1u << shared_shard), std::memory_order_relaxed);
+  cache.lock.unlock();
+  backend::entries::added.lock.unlock();
+}
+
+/// Keeps the shared object that holds this code loaded for ever: kernels, the cache, and handlers of fork and thread
+/// exit have addresses in it. Hidden, so that every shared object has its own; in an executable it does nothing.
+[[gnu::visibility("hidden"), gnu::noinline, gnu::cold]] inline bool stay_loaded() noexcept {
+  static const bool done = [] {
+    static const char here = 0;
+    Dl_info info;
+    if (::dladdr(&here, &info) != 0 && info.dli_fname != nullptr) {
+      static_cast<void>(::dlopen(info.dli_fname, RTLD_LAZY | RTLD_NOLOAD | RTLD_NODELETE));
+    }
+    return true;
+  }();
+  return done;
+}
+
+/// Once a process, under the lock.
+inline bool start_locked() noexcept {
+  if (cache.started.load(std::memory_order_relaxed)) return true;
+  if (::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) return false;
+  cache.asymmetric.store(backend::code_memory::serialise_cores(), std::memory_order_relaxed);
+  cache.started.store(true, std::memory_order_release);
+  return true;
+}
+
+// Generation ---------------------------------------------------------------------------------------------------------
+
+/// The buffer that a backend generates into. A few stay, because getting one from the system costs a page fault a page.
+class scratch_buffer {
+ public:
+  scratch_buffer() noexcept {
+    for (auto& slot : cache.scratch) {
+      if (data_ == nullptr) data_ = slot.exchange(nullptr, std::memory_order_acquire);
+    }
+    if (data_ == nullptr) data_ = backend::current_system_calls.allocate(backend::max_code_bytes);
+  }
+  scratch_buffer(const scratch_buffer&) = delete;
+  scratch_buffer& operator=(const scratch_buffer&) = delete;
+  ~scratch_buffer() {
+    for (auto& slot : cache.scratch) {
+      if (data_ != nullptr) data_ = slot.exchange(data_, std::memory_order_acq_rel);
+    }
+    if (data_ != nullptr) backend::current_system_calls.free(data_);
+  }
+  explicit operator bool() const noexcept { return data_ != nullptr; }
+  std::span<std::uint8_t> bytes() const noexcept {
+    return {static_cast<std::uint8_t*>(data_), backend::max_code_bytes};
+  }
+
+ private:
+  void* data_ = nullptr;
+};
+
+/// A record that no list holds, with the key filled in; nullptr where memory is out.
+inline record* take_record_locked(const cache_key& key, std::uint64_t hash) noexcept {
+  record* r = cache.free;
+  if (r != nullptr) {
+    cache.free = r->older;
+  } else {
+    constexpr std::size_t align = alignof(record);  // by hand, as the table of system calls has malloc
+    void* block = backend::current_system_calls.allocate(sizeof(record) + align);
+    if (block == nullptr) return nullptr;
+    const auto address = (reinterpret_cast<std::uintptr_t>(block) + align - 1) / align * align;
+    r = new (reinterpret_cast<void*>(address)) record;
+  }
+  r->description = *key.description;
+  r->features = key.features;
+  r->named = key.backend;
+  r->state = record_state::pending;
+  r->hash.store(hash, std::memory_order_relaxed);
+  std::atomic<record*>& bucket = bucket_of(hash);
+  r->next.store(bucket.load(std::memory_order_relaxed), std::memory_order_relaxed);
+  bucket.store(r, std::memory_order_release);
+  cache.pending.push(r);
+  return r;
+}
+
+inline error cache_full_error(std::size_t needed) noexcept {
+  return {errc::cache_full,
+          "code_cache",
+          "a kernel of %zu bytes does not fit: the limit is %zu, %zu are in use by %zu kernels, all held",
+          needed,
+          cache.limit,
+          cache.bytes,
+          cache.kernels};
+}
+
+/// Generates what `r` stands for, and copies it to executable memory within the bound. No lock is held while a backend
+/// works; `r` is not seen by others until it is published.
+inline result<void> fill(record* r, const backend::entry& maker) noexcept {
+  scratch_buffer buffer;
+  if (!buffer) {
+    return error(errc::out_of_memory, "memory", "no %zu bytes for a buffer to generate code in",
+                 backend::max_code_bytes);
+  }
+  const result<backend::program> made = maker.make(r->description, buffer.bytes());
+  if (!made) return made.error();
+  r->program = *made;
+  r->maker = &maker;
+  const std::size_t needed = sizeof(record) + backend::code_memory::whole_pages(made->code_bytes) + made->context_bytes;
+  {
+    std::lock_guard guard(cache.lock);
+    if (!make_room_locked(needed)) return cache_full_error(needed);
+    r->bytes = needed;
+    cache.bytes += needed;
+  }
+  r->entry = made->entry;
+  if (made->code_bytes == 0) return {};
+  const result<backend::code_pages> pages = backend::install_code(buffer.bytes().first(made->code_bytes));
+  if (!pages) return pages.error();
+  r->pages = *pages;
+  r->entry = reinterpret_cast<entry_point>(reinterpret_cast<std::uintptr_t>(pages->address));
+  return {};
+}
+
+/// Makes a generated kernel visible, pinned once; or forgets one that failed. Wakes who waits for it.
+inline void finish(record* r, bool made) noexcept {
+  if (!made) release_program(r);
+  {
+    std::lock_guard guard(cache.lock);
+    cache.pending.remove(r);
+    if (made) {
+      r->state = record_state::ready;
+      r->seen = cache.clock.fetch_add(2, std::memory_order_relaxed) + 2;
+      r->hits_before += hits_of(*r);
+      ++cache.kernels;
+      cache.ready.push(r);
+      pin_again(r);
+      r->live.store(true, std::memory_order_release);
+    } else {
+      recycle_locked(r);
+    }
+  }
+  cache.finished.fetch_add(1, std::memory_order_release);
+  cache.finished.notify_all();
+}
+
+/// What the lock says: a pinned record, or a pending one of this thread's own (`mine`), or nullptr for no memory.
+/// Waits while another thread generates the same.
+inline record* find_or_begin(const cache_key& key, std::uint64_t hash, bool& mine) noexcept {
+  for (;;) {
+    std::uint32_t ticket = 0;
+    {
+      std::lock_guard guard(cache.lock);
+      record* r = find_locked(key, hash);
+      if (r == nullptr) {
+        ++cache.misses;
+        mine = true;
+        return start_locked() ? take_record_locked(key, hash) : nullptr;
+      }
+      if (r->state == record_state::ready) {
+        pin_again(r);
+        count_hit(r);
+        return r;
+      }
+      ticket = cache.finished.load(std::memory_order_acquire);
+    }
+    cache.finished.wait(ticket, std::memory_order_acquire);
+  }
+}
+
+/// A pinned record for the key, generated by the backend that `choose()` names where it is not in the cache.
+template <class Choose>
+[[gnu::noinline]] result<record*> obtain(const cache_key& key, std::uint64_t hash, Choose&& choose) noexcept {
+  stay_loaded();
+  bool mine = false;
+  record* r = find_or_begin(key, hash, mine);
+  if (r == nullptr) return error(errc::out_of_memory, "memory", "no %zu bytes for a kernel's record", sizeof(record));
+  if (!mine) return r;
+  const result<const backend::entry*> maker = choose();
+  const result<void> made = maker ? fill(r, **maker) : result<void>(maker.error());
+  finish(r, made.has_value());
+  if (!made) return made.error();
+  return r;
+}
+
+}  // namespace detail
+
+/// What the cache holds and has done, as of one moment. Thread-safe.
+inline code_cache_statistics code_cache_stats() noexcept {
+  std::lock_guard guard(detail::cache.lock);
+  code_cache_statistics s{detail::cache.kernels, detail::cache.bytes,  detail::cache.limit,
+                          detail::cache.hits,    detail::cache.misses, detail::cache.evictions};
+  for (const detail::record* r = detail::cache.ready.oldest; r != nullptr; r = r->newer) s.hits += detail::hits_of(*r);
+  return s;
+}
+
+/// Bounds the cache to this many bytes (64 MiB at first), and evicts what does not fit and nobody holds. Thread-safe.
+inline void set_code_cache_limit(std::size_t bytes) noexcept {
+  std::lock_guard guard(detail::cache.lock);
+  detail::cache.limit = bytes;
+  detail::make_room_locked(0);
+}
+
+/// Evicts every kernel that nobody holds. Thread-safe.
+inline void clear_code_cache() noexcept {
+  std::lock_guard guard(detail::cache.lock);
+  for (detail::record* r = detail::cache.ready.oldest; r != nullptr;) {
+    detail::record* newer = r->newer;
+    detail::evict_locked(r);
+    r = newer;
+  }
+}
+
+}  // namespace brgemm::inline abi_0
