@@ -1,0 +1,319 @@
+// The activations with a transcendental or a division in them: sigmoid, tanh, gelu (both forms), silu, hardswish, in
+// f32. Each is one straight-line program over a few vector operations, written once for every evaluator: plain floats
+// (`activate`, below), and the code generators, which emit an instruction or two for each operation. All operations are
+// exactly specified, so all evaluators give the same bits. Errors and how they are kept small: docs/activations.md.
+#pragma once
+
+#include "desc.hpp"
+
+namespace brgemm::inline abi_0 {
+
+namespace detail {
+
+// An evaluator E has a type E::reg, cheap to copy, that names a vector register, and the operations below. The
+// destination d comes first and may be any of the sources. Where a source may be a constant it is the last one, so that
+// an instruction can take it from memory.
+//
+//   constant(d, float)  constant_bits(d, uint32)    move(d, s)
+//   add sub mul div (d, a, b)                       b register or float
+//   min(d, a, b)  a < b ? a : b                     b register or float; x86 meaning: b if one is NaN or both are zero
+//   max(d, a, b)  a > b ? a : b
+//   fma(d, a, b)  d = a*b + d                       b register or float; one rounding
+//   fnma(d, a, b) d = d - a*b                       b register or float; one rounding
+//   horner(d, a, b) d = d*a + b                     b register or float; one rounding
+//   and_bits or_bits xor_bits (d, a, b)             b register or uint32
+//   shift_left(d, a, int)                           of the bits, as uint32
+//   round(d, s)                                     to an integer, ties to even
+//   scale(d, a, n)                                  a * 2^n rounded once, into subnormals too; n an integer, |n| <=
+//   252,
+//                                                   where a * 2^(n/2) is exact
+//   select_less(d, a, b, x, y) a < b ? x : y        b register or float; y if one is NaN
+
+/// d = 2^n for a register of integers in [-126, 127].
+template <class E>
+void emit_power_of_two(E& e, typename E::reg d, typename E::reg n) {
+  e.add(d, n, 12583039.0f);  // 1.5 * 2^23 + 127: the biased exponent stands in the lowest bits
+  e.shift_left(d, d, 23);
+}
+
+/// d = (2^-r - 1) / r for |r| <= 0.5; r*d is off by at most 2^-27.8.
+template <class E>
+void emit_exp2_series(E& e, typename E::reg d, typename E::reg r) {
+  e.constant(d, 0x1.442512p-13f);
+  e.horner(d, r, -0x1.5ef5dp-10f);
+  e.horner(d, r, 0x1.3b2a48p-7f);
+  e.horner(d, r, -0x1.c6af9cp-5f);
+  e.horner(d, r, 0x1.ebfbep-3f);
+  e.horner(d, r, -0x1.62e43p-1f);
+}
+
+/// x = x / (1 + 2^(n-r)), n an integer in [-126, 200], |r| <= 0.5. n, r and t[0..2] are clobbered.
+///
+/// The quotient is formed as x / (2^-n + 2^-r) where n > 0 and scaled last, so that a subnormal result is rounded once.
+template <class E>
+void emit_logistic(E& e, typename E::reg x, typename E::reg n, typename E::reg r, const typename E::reg* t) {
+  emit_exp2_series(e, t[0], r);
+  e.or_bits(t[1], n, 0x80000000u);
+  e.max(t[1], t[1], -126.0f);
+  emit_power_of_two(e, t[1], t[1]);  // 2^-|n|
+  e.mul(t[2], r, t[1]);
+  e.select_less(r, n, 0.0f, t[2], r);
+  e.add(t[2], t[1], 1.0f);  // 1 + 2^-|n| in two parts, t[2] + t[1]
+  e.mul(r, r, t[0]);
+  e.sub(t[0], t[2], 1.0f);
+  e.sub(t[1], t[1], t[0]);
+  e.add(t[1], t[1], r);
+  e.add(t[2], t[2], t[1]);
+  e.div(x, x, t[2]);
+  e.max(n, n, 0.0f);
+  e.xor_bits(n, n, 0x80000000u);
+  e.scale(x, x, n);
+}
+
+/// n - r = -x * log2(e), n an integer, |r| <= 0.5.
+template <class E>
+void emit_negative_exponent(E& e, typename E::reg n, typename E::reg r, typename E::reg x) {
+  e.mul(n, x, -0x1.715476p0f);
+  e.round(n, n);
+  e.move(r, n);
+  e.fma(r, x, 0x1.715476p0f);
+  e.fma(r, x, 0x1.4ae0cp-26f);
+}
+
+template <class E>
+void emit_sigmoid(E& e, typename E::reg x, const typename E::reg* t) {
+  e.constant(t[0], -106.0f);
+  e.max(x, t[0], x);  // this order keeps NaN
+  e.constant(t[0], 60.0f);
+  e.min(x, t[0], x);
+  emit_negative_exponent(e, t[0], t[1], x);
+  e.constant(x, 1.0f);
+  emit_logistic(e, x, t[0], t[1], t + 2);
+}
+
+template <class E>
+void emit_silu(E& e, typename E::reg x, const typename E::reg* t) {
+  e.constant(t[0], -120.0f);
+  e.max(x, t[0], x);  // this order keeps NaN
+  e.min(t[2], x, 60.0f);
+  emit_negative_exponent(e, t[0], t[1], t[2]);
+  emit_logistic(e, x, t[0], t[1], t + 2);
+}
+
+/// The exponent is -2u log2(e) = -x (a + b x^2), formed in two parts because an error in it is relative in the result.
+template <class E>
+void emit_gelu_tanh(E& e, typename E::reg x, const typename E::reg* t) {
+  constexpr float a_high = -0x1.26aecp+1f;  // -2 sqrt(2/pi) log2(e); few bits, so that t4 below is exact
+  constexpr float a_low = -0x1.0de73ap-22f;
+  constexpr float b_high = -0x1.a5a7dp-4f;  // 0.044715 times that
+  constexpr float b_low = 0x1.151aaep-29f;
+  e.constant(t[0], -11.0f);
+  e.max(x, t[0], x);  // this order keeps NaN
+  e.min(t[0], x, 8.0f);
+  e.mul(t[1], t[0], t[0]);
+  e.move(t[2], t[1]);
+  e.fnma(t[2], t[0], t[0]);  // x^2 = t1 - t2
+  e.constant(t[3], a_high);
+  e.fma(t[3], t[1], b_high);
+  e.sub(t[4], t[3], a_high);
+  e.fnma(t[4], t[1], b_high);
+  e.fnma(t[4], t[1], b_low);
+  e.fma(t[4], t[2], b_high);
+  e.sub(t[4], t[4], a_low);  // a + b x^2 = t3 - t4
+  e.mul(t[1], t[0], t[3]);
+  e.round(t[1], t[1]);
+  e.move(t[2], t[1]);
+  e.fnma(t[2], t[0], t[3]);
+  e.fma(t[2], t[0], t[4]);
+  const typename E::reg rest[] = {t[0], t[3], t[4]};
+  emit_logistic(e, x, t[1], t[2], rest);
+}
+
+/// x + x^3 p(x^2) up to 0.625, 1 - 2 / (1 + 2^n 2^-r) above.
+template <class E>
+void emit_tanh(E& e, typename E::reg x, const typename E::reg* t) {
+  e.and_bits(t[0], x, 0x7fffffffu);
+  e.constant(t[1], 10.0f);
+  e.min(t[1], t[1], t[0]);  // this order keeps NaN
+  e.mul(t[2], t[1], 0x1.715476p+1f);
+  e.round(t[2], t[2]);
+  e.move(t[3], t[2]);
+  e.fnma(t[3], t[1], 0x1.715476p+1f);
+  e.fnma(t[3], t[1], 0x1.4ae0cp-25f);
+  emit_exp2_series(e, t[1], t[3]);
+  emit_power_of_two(e, t[2], t[2]);
+  e.mul(t[3], t[3], t[2]);
+  e.add(t[2], t[2], 1.0f);
+  e.fma(t[2], t[1], t[3]);
+  e.constant(t[1], -2.0f);
+  e.div(t[1], t[1], t[2]);
+  e.add(t[1], t[1], 1.0f);
+  e.mul(t[2], t[0], t[0]);
+  e.constant(t[3], -0x1.75e1cep-8f);
+  e.horner(t[3], t[2], 0x1.52269cp-6f);
+  e.horner(t[3], t[2], -0x1.b83c5ap-5f);
+  e.horner(t[3], t[2], 0x1.110726p-3f);
+  e.horner(t[3], t[2], -0x1.555532p-2f);
+  e.mul(t[3], t[3], t[2]);
+  e.horner(t[3], t[0], t[0]);
+  e.select_less(t[1], t[0], 0.625f, t[3], t[1]);
+  e.and_bits(x, x, 0x80000000u);
+  e.or_bits(x, x, t[1]);
+}
+
+/// max(x, 0) - a Phi(-a), a = |x|, where a Phi(-a) = 2^(n-r) a y h(y), y = 1 / (a + 3) to a factor.
+template <class E>
+void emit_gelu_erf(E& e, typename E::reg x, const typename E::reg* t) {
+  constexpr float k_high = 0x1.715476p-1f;  // log2(e) / 2
+  constexpr float k_low = 0x1.4ae0cp-27f;
+  constexpr float h0 = 0x1.a5b57p-1f;  // h(y) = h0 + ...
+  e.and_bits(t[0], x, 0x7fffffffu);
+  e.min(t[0], t[0], 14.5f);
+  // n - r = -a^2 log2(e) / 2
+  e.mul(t[1], t[0], -k_high);
+  e.mul(t[2], t[0], k_high);
+  e.fma(t[2], t[0], -k_high);
+  e.fma(t[2], t[0], -k_low);  // -a log2(e) / 2 = t1 + t2
+  e.mul(t[3], t[0], t[1]);
+  e.round(t[3], t[3]);
+  e.move(t[4], t[3]);
+  e.fnma(t[4], t[0], t[1]);
+  e.fnma(t[4], t[0], t[2]);
+  // y = h0 / (a + 3), and its relative error taken into r
+  e.add(t[1], t[0], 3.0f);
+  e.sub(t[2], t[1], 3.0f);
+  e.sub(t[2], t[0], t[2]);
+  e.constant(t[5], h0);
+  e.div(t[5], t[5], t[1]);
+  e.horner(t[1], t[5], -h0);
+  e.fma(t[1], t[2], t[5]);
+  e.mul(t[2], t[5], 4.3f * 1.442695f / 0.8236f / 0.8236f);
+  e.add(t[2], t[2], 0.955f * 1.442695f / 0.8236f);
+  e.fma(t[4], t[1], t[2]);
+  // v = 2^-r - 1
+  emit_exp2_series(e, t[1], t[4]);
+  e.mul(t[1], t[1], t[4]);
+  // a y in two parts, t2 - t4
+  e.mul(t[2], t[0], t[5]);
+  e.move(t[4], t[2]);
+  e.fnma(t[4], t[0], t[5]);
+  // w = h(y) / h0 - 1
+  e.sub(t[5], t[5], h0 * 0.1953125f);
+  e.constant(t[0], 0x1.f4f52cp11f);
+  e.horner(t[0], t[5], -0x1.cbd05ap8f);
+  e.horner(t[0], t[5], -0x1.7f05c2p9f);
+  e.horner(t[0], t[5], 0x1.90acfep7f);
+  e.horner(t[0], t[5], 0x1.c96a48p6f);
+  e.horner(t[0], t[5], -0x1.945c8p5f);
+  e.horner(t[0], t[5], -0x1.8e9106p4f);
+  e.horner(t[0], t[5], 0x1.401a4ap3f);
+  e.horner(t[0], t[5], 0x1.60bbf2p3f);
+  e.horner(t[0], t[5], 0x1.1429a6p2f);
+  e.mul(t[0], t[0], t[5]);
+  // a y (1 + v) (1 + w) 2^n
+  e.move(t[5], t[0]);
+  e.horner(t[5], t[1], t[0]);
+  e.add(t[5], t[5], t[1]);
+  e.fnma(t[4], t[2], t[5]);
+  e.sub(t[2], t[2], t[4]);
+  e.scale(t[2], t[2], t[3]);
+  e.constant_bits(t[0], 0x80000000u);
+  e.max(x, t[0], x);  // this order keeps NaN, and the sign of a zero
+  e.sub(x, x, t[2]);
+}
+
+/// x h, h = min(max(x + 3, 0), 6) / 6 rounded once.
+template <class E>
+void emit_hardswish(E& e, typename E::reg x, const typename E::reg* t) {
+  constexpr float sixth = 0x1.555556p-3f;
+  constexpr float sixth_low = -0x1.555556p-28f;
+  e.constant(t[0], -3.0f);
+  e.max(x, t[0], x);  // this order keeps NaN
+  e.min(t[0], x, 3.0f);
+  e.add(t[1], t[0], 3.0f);
+  e.sub(t[2], t[1], 3.0f);
+  e.sub(t[0], t[0], t[2]);  // x + 3 = t1 + t0
+  e.mul(t[0], t[0], sixth);
+  e.fma(t[0], t[1], sixth_low);
+  e.fma(t[0], t[1], sixth);
+  e.mul(x, x, t[0]);
+}
+
+/// Evaluates on one float. The empty asm after a product or a sum keeps the compiler from contracting the two.
+struct float_evaluator {
+  using reg = float*;
+  static float rounded(float x) {
+    __asm__("" : "+x"(x));
+    return x;
+  }
+  static float value(reg r) { return *r; }
+  static float value(float c) { return c; }
+  static std::uint32_t bits(reg r) { return std::bit_cast<std::uint32_t>(*r); }
+  static std::uint32_t bits(std::uint32_t c) { return c; }
+  static float from_bits(std::uint32_t u) { return std::bit_cast<float>(u); }
+
+  void constant(reg d, float c) { *d = c; }
+  void constant_bits(reg d, std::uint32_t c) { *d = from_bits(c); }
+  void move(reg d, reg s) { *d = *s; }
+  void add(reg d, reg a, auto b) { *d = rounded(*a + value(b)); }
+  void sub(reg d, reg a, auto b) { *d = rounded(*a - value(b)); }
+  void mul(reg d, reg a, auto b) { *d = rounded(*a * value(b)); }
+  void div(reg d, reg a, auto b) { *d = rounded(*a / value(b)); }
+  void min(reg d, reg a, auto b) { *d = *a < value(b) ? *a : value(b); }
+  void max(reg d, reg a, auto b) { *d = *a > value(b) ? *a : value(b); }
+  void fma(reg d, reg a, auto b) { *d = __builtin_fmaf(*a, value(b), *d); }
+  void fnma(reg d, reg a, auto b) { *d = __builtin_fmaf(-*a, value(b), *d); }
+  void horner(reg d, reg a, auto b) { *d = __builtin_fmaf(*d, *a, value(b)); }
+  void and_bits(reg d, reg a, auto b) { *d = from_bits(bits(a) & bits(b)); }
+  void or_bits(reg d, reg a, auto b) { *d = from_bits(bits(a) | bits(b)); }
+  void xor_bits(reg d, reg a, auto b) { *d = from_bits(bits(a) ^ bits(b)); }
+  void shift_left(reg d, reg a, int count) { *d = from_bits(bits(a) << count); }
+  void round(reg d, reg s) { *d = __builtin_rintf(*s); }
+  void scale(reg d, reg a, reg n) {                            // exact in double, then rounded once
+    const int exponent = *n == *n ? static_cast<int>(*n) : 0;  // n is NaN only where a is
+    const double factor = std::bit_cast<double>(static_cast<std::uint64_t>(1023 + exponent) << 52);
+    *d = static_cast<float>(static_cast<double>(*a) * factor);
+  }
+  void select_less(reg d, reg a, auto b, reg x, reg y) { *d = *a < value(b) ? *x : *y; }
+};
+
+}  // namespace detail
+
+/// Registers that emit_activation needs beside x; 0 for a step that is not one of these activations.
+constexpr int temporaries(op_kind kind) noexcept {
+  switch (kind) {
+    case op_kind::sigmoid: return 5;
+    case op_kind::tanh: return 4;
+    case op_kind::gelu_erf: return 6;
+    case op_kind::gelu_tanh: return 5;
+    case op_kind::silu: return 5;
+    case op_kind::hardswish: return 3;
+    default: return 0;
+  }
+}
+
+/// Emits, or evaluates, the activation on register x in place; t[0..temporaries(kind)-1] are clobbered. Does nothing
+/// for a step that is not one of these activations.
+template <class E>
+void emit_activation(op_kind kind, E& e, typename E::reg x, const typename E::reg* t) {
+  switch (kind) {
+    case op_kind::sigmoid: return detail::emit_sigmoid(e, x, t);
+    case op_kind::tanh: return detail::emit_tanh(e, x, t);
+    case op_kind::gelu_erf: return detail::emit_gelu_erf(e, x, t);
+    case op_kind::gelu_tanh: return detail::emit_gelu_tanh(e, x, t);
+    case op_kind::silu: return detail::emit_silu(e, x, t);
+    case op_kind::hardswish: return detail::emit_hardswish(e, x, t);
+    default: return;
+  }
+}
+
+/// The activation of one float: the same bits as generated code gives. x itself for a step that is not one of these.
+inline float activate(op_kind kind, float x) noexcept {
+  float t[6] = {};
+  float* const registers[6] = {&t[0], &t[1], &t[2], &t[3], &t[4], &t[5]};
+  detail::float_evaluator e;
+  emit_activation(kind, e, &x, registers);
+  return x;
+}
+
+}  // namespace brgemm::inline abi_0

@@ -1,0 +1,161 @@
+// The activations against double, over a dense subset of the floats or all of them (BRGEMM_FULL=1), and the scalar
+// evaluator against AVX-512 instructions, bit for bit.
+#include "brgemm/core/activation.hpp"
+
+#include <gtest/gtest.h>
+#include <immintrin.h>
+
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <vector>
+
+namespace {
+
+using brgemm::op_kind;
+
+constexpr op_kind kinds[] = {op_kind::sigmoid,   op_kind::tanh, op_kind::gelu_erf,
+                             op_kind::gelu_tanh, op_kind::silu, op_kind::hardswish};
+
+const char* name_of(op_kind kind) {
+  switch (kind) {
+    case op_kind::sigmoid: return "sigmoid";
+    case op_kind::tanh: return "tanh";
+    case op_kind::gelu_erf: return "gelu_erf";
+    case op_kind::gelu_tanh: return "gelu_tanh";
+    case op_kind::silu: return "silu";
+    case op_kind::hardswish: return "hardswish";
+    default: return "?";
+  }
+}
+
+/// The exact function to a relative error below 2^-44 (the worst is gelu's exponent of 105, rounded to 2^-53 of
+/// itself), so a bound checked in float's ULP is off by less than 2^-20.
+double exact(op_kind kind, double x) {
+  constexpr double sqrt_half = 0.70710678118654752440, sqrt_2_over_pi = 0.79788456080286535588;
+  switch (kind) {
+    case op_kind::sigmoid: return 1 / (1 + std::exp(-x));
+    case op_kind::tanh: return std::tanh(x);
+    case op_kind::gelu_erf: return x < -40 ? -0.0 : 0.5 * x * std::erfc(-x * sqrt_half);
+    case op_kind::gelu_tanh:
+      return x < -15 ? -0.0 : x / (1 + std::exp(-2 * sqrt_2_over_pi * x * (1 + 0.044715 * (x * x))));
+    case op_kind::silu: return x < -700 ? -0.0 : x / (1 + std::exp(-x));
+    case op_kind::hardswish: return x <= -3 ? -0.0 : x >= 3 ? x : x * (x + 3) / 6;
+    default: return x;
+  }
+}
+
+/// |computed - exact| in units of the last place of exact's binade, 2^-149 below the normal numbers.
+double ulp_error(float computed, double exact) {
+  if (static_cast<double>(computed) == exact) return 0;
+  const auto field = static_cast<int>((std::bit_cast<std::uint64_t>(exact) >> 52) & 0x7ffu);
+  const int exponent = std::max(field - 1023, -126) - 23;
+  const double per_ulp = std::bit_cast<double>(static_cast<std::uint64_t>(1023 - exponent) << 52);
+  return std::abs(static_cast<double>(computed) - exact) * per_ulp;
+}
+
+// One operation of the evaluator is one function: the programs are templates without target attributes, into which
+// intrinsics cannot be inlined.
+#define BRGEMM_AVX512 [[gnu::target("avx512f,avx512dq")]]
+
+constexpr int lanes = 16;
+struct alignas(64) vector {
+  float lane[lanes];
+};
+
+struct avx512_evaluator {
+  using reg = vector*;
+  int instructions = 0;  ///< of AVX-512, without register moves
+
+  BRGEMM_AVX512 static __m512 load(reg r) { return _mm512_load_ps(r->lane); }
+  BRGEMM_AVX512 static __m512 load(float c) { return _mm512_set1_ps(c); }
+  BRGEMM_AVX512 static __m512 load(std::uint32_t c) { return _mm512_castsi512_ps(_mm512_set1_epi32(static_cast<int>(c))); }
+  BRGEMM_AVX512 void store(reg d, __m512 v, int count = 1) {
+    _mm512_store_ps(d->lane, v);
+    instructions += count;
+  }
+
+  BRGEMM_AVX512 void constant(reg d, float c) { store(d, load(c)); }
+  BRGEMM_AVX512 void constant_bits(reg d, std::uint32_t c) { store(d, load(c)); }
+  BRGEMM_AVX512 void move(reg d, reg s) { store(d, load(s), 0); }
+  BRGEMM_AVX512 void add(reg d, reg a, auto b) { store(d, _mm512_add_ps(load(a), load(b))); }
+  BRGEMM_AVX512 void sub(reg d, reg a, auto b) { store(d, _mm512_sub_ps(load(a), load(b))); }
+  BRGEMM_AVX512 void mul(reg d, reg a, auto b) { store(d, _mm512_mul_ps(load(a), load(b))); }
+  BRGEMM_AVX512 void div(reg d, reg a, auto b) { store(d, _mm512_div_ps(load(a), load(b))); }
+  BRGEMM_AVX512 void min(reg d, reg a, auto b) { store(d, _mm512_min_ps(load(a), load(b))); }
+  BRGEMM_AVX512 void max(reg d, reg a, auto b) { store(d, _mm512_max_ps(load(a), load(b))); }
+  BRGEMM_AVX512 void fma(reg d, reg a, auto b) { store(d, _mm512_fmadd_ps(load(a), load(b), load(d))); }
+  BRGEMM_AVX512 void fnma(reg d, reg a, auto b) { store(d, _mm512_fnmadd_ps(load(a), load(b), load(d))); }
+  BRGEMM_AVX512 void horner(reg d, reg a, auto b) { store(d, _mm512_fmadd_ps(load(d), load(a), load(b))); }
+  BRGEMM_AVX512 void and_bits(reg d, reg a, auto b) { store(d, _mm512_and_ps(load(a), load(b))); }
+  BRGEMM_AVX512 void or_bits(reg d, reg a, auto b) { store(d, _mm512_or_ps(load(a), load(b))); }
+  BRGEMM_AVX512 void xor_bits(reg d, reg a, auto b) { store(d, _mm512_xor_ps(load(a), load(b))); }
+  BRGEMM_AVX512 void shift_left(reg d, reg a, int count) {
+    store(d, _mm512_castsi512_ps(_mm512_sll_epi32(_mm512_castps_si512(load(a)), _mm_cvtsi32_si128(count))));
+  }
+  BRGEMM_AVX512 void round(reg d, reg s) {
+    store(d, _mm512_roundscale_ps(load(s), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  }
+  BRGEMM_AVX512 void scale(reg d, reg a, reg n) { store(d, _mm512_scalef_ps(load(a), load(n))); }
+  BRGEMM_AVX512 void select_less(reg d, reg a, auto b, reg x, reg y) {
+    const __mmask16 less = _mm512_cmp_ps_mask(load(a), load(b), _CMP_LT_OQ);
+    store(d, _mm512_mask_blend_ps(less, load(y), load(x)), 2);
+  }
+};
+
+bool has_avx512() { return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq"); }
+
+/// Instructions spent on `x`, which becomes the activation of each lane.
+int activate_avx512(op_kind kind, vector& x) {
+  vector t[6];
+  vector* const registers[6] = {&t[0], &t[1], &t[2], &t[3], &t[4], &t[5]};
+  avx512_evaluator e;
+  brgemm::emit_activation(kind, e, &x, registers);
+  return e.instructions;
+}
+
+void activate_scalar(op_kind kind, vector& x) {
+  for (float& lane : x.lane) lane = brgemm::activate(kind, lane);
+}
+
+struct worst {
+  double ulp = 0;
+  float at = 0;
+};
+
+void measure(op_kind kind, const vector& x, worst& w) {
+  vector y = x;
+  if (has_avx512()) {
+    activate_avx512(kind, y);
+  } else {
+    activate_scalar(kind, y);
+  }
+  for (int i = 0; i < lanes; ++i) {
+    if (std::isnan(x.lane[i])) {
+      if (!std::isnan(y.lane[i])) w = {INFINITY, x.lane[i]};
+      continue;
+    }
+    const double error = ulp_error(y.lane[i], exact(kind, static_cast<double>(x.lane[i])));
+    if (!(error <= w.ulp)) w = {error, x.lane[i]};
+  }
+}
+
+class Activation : public testing::TestWithParam<op_kind> {};
+
+TEST_P(Activation, ErrorInUlp) {
+  const bool full = std::getenv("BRGEMM_FULL") != nullptr;
+  const std::uint64_t stride = full ? 1 : 257;
+  worst w;
+  for (std::uint64_t first = 0; first < (1ull << 32); first += lanes * stride) {
+    vector x;
+    for (std::uint64_t i = 0; i < lanes; ++i) x.lane[i] = std::bit_cast<float>(static_cast<std::uint32_t>(first + i * stride));
+    measure(GetParam(), x, w);
+  }
+  std::printf("[ ulp ] %s %.4f at x=%a (%g), %s\n", name_of(GetParam()), w.ulp, static_cast<double>(w.at), static_cast<double>(w.at),
+              full ? "all floats" : "every 257th float");
+  EXPECT_LE(w.ulp, 2.0);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, Activation, testing::ValuesIn(kinds), [](const auto& p) { return name_of(p.param); });
+
+}  // namespace
