@@ -7,11 +7,6 @@
 #include "../core/validate.hpp"
 #include "backend.hpp"
 
-#if __has_include("../core/activation.hpp")
-#include "../core/activation.hpp"
-#define BRGEMM_DETAIL_HAS_ACTIVATION 1
-#endif
-
 namespace brgemm::inline abi_0::backend {
 
 namespace reference_loops {
