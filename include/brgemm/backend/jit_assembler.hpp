@@ -1,0 +1,357 @@
+// What every generated kernel is written with: vectors of either width, loads and stores of each element type with
+// tails that touch no byte outside, constants behind the code, and jumps without Xbyak's labels (they allocate).
+#pragma once
+
+#include "backend.hpp"
+#include "jit_blocking.hpp"
+#include "xbyak.hpp"
+
+namespace brgemm::inline abi_0::backend {
+inline namespace BRGEMM_WITH_XBYAK {
+
+namespace assembler_names = brgemm_assembler;
+
+/// An assembler that writes into a buffer of the caller.
+class jit_assembler : public assembler_names::CodeGenerator {
+ public:
+  using Address = assembler_names::Address;
+  using RegExp = assembler_names::RegExp;
+  using Reg64 = assembler_names::Reg64;
+  using Xmm = assembler_names::Xmm;
+  using Ymm = assembler_names::Ymm;
+  using Operand = assembler_names::Operand;
+
+  jit_assembler(std::span<std::uint8_t> buffer, const vector_unit& unit)
+      : CodeGenerator(buffer.size(), buffer.data()), unit_(unit) {}
+
+  bool wide() const { return unit_.wide; }
+  bool has(feature f) const { return unit_.features.has(f); }
+
+  // Vector registers by number, in the widths in use.
+  Xmm v(int i) const { return {wide() ? Operand::ZMM : Operand::YMM, i}; }
+  Ymm ymm_or_wider(int i) const { return wide() ? Ymm(assembler_names::Zmm(i)) : Ymm(i); }
+  Xmm half(int i) const { return {wide() ? Operand::YMM : Operand::XMM, i}; }
+  Xmm quarter(int i) const { return {Operand::XMM, i}; }
+
+  /// Columns that the last vector of a row holds; 0: all. Loads and stores with `tail` true touch only these.
+  void set_tail(int lanes) { tail_ = lanes; }
+  int tail() const { return tail_; }
+  /// AVX-512: the mask of the tail, in k1.
+  void load_tail_mask() {
+    if (!wide() || tail_ == 0) return;
+    mov(eax, (1u << tail_) - 1);
+    kmovw(k1, eax);
+  }
+
+  // ---- loads of one vector, by element type -------------------------------------------------------------------------
+
+  /// 32- or 64-bit lanes as they are.
+  void load_lanes(int d, const RegExp& at, bool masked, bool f64 = false) {
+    if (!masked) {
+      f64 ? vmovupd(v(d), ptr[at]) : vmovups(v(d), ptr[at]);
+    } else if (wide()) {
+      f64 ? vmovupd(v(d) | k1 | T_z, ptr[at]) : vmovups(v(d) | k1 | T_z, ptr[at]);
+    } else {
+      lane_mask(d, f64);
+      f64 ? vmaskmovpd(v(d), v(d), ptr[at]) : vmaskmovps(v(d), v(d), ptr[at]);
+    }
+  }
+  /// 16-bit elements, zero-extended to 32-bit lanes.
+  void load_words(int d, const RegExp& at, bool masked) {
+    if (!masked) {
+      vpmovzxwd(v(d), ptr[at]);
+    } else if (wide()) {
+      vpmovzxwd(v(d) | k1 | T_z, ptr[at]);
+    } else {
+      load_bytes(d, at, 2 * tail_);
+      vpmovzxwd(v(d), quarter(d));
+    }
+  }
+  /// 8-bit elements, zero-extended to 32-bit lanes.
+  void load_8bit(int d, const RegExp& at, bool masked) {
+    if (!masked) {
+      vpmovzxbd(v(d), ptr[at]);
+    } else if (wide()) {
+      vpmovzxbd(v(d) | k1 | T_z, ptr[at]);
+    } else {
+      load_bytes(d, at, tail_);
+      vpmovzxbd(v(d), quarter(d));
+    }
+  }
+  void load_f16(int d, const RegExp& at, bool masked) {
+    if (!masked) {
+      vcvtph2ps(v(d), ptr[at]);
+    } else if (wide()) {
+      vcvtph2ps(v(d) | k1 | T_z, ptr[at]);
+    } else {
+      load_bytes(d, at, 2 * tail_);
+      vcvtph2ps(v(d), quarter(d));
+    }
+  }
+  /// Any element type, widened to the accumulator's.
+  void load_as_accumulator(int d, const RegExp& at, type t, bool masked) {
+    switch (t) {
+      case type::f64: return load_lanes(d, at, masked, true);
+      case type::bf16: load_words(d, at, masked); return vpslld(v(d), v(d), 16);
+      case type::f16: return load_f16(d, at, masked);
+      default: return load_lanes(d, at, masked);
+    }
+  }
+  /// One element, widened and in every lane.
+  void broadcast_as_accumulator(int d, const RegExp& at, type t) {
+    switch (t) {
+      case type::f64: return vbroadcastsd(ymm_or_wider(d), ptr[at]);
+      case type::bf16: vpbroadcastw(v(d), ptr[at]); return vpslld(v(d), v(d), 16);
+      case type::f16: vpbroadcastw(half(d), ptr[at]); return vcvtph2ps(v(d), half(d));
+      default: return vbroadcastss(v(d), ptr[at]);
+    }
+  }
+
+  // ---- stores of one vector of accumulators
+  // ---------------------------------------------------------------------------
+
+  /// `s` may be changed on the way; t[0..2] are free.
+  void store(const RegExp& at, int s, type t, bool masked, const int* temporary) {
+    switch (t) {
+      case type::bf16: return store_bf16(at, s, masked, temporary);
+      case type::f16: {
+        vcvtps2ph(half(s), v(s), 0);
+        return store_words(at, s, masked);
+      }
+      case type::u8:
+      case type::s8: return store_8bit(at, s, t, masked, temporary);
+      default: return store_lanes(at, s, masked, t == type::f64, temporary[0]);
+    }
+  }
+  void store_lanes(const RegExp& at, int s, bool masked, bool f64, int temporary) {
+    if (!masked) {
+      f64 ? vmovupd(ptr[at], v(s)) : vmovups(ptr[at], v(s));
+    } else if (wide()) {
+      f64 ? vmovupd(ptr[at] | k1, v(s)) : vmovups(ptr[at] | k1, v(s));
+    } else {
+      lane_mask(temporary, f64);
+      f64 ? vmaskmovpd(ptr[at], v(temporary), v(s)) : vmaskmovps(ptr[at], v(temporary), v(s));
+    }
+  }
+
+  // ---- constants behind the code -----------------------------------------------------------------------------------
+
+  /// `emit(operand)` writes one instruction whose memory operand is the constant in every 32-bit lane;
+  /// `immediate_bytes` of the instruction follow the operand.
+  template <class Emit>
+  void with_constant(std::uint32_t bits, Emit emit, int immediate_bytes = 0) {
+    emit(wide() ? ptr_b[rip] : ptr[rip]);
+    note_constant(bits, bits, immediate_bytes);
+  }
+  /// Makes the memory operand of the instruction just written the 64-bit constant.
+  void refer_to_constant64(std::uint64_t bits) {
+    note_constant(static_cast<std::uint32_t>(bits), static_cast<std::uint32_t>(bits >> 32), 0);
+  }
+  /// The constant in every 32-bit lane of d.
+  void set(int d, std::uint32_t bits) {
+    vbroadcastss(v(d), ptr[rip]);
+    note_constant(bits, bits, 0);
+  }
+
+  // ---- jumps
+  // ------------------------------------------------------------------------------------------------------------
+
+  enum class condition : std::uint8_t { equal = 4, not_equal = 5, less = 12, less_or_equal = 14 };
+  /// A jump forward whose target is set by `land`.
+  std::size_t jump_forward(condition c) {
+    db(0x0f);
+    db(0x80 + static_cast<int>(c));
+    dd(0);
+    return getSize();
+  }
+  std::size_t jump_always() {
+    db(0xe9);
+    dd(0);
+    return getSize();
+  }
+  void land(std::size_t jump) { rewrite(jump - 4, getSize() - jump, 4); }
+
+  /// Adds a constant of any size.
+  void add_constant(const Reg64& r, index value, const Reg64& temporary) {
+    if (value == 0) return;
+    if (value == static_cast<std::int32_t>(value)) {
+      add(r, static_cast<std::uint32_t>(value));
+    } else {
+      mov(temporary, static_cast<std::uint64_t>(value));
+      add(r, temporary);
+    }
+  }
+
+  /// Writes the constants behind the code and sets what refers to them; false if the code or its constants do not fit.
+  bool finish() {
+    if (overflow_) return false;
+    const std::size_t copies = wide() ? 2 : 8;  // 32-bit words of one entry
+    if (getSize() + 64 + constant_count_ * copies * 4 + sizeof lane_mask_words > max_code_bytes) return false;
+    while (getSize() % 32 != 0) db(0);
+    const std::size_t start = getSize();
+    for (std::size_t i = 0; i < constant_count_; ++i) {
+      for (std::size_t word = 0; word < copies; ++word) dd(constants_[i][word % 2]);
+    }
+    const std::size_t masks = getSize();
+    if (uses_lane_mask_) {
+      for (const std::uint32_t word : lane_mask_words) dd(word);
+    }
+    for (std::size_t i = 0; i < reference_count_; ++i) {
+      const reference& r = references_[i];
+      const std::size_t target = r.constant == lane_mask_reference
+                                     ? masks + r.lane_mask_offset
+                                     : start + static_cast<std::size_t>(r.constant) * copies * 4;
+      rewrite(r.field, target - (r.field + 4u + r.immediate_bytes), 4);
+    }
+    return true;
+  }
+
+ protected:
+  vector_unit unit_;
+
+  /// Packs 32-bit lanes of f32 to bf16: nearest even, subnormals to zero, NaN quiet.
+  void store_bf16(const RegExp& at, int s, bool masked, const int* t) {
+    if (wide() && has(feature::avx512_bf16)) {
+      vcvtneps2bf16(half(s), v(s));
+      return store_words(at, s, masked);
+    }
+    // (x + 0x7fff + bit 16 of x) >> 16, then the two exceptions
+    vpsrld(v(t[0]), v(s), 16);
+    with_constant(1, [&](const Address& c) { wide() ? vpandd(v(t[0]), v(t[0]), c) : vpand(v(t[0]), v(t[0]), c); });
+    with_constant(0x7fff, [&](const Address& c) { vpaddd(v(t[0]), v(t[0]), c); });
+    vpaddd(v(t[0]), v(t[0]), v(s));
+    with_constant(0x7fffffffu, [&](const Address& c) { wide() ? vpandd(v(t[1]), v(s), c) : vpand(v(t[1]), v(s), c); });
+    if (wide()) {
+      with_constant(
+          0x00800000u, [&](const Address& c) { vpcmpud(k2, v(t[1]), c, 1); }, 1);
+      with_constant(0x80000000u, [&](const Address& c) { vpandd(v(t[0]) | k2, v(s), c); });
+      vcmpps(k2, v(s), v(s), 3);
+      with_constant(0x7fc00000u, [&](const Address& c) { vpord(v(t[0]) | k2, v(t[0]), c); });
+    } else {
+      set(t[2], 0x00800000u);
+      vpcmpgtd(v(t[2]), v(t[2]), v(t[1]));  // subnormal or zero
+      with_constant(0x80000000u, [&](const Address& c) { vpand(v(t[1]), v(s), c); });
+      vblendvps(v(t[0]), v(t[0]), v(t[1]), v(t[2]));
+      vcmpps(v(t[1]), v(s), v(s), 3);
+      set(t[2], 0x7fc00000u);
+      vblendvps(v(t[0]), v(t[0]), v(t[2]), v(t[1]));
+    }
+    vpsrld(v(s), v(t[0]), 16);
+    if (wide()) {
+      vpmovdw(half(s), v(s));
+    } else {
+      vextracti128(quarter(t[0]), Ymm(s), 1);
+      vpackusdw(quarter(s), quarter(s), quarter(t[0]));
+    }
+    store_words(at, s, masked);
+  }
+
+  /// NaN becomes the lowest value; then clamped and rounded to nearest even.
+  void store_8bit(const RegExp& at, int s, type t, bool masked, const int* temporary) {
+    const float low = t == type::u8 ? 0.0f : -128.0f;
+    const float high = t == type::u8 ? 255.0f : 127.0f;
+    with_constant(std::bit_cast<std::uint32_t>(low), [&](const Address& c) { vmaxps(v(s), v(s), c); });
+    with_constant(std::bit_cast<std::uint32_t>(high), [&](const Address& c) { vminps(v(s), v(s), c); });
+    vcvtps2dq(v(s), v(s));
+    if (wide()) {
+      vpmovdb(quarter(s), v(s));
+      masked ? vmovdqu8(ptr[at] | k1, quarter(s)) : vmovdqu8(ptr[at], quarter(s));
+    } else {
+      vextracti128(quarter(temporary[0]), Ymm(s), 1);
+      vpackssdw(quarter(s), quarter(s), quarter(temporary[0]));
+      t == type::u8 ? vpackuswb(quarter(s), quarter(s), quarter(s)) : vpacksswb(quarter(s), quarter(s), quarter(s));
+      store_bytes(at, s, masked ? tail_ : 8);
+    }
+  }
+  void store_words(const RegExp& at, int s, bool masked) {
+    if (wide()) {
+      masked ? vmovdqu16(ptr[at] | k1, half(s)) : vmovdqu16(ptr[at], half(s));
+    } else {
+      store_bytes(at, s, masked ? 2 * tail_ : 16);
+    }
+  }
+
+  /// The first `count` <= 16 bytes at `at` into the low bytes of d, zeros above; no other byte is read.
+  void load_bytes(int d, const RegExp& at, int count) {
+    const Xmm x = quarter(d);
+    if (count >= 16) return vmovdqu(x, ptr[at]);
+    int done = 0;
+    if (count >= 8) {
+      vmovq(x, ptr[at]), done = 8;
+    } else if (count >= 4) {
+      vmovd(x, ptr[at]), done = 4;
+    } else {
+      vpxor(x, x, x);
+    }
+    if (count - done >= 4)
+      vpinsrd(x, x, ptr[at + static_cast<std::size_t>(done)], static_cast<std::uint8_t>(done / 4)), done += 4;
+    if (count - done >= 2)
+      vpinsrw(x, x, ptr[at + static_cast<std::size_t>(done)], static_cast<std::uint8_t>(done / 2)), done += 2;
+    if (count - done >= 1)
+      vpinsrb(x, x, ptr[at + static_cast<std::size_t>(done)], static_cast<std::uint8_t>(done)), done += 1;
+  }
+  void store_bytes(const RegExp& at, int s, int count) {
+    const Xmm x = quarter(s);
+    if (count >= 16) return vmovdqu(ptr[at], x);
+    int done = 0;
+    if (count >= 8) vmovq(ptr[at], x), done = 8;
+    if (count - done >= 4)
+      vpextrd(ptr[at + static_cast<std::size_t>(done)], x, static_cast<std::uint8_t>(done / 4)), done += 4;
+    if (count - done >= 2)
+      vpextrw(ptr[at + static_cast<std::size_t>(done)], x, static_cast<std::uint8_t>(done / 2)), done += 2;
+    if (count - done >= 1)
+      vpextrb(ptr[at + static_cast<std::size_t>(done)], x, static_cast<std::uint8_t>(done)), done += 1;
+  }
+
+ private:
+  static constexpr std::int16_t lane_mask_reference = -1;
+  static constexpr std::uint32_t lane_mask_words[16] = {~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u, ~0u};
+  struct reference {
+    std::uint32_t field;            // where the 32-bit displacement stands
+    std::int16_t constant;          // its number, or lane_mask_reference
+    std::uint8_t immediate_bytes;   // between the displacement and the end of the instruction
+    std::uint8_t lane_mask_offset;  // bytes into the mask words
+  };
+
+  /// AVX2: all ones in the lanes of the tail.
+  void lane_mask(int d, bool f64) {
+    uses_lane_mask_ = true;
+    vmovups(v(d), ptr[rip]);
+    const int lane_bytes = f64 ? 8 : 4;
+    note_reference({static_cast<std::uint32_t>(getSize() - 4), lane_mask_reference, 0,
+                    static_cast<std::uint8_t>(32 - tail_ * lane_bytes)});
+  }
+  void note_constant(std::uint32_t low, std::uint32_t high, int immediate_bytes) {
+    std::size_t i = 0;
+    while (i < constant_count_ && !(constants_[i][0] == low && constants_[i][1] == high)) ++i;
+    if (i == constant_count_) {
+      if (constant_count_ == std::size(constants_)) {
+        overflow_ = true;
+        return;
+      }
+      constants_[i][0] = low;
+      constants_[i][1] = high;
+      ++constant_count_;
+    }
+    note_reference({static_cast<std::uint32_t>(getSize() - 4) - static_cast<std::uint32_t>(immediate_bytes),
+                    static_cast<std::int16_t>(i), static_cast<std::uint8_t>(immediate_bytes), 0});
+  }
+  void note_reference(const reference& r) {
+    if (reference_count_ == std::size(references_)) {
+      overflow_ = true;
+    } else {
+      references_[reference_count_++] = r;
+    }
+  }
+
+  int tail_ = 0;
+  bool uses_lane_mask_ = false;
+  bool overflow_ = false;
+  std::size_t constant_count_ = 0;
+  std::size_t reference_count_ = 0;
+  std::uint32_t constants_[160][2];
+  reference references_[4096];
+};
+
+}  // namespace BRGEMM_WITH_XBYAK
+}  // namespace brgemm::inline abi_0::backend

@@ -1,0 +1,120 @@
+// What the generating backends have in common: which descs they take, making a kernel, and the paragraph that explains
+// it.
+#pragma once
+
+#include <cstdio>
+
+#include "jit_generator.hpp"
+
+namespace brgemm::inline abi_0::backend {
+
+/// Bytes of stack that a generated kernel uses at most, its return address and saved registers included.
+inline constexpr std::size_t max_stack_bytes = 320;
+
+namespace detail {
+
+/// What the generators cannot do on this vector unit, with the reason and the way out.
+inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
+  const type a = d.a;
+  if (d.where != place::cpu)
+    return error(errc::unsupported, "where", "generated code runs on the CPU, not at place %d",
+                 static_cast<int>(d.where));
+  if (a == type::s32) return error(errc::unsupported, "a", "no products of s32");
+  if (k_group_of(d) > 1 && d.layout_a == layout::transposed) {
+    return error(errc::unsupported, "layout_a",
+                 "A of %s stored (k,m) cannot be read in groups of %d k: use pack_a and layout::plain",
+                 name_of(a).data(), static_cast<int>(k_group_of(d)));
+  }
+  if (d.layout_b == layout::transposed) {
+    return error(errc::unsupported, "layout_b", "B stored (n,k) is not read in place: use pack_b and layout::%s",
+                 k_group_of(d) > 1 ? "interleaved" : "plain");
+  }
+  if (a == type::bf16 && d.sums != order::machine && d.sums != order::pair) {
+    return error(errc::unsupported, "sums", "bf16 sums in order %d: generated code has order::pair (%d)",
+                 static_cast<int>(d.sums), static_cast<int>(order::pair));
+  }
+  if (unit.wide) return {};
+  const bool f16 = a == type::f16 || d.c == type::f16;
+  if (f16 && !unit.features.has(feature::f16c))
+    return error(errc::unsupported, "a", "f16 needs F16C, which this CPU lacks or BRGEMM_CPU hides");
+  for (int i = 0; i < d.epilogue_size; ++i) {
+    const epilogue_op& o = d.epilogue[i];
+    if (o.operand == type::f16 && o.kind != op_kind::none && !unit.features.has(feature::f16c)) {
+      return error(errc::unsupported, "epilogue", "the f16 operand of step %d needs F16C", i);
+    }
+    if (a == type::f64 && (o.kind == op_kind::relu_mask || o.kind == op_kind::multiply_mask)) {
+      return error(errc::unsupported, "epilogue",
+                   "step %d: AVX2 has 4 columns of f64 in a vector, and a mask's byte has 8", i);
+    }
+  }
+  return {};
+}
+
+inline result<void> too_long(const desc& d) noexcept {
+  return error(errc::unsupported, "epilogue_size", "the code of m=%lld n=%lld with %d steps would exceed %zu bytes",
+               static_cast<long long>(d.m), static_cast<long long>(d.n), static_cast<int>(d.epilogue_size),
+               max_code_bytes);
+}
+
+inline result<program> generate(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit) noexcept {
+  if (result<void> yes = supported(d, unit); !yes) return yes.error();
+  const blocking b = choose_blocking(d, unit);
+  program p;
+#if defined(__cpp_exceptions)
+  try {
+#endif
+    jit_generator generator(buffer, d, unit, b);
+    p.code_bytes = generator.generate();
+#if defined(__cpp_exceptions)
+  } catch (const std::bad_alloc&) {
+    return error(errc::out_of_memory, "", "no memory for the assembler");
+  } catch (const std::exception& e) {
+    return error(errc::unsupported, "", "the assembler refused: %s", e.what());
+  }
+#endif
+  if (p.code_bytes == 0 || assembler_names::GetError() != 0) {
+    assembler_names::ClearError();
+    return too_long(d).error();
+  }
+  p.sums = machine_order(d);
+  return p;
+}
+
+inline const char* instruction_of(product how) noexcept {
+  switch (how) {
+    case product::fma_f32: return "vfmadd231ps";
+    case product::fma_f64: return "vfmadd231pd";
+    case product::dot_bf16: return "vdpbf16ps";
+    case product::split_bf16: return "two vfmadd231ps on the halves of each pair";
+    case product::dot_8bit: return "vpdpbusd";
+    case product::madd_8bit: return "two vpmaddwd on even and odd bytes";
+  }
+  return "?";
+}
+
+inline std::size_t explain(const desc& d, char* text, std::size_t size, const vector_unit& unit) noexcept {
+  const blocking b = choose_blocking(d, unit);
+  const int rows = b.rows[0].size;
+  const int columns = b.columns[0].size;
+  const double predicted = 16 * b.cycles + b.block_cycles;
+  const double bound = 16 * b.bound;
+  const int written = std::snprintf(
+      text, size,
+      "Products by %s on %d-bit vectors. Blocks of C of %d rows x %d vectors (%d accumulators in %d chain%s; %lld x %d "
+      "and %lld x %d rows, "
+      "%lld vectors a row of C); %s; k in steps of %d, %d steps in the loop's body. One step of a block takes %.1f "
+      "cycles: "
+      "%d products, %d loads, latency %.0f. One call with a batch of 16, operands in L1: bound %.0f cycles, predicted "
+      "%.0f cycles. "
+      "At most %zu bytes of stack.",
+      instruction_of(b.how), unit.bytes() * 8, rows, columns, b.accumulators(), b.chains, b.chains == 1 ? "" : "s",
+      static_cast<long long>(b.rows[0].count), rows, static_cast<long long>(b.rows[1].count), b.rows[1].size,
+      static_cast<long long>((d.n + b.lanes - 1) / b.lanes),
+      b.hold_a ? "the broadcasts of A are held, vectors of B pass" : "the vectors of B are held, broadcasts of A pass",
+      static_cast<int>(k_group_of(d)), b.unroll, step_cycles(d, unit, b, rows, columns), rows * columns, rows + columns,
+      product_latency(b.how), bound, predicted, max_stack_bytes);
+  return written < 0 ? 0 : std::min(static_cast<std::size_t>(written), size > 0 ? size - 1 : 0);
+}
+
+}  // namespace detail
+}  // namespace brgemm::inline abi_0::backend

@@ -1,0 +1,199 @@
+// What the parts of a generated kernel share: the desc in bytes, the frame, and which register holds what of a block of
+// C.
+//
+// Registers:  rdi arguments     rax A, rdx B of the step     rcx steps left    rsi entries left   r8 next pair, or A of
+// the entry
+//             r9 lda, r10 3 lda, r11 ldb, rbx 3 ldb (bytes, where not constant)   r12, r13 A + 5, 10 rows   r14 C, r15
+//             ldc Between the sums of two blocks rax, rcx, rdx, rsi, r8, r12 and r13 are free. Accumulators fill the
+//             vector registers from the last downwards; the rest, from 0 upwards, are temporaries.
+#pragma once
+
+#include "jit_assembler.hpp"
+
+namespace brgemm::inline abi_0::backend {
+inline namespace BRGEMM_WITH_XBYAK {
+
+class jit_block : public jit_assembler {
+ public:
+  jit_block(std::span<std::uint8_t> buffer, const desc& d, const vector_unit& unit, const blocking& b)
+      : jit_assembler(buffer, unit), d_(d), b_(b) {
+    f64_ = accumulator_of(d) == type::f64;
+    size_a_ = size_of(d.a);
+    size_b_ = size_of(d.b);
+    size_c_ = size_of(d.c);
+    group_ = k_group_of(d);
+    const bool interleaved = d.layout_b == layout::interleaved;
+    const index unit_b = size_b_ * (interleaved ? group_ : 1);
+    vector_b_ = b.lanes * unit_b;
+    a_rows_ = d.layout_a == layout::plain;
+    lda_in_register_ = d.lda == at_call || !fits(d.lda * size_a_, a_rows_ ? 32 : 64);
+    ldb_in_register_ = d.ldb == at_call || !fits(d.ldb * unit_b, 64 * group_);
+    ldc_in_register_ = d.ldc == at_call || !fits(d.ldc * size_c_, 32);
+    lda_ = lda_in_register_ ? 0 : d.lda * size_a_;
+    ldb_ = ldb_in_register_ ? 0 : d.ldb * unit_b;
+    ldc_ = ldc_in_register_ ? 0 : d.ldc * size_c_;
+    step_b_ = ldb_ * (interleaved ? 1 : group_);
+    rows_of_step_ = interleaved ? 1 : static_cast<int>(group_);
+    shifts_a_ = detail::shifts_a(d, b.how);
+    set_tail(b.tail);
+  }
+
+ protected:
+  /// A block of C that rests in registers: rows x vectors, the last vector with a tail if `masked`.
+  struct block {
+    int rows;
+    int columns;
+    bool masked;
+  };
+
+  // ---- frame: words below the five saved registers
+  // --------------------------------------------------------------------
+
+  enum slot : std::size_t {
+    a_offset,  // bytes from A_i to the block's first row
+    b_offset,  // bytes from B_i to the block's first column
+    b_base,    // strides: B of the next entry, in this block
+    rows_left,
+    blocks_left,
+    c_column,  // C at row 0 of this column of blocks
+    row_index,
+    column_index,
+    scratch,   // two 32-bit words
+    row_term,  // one 32-bit word for each of at most 30 rows
+    word_count = row_term + 16
+  };
+  static constexpr std::size_t frame_bytes = (8 * word_count + 15) / 16 * 16 + 8;
+
+  Address word_at(slot w) { return qword[rbp - (48 + 8 * w)]; }
+  Address scratch_at(std::size_t i) { return dword[rbp - (48 + 8 * scratch - 4 * i)]; }
+  RegExp row_terms() { return rbp - (40 + 8 * word_count); }
+
+  void prologue() {
+    endbr64();
+    push(rbp);
+    mov(rbp, rsp);
+    for (const Reg64& r : {rbx, r12, r13, r14, r15}) push(r);
+    sub(rsp, frame_bytes);
+    load_tail_mask();
+    if (lda_in_register_) leading_dimension(r9, d_.lda, argument(&arguments::lda), size_a_);
+    if (lda_in_register_ && a_rows_) lea(r10, ptr[r9 + r9 * 2]);
+    if (ldb_in_register_) leading_dimension(r11, d_.ldb, argument(&arguments::ldb), vector_b_ / b_.lanes);
+    if (ldb_in_register_ && rows_of_step_ == 4) lea(rbx, ptr[r11 + r11 * 2]);
+    if (ldc_in_register_) leading_dimension(r15, d_.ldc, argument(&arguments::ldc), size_c_);
+  }
+  void leave() {
+    vzeroupper();
+    lea(rsp, ptr[rbp - 40]);
+    for (const Reg64& r : {r15, r14, r13, r12, rbx}) pop(r);
+    pop(rbp);
+    ret();
+  }
+  void leading_dimension(const Reg64& r, index ld, const Address& at_the_call, index bytes) {
+    if (ld != at_call) return mov(r, static_cast<std::uint64_t>(ld * bytes));
+    mov(r, at_the_call);
+    times(r, bytes);
+  }
+  void times(const Reg64& r, index power_of_two) {
+    if (power_of_two > 1) shl(r, std::countr_zero(static_cast<std::uint64_t>(power_of_two)));
+  }
+
+  /// A field of the arguments of the call.
+  template <class Member>
+  Address argument(Member arguments::*member) {
+    return qword[rdi + offset_of(member)];
+  }
+  template <class Member>
+  static std::size_t offset_of(Member arguments::*member) {
+    static constexpr arguments none{};
+    return static_cast<std::size_t>(reinterpret_cast<const char*>(&(none.*member)) -
+                                    reinterpret_cast<const char*>(&none));
+  }
+  static bool fits(index bytes, index times) { return bytes < (index{1} << 31) / times - 4096; }
+
+  void zero_word(slot w) { mov(word_at(w), 0); }
+  void add_word(slot w, index value, const Reg64& temporary) {
+    if (value == 0) return;
+    if (value == static_cast<std::int32_t>(value)) return add(word_at(w), static_cast<std::uint32_t>(value));
+    mov(temporary, static_cast<std::uint64_t>(value));
+    add(word_at(w), temporary);
+  }
+
+  // ---- registers of a block
+  // -------------------------------------------------------------------------------------------
+
+  int accumulator(const block& k, int r, int j, int chain = 0) const {
+    return unit_.registers() - 1 - ((chain * k.rows + r) * k.columns + j);
+  }
+  int below_accumulators(const block& k) const { return unit_.registers() - 1 - k.rows * k.columns * b_.chains; }
+  // s8 x s8: sums of the columns of B, ones, and the bytes 0x80
+  int column_sum(const block& k, int j) const { return below_accumulators(k) - j; }
+  int ones(const block& k) const { return below_accumulators(k) - k.columns; }
+  int sign_bytes(const block& k) const { return ones(k) - 1; }
+
+  bool masked(const block& k, int j) const { return k.masked && j == k.columns - 1; }
+
+  template <class Each>
+  void for_each(const block& k, Each each) {
+    for (int r = 0; r < k.rows; ++r) {
+      for (int j = 0; j < k.columns; ++j) each(r, j);
+    }
+  }
+  void clear(int i) { i < 16 ? vxorps(quarter(i), quarter(i), quarter(i)) : vpxord(v(i), v(i), v(i)); }
+
+  // ---- C
+  // --------------------------------------------------------------------------------------------------------------
+
+  /// Calls each(row, address of the row's first element of C in this block).
+  template <class Each>
+  void rows_of_c(const block& k, Each each) {
+    if (ldc_in_register_) mov(rcx, r14);
+    for (int r = 0; r < k.rows; ++r) {
+      each(r, ldc_in_register_ ? RegExp(rcx) : r14 + static_cast<std::size_t>(r * ldc_));
+      if (ldc_in_register_ && r + 1 < k.rows) add(rcx, r15);
+    }
+  }
+  std::size_t column_of_c(int j) const { return static_cast<std::size_t>(j * b_.lanes * size_c_); }
+
+  /// The scalar in every lane of `to`, rounded to the accumulator's type.
+  void broadcast_scalar(int to, double arguments::*member) {
+    if (f64_) return vbroadcastsd(ymm_or_wider(to), argument(member));
+    vxorps(quarter(to), quarter(to), quarter(to));
+    vcvtsd2ss(quarter(to), quarter(to), argument(member));
+    vbroadcastss(v(to), quarter(to));
+  }
+  /// beta in every lane of `to`; the returned jump is taken if it is zero.
+  std::size_t broadcast_beta(int to) {
+    broadcast_scalar(to, &arguments::beta);
+    f64_ ? vmovq(rcx, quarter(to)) : vmovd(ecx, quarter(to));
+    f64_ ? add(rcx, rcx) : add(ecx, ecx);  // loses the sign
+    return jump_forward(condition::equal);
+  }
+
+  // ---- operations in the accumulator's type
+  // ---------------------------------------------------------------------------
+
+  void multiply_lanes(int d, int x, int y) { f64_ ? vmulpd(v(d), v(x), v(y)) : vmulps(v(d), v(x), v(y)); }
+  void add_lanes(int d, int x, int y) {
+    if (accumulator_of(d_) == type::s32 && in_integers_) return vpaddd(v(d), v(x), v(y));
+    f64_ ? vaddpd(v(d), v(x), v(y)) : vaddps(v(d), v(x), v(y));
+  }
+  void xor_lanes(int d, int x, int y) { wide() ? vpxord(v(d), v(x), v(y)) : vpxor(v(d), v(x), v(y)); }
+  void or_lanes(int d, int x, int y) { wide() ? vpord(v(d), v(x), v(y)) : vpor(v(d), v(x), v(y)); }
+
+  const desc& d_;
+  const blocking& b_;
+  bool f64_;
+  bool in_integers_ = true;  // s32 sums have not become f32 yet
+  index size_a_, size_b_, size_c_;
+  index group_;     // k of one lane
+  index vector_b_;  // bytes of one vector of B's row
+  bool a_rows_;     // A is stored (m,k)
+  bool lda_in_register_, ldb_in_register_, ldc_in_register_;
+  index lda_, ldb_, ldc_;  // bytes, where constant
+  index step_b_;           // bytes of B's rows of one step
+  int rows_of_step_;       // rows of B that one step reads
+  bool shifts_a_;
+};
+
+}  // namespace BRGEMM_WITH_XBYAK
+}  // namespace brgemm::inline abi_0::backend

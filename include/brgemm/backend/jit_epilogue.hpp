@@ -1,0 +1,373 @@
+// The end of a block of a generated kernel: chains, zero points, alpha, the epilogue's steps, conversion and store.
+#pragma once
+
+#include "jit_activation.hpp"
+#include "jit_block.hpp"
+
+namespace brgemm::inline abi_0::backend {
+inline namespace BRGEMM_WITH_XBYAK {
+
+class jit_epilogue : public jit_block {
+ public:
+  using jit_block::jit_block;
+
+ protected:
+  void end(const block& k) {
+    in_integers_ = accumulator_of(d_) == type::s32;
+    join_chains(k);
+    if (shifts_a_) subtract_shift(k);
+    if (d_.zero_a != zero_point::none) subtract_column_sums(k);
+    if (d_.zero_b != zero_point::none) add_row_terms(k);
+    if (d_.alpha == alpha_kind::at_call) apply_alpha(k);
+    if (in_integers_ && d_.c != type::s32) {
+      for_each(k, [&](int r, int j) { vcvtdq2ps(v(accumulator(k, r, j)), v(accumulator(k, r, j))); });
+      in_integers_ = false;
+    }
+    for (int i = 0; i < d_.epilogue_size; ++i) apply(k, i);
+    rows_of_c(k, [&](int r, const RegExp& row) {
+      static constexpr int temporaries_of_store[] = {0, 1, 2};
+      for (int j = 0; j < k.columns; ++j) {
+        store(row + column_of_c(j), accumulator(k, r, j), d_.c, masked(k, j), temporaries_of_store);
+      }
+    });
+  }
+
+ private:
+  /// ((0+1)+(2+3))+((4+5)+(6+7))
+  void join_chains(const block& k) {
+    for (int apart = 1; apart < b_.chains; apart *= 2) {
+      for (int chain = 0; chain < b_.chains; chain += 2 * apart) {
+        for_each(k, [&](int r, int j) {
+          const int sum = accumulator(k, r, j, chain);
+          add_lanes(sum, sum, accumulator(k, r, j, chain + apart));
+        });
+      }
+    }
+  }
+
+  // ---- 8-bit
+  // ----------------------------------------------------------------------------------------------------------
+
+  /// The products were (a + 128) * b.
+  void subtract_shift(const block& k) {
+    for (int j = 0; j < k.columns; ++j) {
+      vpslld(v(column_sum(k, j)), v(column_sum(k, j)), 7);
+      for (int r = 0; r < k.rows; ++r) vpsubd(v(accumulator(k, r, j)), v(accumulator(k, r, j)), v(column_sum(k, j)));
+    }
+  }
+  /// - zero_a * column_sums[j]
+  void subtract_column_sums(const block& k) {
+    mov(rax, argument(&arguments::column_sums));
+    mov(rcx, word_at(column_index));
+    lea(rax, ptr[rax + rcx * 4]);
+    vpbroadcastd(v(0), dword[rdi + offset_of(&arguments::zero_a)]);
+    for (int j = 0; j < k.columns; ++j) {
+      load_lanes(1, rax + static_cast<std::size_t>(j * b_.lanes * 4), masked(k, j));
+      vpmulld(v(1), v(1), v(0));
+      for (int r = 0; r < k.rows; ++r) vpsubd(v(accumulator(k, r, j)), v(accumulator(k, r, j)), v(1));
+    }
+  }
+  /// + zero_b * (entries * k * zero_a - sum of A's row), one 32-bit word a row through the frame.
+  void add_row_terms(const block& k) {
+    row_sums(k);
+    const RegExp terms = row_terms();
+    for (int r = 0; r < k.rows; ++r) {
+      vpbroadcastd(v(0), ptr[terms + static_cast<std::size_t>(4 * r)]);
+      for (int j = 0; j < k.columns; ++j) vpaddd(v(accumulator(k, r, j)), v(accumulator(k, r, j)), v(0));
+    }
+  }
+  /// Sums bytes by vpsadbw against zero (s8 after adding 128), so every vector unit has it.
+  void row_sums(const block& k) {
+    const bool is_signed = d_.a == type::s8;
+    const int sum = 0, data = 1, zero = 2;
+    clear(zero);
+    mov(r12, word_at(a_offset));
+    xor_(r13d, r13d);
+    const std::uint8_t* row = getCurr();
+    clear(sum);
+    mov(rsi, argument(&arguments::batch));
+    mov(r8, d_.batch == batch_kind::strides ? argument(&arguments::a) : argument(&arguments::pairs));
+    test(rsi, rsi);
+    const std::size_t empty = jump_forward(condition::less_or_equal);
+    const std::uint8_t* top = getCurr();
+    mov(rax, r8);
+    if (d_.batch != batch_kind::strides) mov(rax, ptr[r8]);
+    if (d_.batch == batch_kind::offsets) add(rax, argument(&arguments::a));
+    add(rax, r12);
+    add_constant(r8, d_.batch == batch_kind::strides ? d_.stride_a : 16, rdx);
+    const index chunk = unit_.bytes();
+    if (d_.k / chunk > 0) {
+      mov(rdx, static_cast<std::uint64_t>(d_.k / chunk));
+      const std::uint8_t* chunks = getCurr();
+      wide() ? vmovdqu8(v(data), ptr[rax]) : vmovdqu(v(data), ptr[rax]);
+      add_bytes(sum, data, zero, is_signed);
+      add(rax, static_cast<std::uint32_t>(chunk));
+      sub(rdx, 1);
+      jnz(static_cast<const void*>(chunks));
+    }
+    for (index left = d_.k % chunk, at = 0; left > 0; left -= 16, at += 16) {
+      load_bytes(data, rax + static_cast<std::size_t>(at), static_cast<int>(std::min<index>(left, 16)));
+      add_bytes(sum, data, zero, is_signed);  // the bytes beyond k count 128 too: subtracted below
+    }
+    sub(rsi, 1);
+    jnz(static_cast<const void*>(top));
+    land(empty);
+    reduce_quadwords(sum, data);
+    vmovd(eax, quarter(sum));
+    mov(rdx, argument(&arguments::batch));
+    if (is_signed) {  // every vector that was added counts 128 a byte
+      const index tails = (d_.k % chunk + 15) / 16;
+      imul(ecx, edx, static_cast<int>(static_cast<std::uint32_t>((d_.k / chunk * chunk + tails * chunk) * 128)));
+      sub(eax, ecx);
+    }
+    neg(eax);
+    if (d_.zero_a != zero_point::none) {
+      imul(edx, edx, static_cast<int>(static_cast<std::uint32_t>(d_.k)));
+      imul(edx, dword[rdi + offset_of(&arguments::zero_a)]);
+      add(eax, edx);
+    }
+    imul(eax, dword[rdi + offset_of(&arguments::zero_b)]);
+    mov(dword[row_terms() + r13 * 4], eax);
+    lda_in_register_ ? add(r12, r9) : add(r12, static_cast<std::uint32_t>(lda_));
+    add(r13, 1);
+    cmp(r13, static_cast<std::uint32_t>(k.rows));
+    jl(static_cast<const void*>(row));
+  }
+  void add_bytes(int sum, int data, int zero, bool is_signed) {
+    if (is_signed) {
+      with_constant(0x80808080u,
+                    [&](const Address& c) { wide() ? vpxord(v(data), v(data), c) : vpxor(v(data), v(data), c); });
+    }
+    vpsadbw(v(data), v(data), v(zero));
+    vpaddq(v(sum), v(sum), v(data));
+  }
+  void reduce_quadwords(int sum, int other) {
+    if (wide()) {
+      vextracti64x4(half(other), assembler_names::Zmm(sum), 1);
+      vpaddq(half(sum), half(sum), half(other));
+    }
+    vextracti128(quarter(other), Ymm(sum), 1);
+    vpaddq(quarter(sum), quarter(sum), quarter(other));
+    vpshufd(quarter(other), quarter(sum), 0xee);
+    vpaddq(quarter(sum), quarter(sum), quarter(other));
+  }
+
+  // ---- alpha
+  // ----------------------------------------------------------------------------------------------------------
+
+  /// fma(alpha, sum, start), the start being 0, C or round(beta * C).
+  void apply_alpha(const block& k) {
+    const int alpha = 0, start = 1, beta = 2;
+    broadcast_scalar(alpha, &arguments::alpha);
+    if (d_.beta == beta_kind::zero) return add_start(k, alpha, start);
+    const std::size_t zero = d_.beta == beta_kind::at_call ? broadcast_beta(beta) : 0;
+    rows_of_c(k, [&](int r, const RegExp& row) {
+      for (int j = 0; j < k.columns; ++j) {
+        load_as_accumulator(start, row + column_of_c(j), d_.c, masked(k, j));
+        if (d_.beta == beta_kind::at_call) multiply_lanes(start, start, beta);
+        scaled_sum(accumulator(k, r, j), alpha, start);
+      }
+    });
+    if (d_.beta != beta_kind::at_call) return;
+    const std::size_t done = jump_always();
+    land(zero);
+    add_start(k, alpha, start);
+    land(done);
+  }
+  void add_start(const block& k, int alpha, int start) {
+    clear(start);
+    for_each(k, [&](int r, int j) { scaled_sum(accumulator(k, r, j), alpha, start); });
+  }
+  void scaled_sum(int sum, int alpha, int start) {
+    f64_ ? vfmadd213pd(v(sum), v(alpha), v(start)) : vfmadd213ps(v(sum), v(alpha), v(start));
+  }
+
+  // ---- the steps
+  // ------------------------------------------------------------------------------------------------------
+
+  void apply(const block& k, int i) {
+    const epilogue_op& o = d_.epilogue[i];
+    switch (o.kind) {
+      case op_kind::none: return;
+      case op_kind::bias: return with_vector(k, i, [&](int x, int y) { add_lanes(x, x, y); });
+      case op_kind::scale: return with_vector(k, i, [&](int x, int y) { multiply_lanes(x, x, y); });
+      case op_kind::add: return with_matrix(k, i, [&](int x, int y) { add_lanes(x, x, y); });
+      case op_kind::multiply: return with_matrix(k, i, [&](int x, int y) { multiply_lanes(x, x, y); });
+      case op_kind::relu:
+        clear(0);
+        return for_each(k, [&](int r, int j) { maximum(accumulator(k, r, j), 0, accumulator(k, r, j)); });
+      case op_kind::clamp: return clamp(k, o);
+      case op_kind::leaky_relu: return leaky_relu(k, o);
+      case op_kind::relu_mask: return relu_mask(k, i);
+      case op_kind::multiply_mask: return multiply_mask(k, i);
+      default: return activate(k, o.kind);
+    }
+  }
+
+  /// max(y, x) with x86's meaning: x where they are equal or one is NaN.
+  void maximum(int d, int y, int x) { f64_ ? vmaxpd(v(d), v(y), v(x)) : vmaxps(v(d), v(y), v(x)); }
+  void minimum(int d, int y, int x) { f64_ ? vminpd(v(d), v(y), v(x)) : vminps(v(d), v(y), v(x)); }
+  void set_number(int d, float x) {
+    if (!f64_) return set(d, std::bit_cast<std::uint32_t>(x));
+    vbroadcastsd(ymm_or_wider(d), ptr[rip]);
+    refer_to_constant64(std::bit_cast<std::uint64_t>(static_cast<double>(x)));
+  }
+
+  void clamp(const block& k, const epilogue_op& o) {
+    set_number(0, o.lower);
+    set_number(1, o.upper);
+    for_each(k, [&](int r, int j) {
+      const int x = accumulator(k, r, j);
+      maximum(x, 0, x);
+      minimum(x, 1, x);
+    });
+  }
+  void leaky_relu(const block& k, const epilogue_op& o) {
+    const int zero = 0, slope = 1, scaled = 2;
+    clear(zero);
+    set_number(slope, o.slope);
+    for_each(k, [&](int r, int j) {
+      const int x = accumulator(k, r, j);
+      if (wide()) {
+        compare(k2, x, zero, 1);
+        f64_ ? vmulpd(v(x) | k2, v(x), v(slope)) : vmulps(v(x) | k2, v(x), v(slope));
+      } else {
+        // a register for the comparison: zero is cleared again
+        multiply_lanes(scaled, x, slope);
+        f64_ ? vcmppd(v(zero), v(x), v(zero), 1) : vcmpps(v(zero), v(x), v(zero), 1);
+        f64_ ? vblendvpd(v(x), v(x), v(scaled), v(zero)) : vblendvps(v(x), v(x), v(scaled), v(zero));
+        clear(zero);
+      }
+    });
+  }
+  void compare(const assembler_names::Opmask& to, int x, int y, std::uint8_t predicate) {
+    f64_ ? vcmppd(to, v(x), v(y), predicate) : vcmpps(to, v(x), v(y), predicate);
+  }
+
+  void activate(const block& k, op_kind kind) {
+    static constexpr int free_registers[] = {2, 3, 4, 5, 6, 7};
+    static constexpr int free_registers_wide[] = {0, 1, 2, 3, 4, 5};
+    jit_evaluator evaluator(*this, 0, 1);
+    for_each(k, [&](int r, int j) {
+      emit_activation(kind, evaluator, accumulator(k, r, j), wide() ? free_registers_wide : free_registers);
+    });
+  }
+
+  // ---- operands
+  // -------------------------------------------------------------------------------------------------------
+
+  Address operand(int i) { return qword[rdi + offset_of(&arguments::operand) + 8 * static_cast<std::size_t>(i)]; }
+
+  template <class Combine>
+  void with_vector(const block& k, int i, Combine combine) {
+    const epilogue_op& o = d_.epilogue[i];
+    const index size = size_of(o.operand);
+    mov(rax, operand(i));
+    if (o.along != axis::none) {
+      mov(rcx, word_at(o.along == axis::column ? column_index : row_index));
+      lea(rax, ptr[rax + rcx * static_cast<int>(size)]);
+    }
+    if (o.along == axis::column) {
+      for (int j = 0; j < k.columns; ++j) {
+        load_as_accumulator(0, rax + static_cast<std::size_t>(j * b_.lanes * size), o.operand, masked(k, j));
+        for (int r = 0; r < k.rows; ++r) combine(accumulator(k, r, j), 0);
+      }
+      return;
+    }
+    for (int r = 0; r < k.rows; ++r) {
+      if (r == 0 || o.along == axis::row) {
+        const index at = o.along == axis::row ? r * size : 0;
+        broadcast_as_accumulator(0, rax + static_cast<std::size_t>(at), o.operand);
+      }
+      for (int j = 0; j < k.columns; ++j) combine(accumulator(k, r, j), 0);
+    }
+  }
+
+  /// rax: the operand's element at the block's first row and column (bit matrices: its byte); rdx: its rows' bytes.
+  void find_matrix(int i, index size, int columns_a_unit) {
+    const epilogue_op& o = d_.epilogue[i];
+    if (o.ld == at_call) {
+      mov(rdx, qword[rdi + offset_of(&arguments::operand_ld) + 8 * static_cast<std::size_t>(i)]);
+      times(rdx, size);
+    } else {
+      mov(rdx, static_cast<std::uint64_t>(o.ld * size));
+    }
+    mov(rcx, word_at(row_index));
+    imul(rcx, rdx);
+    mov(rax, operand(i));
+    add(rax, rcx);
+    mov(rcx, word_at(column_index));
+    if (columns_a_unit > 1) shr(rcx, std::countr_zero(static_cast<unsigned>(columns_a_unit)));
+    lea(rax, ptr[rax + rcx * static_cast<int>(size)]);
+  }
+
+  template <class Combine>
+  void with_matrix(const block& k, int i, Combine combine) {
+    const epilogue_op& o = d_.epilogue[i];
+    const index size = size_of(o.operand);
+    find_matrix(i, size, 1);
+    for (int r = 0; r < k.rows; ++r) {
+      for (int j = 0; j < k.columns; ++j) {
+        load_as_accumulator(0, rax + static_cast<std::size_t>(j * b_.lanes * size), o.operand, masked(k, j));
+        combine(accumulator(k, r, j), 0);
+      }
+      if (r + 1 < k.rows) add(rax, rdx);
+    }
+  }
+
+  /// Bytes of the mask that belong to vector j: a last one of few columns has one byte only.
+  int mask_bytes(const block& k, int j) const {
+    const int columns = masked(k, j) ? tail() : b_.lanes;
+    return (columns + 7) / 8;
+  }
+
+  void relu_mask(const block& k, int i) {
+    const int zero = 0, greater = 1;
+    find_matrix(i, 1, 8);
+    clear(zero);
+    for (int r = 0; r < k.rows; ++r) {
+      for (int j = 0; j < k.columns; ++j) {
+        const int x = accumulator(k, r, j);
+        const RegExp at = rax + static_cast<std::size_t>(j * b_.lanes / 8);
+        if (wide()) {
+          compare(masked(k, j) ? k2 | k1 : k2, x, zero, 30);
+          mask_bytes(k, j) == 2 ? kmovw(ptr[at], k2) : kmovb(ptr[at], k2);
+        } else {
+          vcmpps(v(greater), v(x), v(zero), 30);
+          vmovmskps(ecx, v(greater));
+          if (masked(k, j)) and_(ecx, (1u << tail()) - 1);
+          mov(byte[at], cl);
+        }
+        maximum(x, zero, x);
+      }
+      if (r + 1 < k.rows) add(rax, rdx);
+    }
+  }
+
+  void multiply_mask(const block& k, int i) {
+    find_matrix(i, 1, 8);
+    if (!wide()) mov(r8, 0x0101010101010101u);
+    for (int r = 0; r < k.rows; ++r) {
+      for (int j = 0; j < k.columns; ++j) {
+        const int x = accumulator(k, r, j);
+        const RegExp at = rax + static_cast<std::size_t>(j * b_.lanes / 8);
+        if (wide()) {
+          mask_bytes(k, j) == 2 ? kmovw(k2, ptr[at]) : kmovb(k2, ptr[at]);
+          f64_ ? vmovapd(v(x) | k2 | T_z, v(x)) : vmovaps(v(x) | k2 | T_z, v(x));
+        } else {  // a bit a byte, then a lane, then all ones or none
+          movzx(ecx, byte[at]);
+          pdep(rcx, rcx, r8);
+          vmovq(quarter(0), rcx);
+          vpmovzxbd(v(0), quarter(0));
+          clear(1);
+          vpsubd(v(0), v(1), v(0));
+          vandps(v(x), v(x), v(0));
+        }
+      }
+      if (r + 1 < k.rows) add(rax, rdx);
+    }
+  }
+};
+
+}  // namespace BRGEMM_WITH_XBYAK
+}  // namespace brgemm::inline abi_0::backend
