@@ -166,7 +166,8 @@ template <class E>
 void emit_gelu_erf(E& e, typename E::reg x, const typename E::reg* t) {
   constexpr float k_high = 0x1.715476p-1f;  // log2(e) / 2
   constexpr float k_low = 0x1.4ae0cp-27f;
-  constexpr float h0 = 0x1.a5b57p-1f;  // h(y) = h0 + ...
+  constexpr float h0 = 0x1.a5de02p-1f;  // h(y0)
+  constexpr float y0 = 0x1.49bb0ep-3f;
   e.and_bits(t[0], x, 0x7fffffffu);
   e.min(t[0], t[0], 14.5f);
   // n - r = -a^2 log2(e) / 2
@@ -187,8 +188,8 @@ void emit_gelu_erf(E& e, typename E::reg x, const typename E::reg* t) {
   e.div(t[5], t[5], t[1]);
   e.horner(t[1], t[5], -h0);
   e.fma(t[1], t[2], t[5]);
-  e.mul(t[2], t[5], 4.3f * 1.442695f / 0.8236f / 0.8236f);
-  e.add(t[2], t[2], 0.955f * 1.442695f / 0.8236f);
+  e.mul(t[2], t[5], 9.2f);
+  e.add(t[2], t[2], 1.68f);
   e.fma(t[4], t[1], t[2]);
   // v = 2^-r - 1
   emit_exp2_series(e, t[1], t[4]);
@@ -198,17 +199,17 @@ void emit_gelu_erf(E& e, typename E::reg x, const typename E::reg* t) {
   e.move(t[4], t[2]);
   e.fnma(t[4], t[0], t[5]);
   // w = h(y) / h0 - 1
-  e.sub(t[5], t[5], h0 * 0.1953125f);
-  e.constant(t[0], 0x1.f4f52cp11f);
-  e.horner(t[0], t[5], -0x1.cbd05ap8f);
-  e.horner(t[0], t[5], -0x1.7f05c2p9f);
-  e.horner(t[0], t[5], 0x1.90acfep7f);
-  e.horner(t[0], t[5], 0x1.c96a48p6f);
-  e.horner(t[0], t[5], -0x1.945c8p5f);
-  e.horner(t[0], t[5], -0x1.8e9106p4f);
-  e.horner(t[0], t[5], 0x1.401a4ap3f);
-  e.horner(t[0], t[5], 0x1.60bbf2p3f);
-  e.horner(t[0], t[5], 0x1.1429a6p2f);
+  e.sub(t[5], t[5], y0);
+  e.constant(t[0], 0x1.b50256p14f);
+  e.horner(t[0], t[5], -0x1.4252c2p11f);
+  e.horner(t[0], t[5], -0x1.c38922p11f);
+  e.horner(t[0], t[5], 0x1.82e584p9f);
+  e.horner(t[0], t[5], 0x1.6dc23p8f);
+  e.horner(t[0], t[5], -0x1.09c01ap7f);
+  e.horner(t[0], t[5], -0x1.b0955cp5f);
+  e.horner(t[0], t[5], 0x1.1dc274p4f);
+  e.horner(t[0], t[5], 0x1.03be7ap4f);
+  e.horner(t[0], t[5], 0x1.4f3046p2f);
   e.mul(t[0], t[0], t[5]);
   // a y (1 + v) (1 + w) 2^n
   e.move(t[5], t[0]);
