@@ -1,0 +1,12 @@
+// The umbrella: kernels, loops and layers. What is opt-in (backends that wrap other libraries, training) has its own
+// headers.
+#pragma once
+
+#include "backend/list.hpp"
+#include "core/desc.hpp"
+#include "core/result.hpp"
+#include "core/types.hpp"
+#include "core/view.hpp"
+#include "kernel/kernel.hpp"
+#include "kernel/pack.hpp"
+#include "loops/parallel_for.hpp"

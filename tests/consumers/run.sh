@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# One way a user takes the library in, from nothing to a program that ran.
+#
+#   run.sh CASE SOURCE_DIR WORK_DIR
+set -euo pipefail
+case_name=$1 source_dir=$2 work_dir=$3/$1
+here="$source_dir/tests/consumers"
+rm -rf "$work_dir"
+mkdir -p "$work_dir"
+cd "$work_dir"
+warnings=(-Wall -Wextra -Wpedantic -Wconversion -Werror)
+compilers=(g++)
+if command -v clang++ > /dev/null; then compilers+=(clang++); fi
+
+configure() { cmake -G Ninja -S "$here" -B build -DCMAKE_BUILD_TYPE=Release "$@" > configure.log || { cat configure.log; exit 1; }; }
+install_to() { cmake -G Ninja -S "$source_dir" -B library -DBRGEMM_TESTS=OFF -DBRGEMM_BENCHMARKS=OFF -DBRGEMM_EXAMPLES=OFF \
+                     -DCMAKE_INSTALL_PREFIX="$1" > install.log && cmake --install library >> install.log || { cat install.log; exit 1; }; }
+copy_headers() { cp -r "$source_dir/include/brgemm" .; }
+
+case "$case_name" in
+  add_subdirectory)
+    configure -DBRGEMM_SOURCE_DIR="$source_dir"
+    cmake --build build > build.log || { cat build.log; exit 1; }
+    build/consumer ;;
+  find_package)
+    install_to "$work_dir/prefix"
+    configure -DCMAKE_PREFIX_PATH="$work_dir/prefix"
+    cmake --build build > build.log || { cat build.log; exit 1; }
+    build/consumer ;;
+  pkg_config)
+    install_to "$work_dir/prefix"
+    export PKG_CONFIG_PATH="$work_dir/prefix/share/pkgconfig"
+    # shellcheck disable=SC2046
+    g++ $(pkg-config --cflags brgemm) "$here/main.cpp" "$here/use.cpp" -o program $(pkg-config --libs brgemm)
+    ./program ;;
+  copied)
+    copy_headers
+    for compiler in "${compilers[@]}"; do
+      "$compiler" -std=c++20 -I. "$here/main.cpp" "$here/use.cpp" -o program
+      ./program
+    done ;;
+  no_exceptions)
+    for compiler in "${compilers[@]}"; do
+      "$compiler" -std=c++20 -O1 -fno-exceptions -fno-rtti "${warnings[@]}" -I"$source_dir/include" "$here/main.cpp" "$here/use.cpp" -o program
+      ./program
+    done ;;
+  two_units)
+    flags=("-O0" "-O3 -march=native -std=gnu++20 -ffp-contract=fast" "-O2 -mavx2 -mfma -std=gnu++20" "-Os -fno-exceptions")
+    i=0
+    for compiler in "${compilers[@]}"; do
+      for other in "${flags[@]}"; do
+        # shellcheck disable=SC2086
+        "$compiler" -std=c++20 $other -I"$source_dir/include" -DUSE_NAME=use_with_other_flags -c "$here/use.cpp" -o "other$i.o"
+        # shellcheck disable=SC2086
+        "$compiler" -std=c++20 $other -I"$source_dir/include" -c "$here/use.cpp" -o "alone$i.o"
+        g++ "$here/main.cpp" "alone$i.o" -o "alone$i" -pthread
+        "./alone$i" | tee -a digests
+        i=$((i + 1))
+      done
+    done
+    [ "$(sort -u digests | wc -l)" -eq 1 ] || { echo "the digests differ"; exit 1; }
+    for ((j = 0; j < i; ++j)); do  # both link orders: the linker keeps one copy of every inline function
+      g++ "$here/two_units.cpp" alone0.o "other$j.o" -o "pair$j" -pthread && "./pair$j"
+      g++ "$here/two_units.cpp" "other$j.o" alone0.o -o "pair$j" -pthread && "./pair$j"
+    done ;;
+  shared_object)
+    for name in one two; do
+      g++ -std=c++20 -O1 -fPIC -shared -I"$source_dir/include" "$here/use.cpp" -o "lib$name.so" -pthread
+    done
+    g++ -std=c++20 -O1 "$here/plugin_host.cpp" -o host -ldl
+    ./host ./libone.so ./libtwo.so
+    # a host that carries the headers itself
+    g++ -std=c++20 -O1 -rdynamic -I"$source_dir/include" -DUSE_NAME=use_with_other_flags "$here/plugin_host.cpp" "$here/use.cpp" -o full_host -ldl -pthread
+    ./full_host ./libone.so ./libtwo.so ;;
+  xbyak)
+    own=("-DXBYAK_FIRST" "-DXBYAK_LAST" "-DXBYAK_NO_EXCEPTION" "-DXBYAK_DONT_USE_MMAP_ALLOCATOR" "-DXBYAK_NO_EXCEPTION -DXBYAK_DONT_USE_MMAP_ALLOCATOR" "")
+    for compiler in "${compilers[@]}"; do
+      "$compiler" -std=c++20 -O1 -I"$source_dir/include" -c "$here/use.cpp" -o use.o
+      for settings in "${own[@]}"; do
+        # shellcheck disable=SC2086
+        "$compiler" -std=c++20 -O1 $settings -I"$source_dir/include" -c "$here/user_xbyak.cpp" -o user.o
+        "$compiler" user.o use.o -o program -pthread && ./program
+        "$compiler" use.o user.o -o program -pthread && ./program
+        echo "$compiler ${settings:-plain}: right"
+      done
+    done ;;
+  *)
+    echo "unknown case $case_name" >&2
+    exit 2 ;;
+esac

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Compiles and runs every ```cpp block of README.md and docs/*.md: a whole program where it has a main, else the body of
+# one, with its #include lines moved to the top.
+#
+#   run.sh SOURCE_DIR WORK_DIR COMPILER...
+set -euo pipefail
+source_dir=$1 work_dir=$2
+shift 2
+rm -rf "$work_dir"
+mkdir -p "$work_dir"
+
+extract() {  # page prefix: writes prefix_LINE.txt for every block
+  awk -v prefix="$2" '
+    /^```cpp$/ { out = sprintf("%s_%d.txt", prefix, NR); printf "" > out; next }
+    /^```/     { if (out != "") close(out); out = ""; next }
+    out != ""  { print >> out }' "$1"
+}
+for page in "$source_dir"/README.md "$source_dir"/docs/*.md; do
+  [ -e "$page" ] || continue
+  extract "$page" "$work_dir/$(basename "$page" .md)"
+done
+
+count=0
+for block in "$work_dir"/*.txt; do
+  [ -e "$block" ] || break
+  program=${block%.txt}
+  if grep -q 'int main' "$block"; then
+    cp "$block" "$program.cpp"
+  else
+    { grep '^#include' "$block" || true
+      echo 'int main() {'
+      grep -v '^#include' "$block"
+      echo '}'; } > "$program.cpp"
+  fi
+  echo "snippet $(basename "$program")"
+  "$@" -std=c++20 -O1 -Wall -Wextra -Werror -I"$source_dir/include" "$program.cpp" -o "$program" -pthread
+  (cd "$work_dir" && "$program")
+  count=$((count + 1))
+done
+echo "$count snippets compiled and run"
+[ "$count" -gt 0 ]
