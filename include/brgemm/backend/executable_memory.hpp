@@ -207,12 +207,13 @@ inline result<code_pages> install_code(std::span<const std::uint8_t> code) noexc
   return code_pages{p, bytes};
 }
 
-/// Gives the pages back; no thread may run in them any more. Addresses are used again only where other cores can be
-/// made to forget what they fetched from there; elsewhere the memory goes back and the addresses stay reserved.
-inline void release_code(code_pages pages) noexcept {
+/// Gives the pages back; no thread may run in them any more. Their addresses are used again only where other cores can
+/// be made to forget what they fetched from there (`reusable`: serialise_cores() works); elsewhere the memory goes back
+/// and the addresses stay reserved.
+inline void release_code(code_pages pages, bool reusable) noexcept {
   if (pages.address == nullptr) return;
   const system_calls& os = current_system_calls;
-  if (code_memory::serialise_cores()) {
+  if (reusable) {
     code_memory::state.reused.store(true, std::memory_order_release);
     os.unmap(pages.address, pages.bytes);
   } else {

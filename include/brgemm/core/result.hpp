@@ -28,7 +28,7 @@ enum class errc : std::uint8_t {
 /// An error: trivially copyable, holds its text itself, so making one never allocates.
 class error {
  public:
-  error() = default;
+  error() noexcept { text_[0] = '\0'; }  // not the whole text: a result is made at every lookup of a kernel
   /// `format` as printf's; a message that is too long is cut. `field` must be a string literal.
   [[gnu::format(printf, 4, 5)]] error(errc code, const char* field, const char* format, ...) noexcept
       : code_(code), field_(field) {
@@ -47,7 +47,7 @@ class error {
  private:
   errc code_ = errc::invalid_argument;
   const char* field_ = "";
-  char text_[240] = {};
+  char text_[240];  // zero-terminated
 };
 
 /// A value or an error. Test it with `if (!r)`, or take the value with `value_or_throw()` where exceptions are on.

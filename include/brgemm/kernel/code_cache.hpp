@@ -49,8 +49,11 @@ struct alignas(64) shard {
 /// What a kernel is looked up by.
 struct cache_key {
   const desc* description;
-  std::uint32_t features;  // of cpu(): tests hide some
-  std::uint32_t backend;   // the one that was named, 0 for any
+  std::uint64_t circumstances;  // lower half: bits of cpu(), of which tests hide some; upper: the backend named, or 0
+
+  cache_key(const desc& d, std::uint32_t backend) noexcept
+      : description(&d), circumstances((std::uint64_t{backend} << 32) | cpu().bits) {}
+  std::uint32_t backend() const noexcept { return static_cast<std::uint32_t>(circumstances >> 32); }
 };
 
 enum class record_state : std::uint8_t { free, pending, ready };
@@ -62,8 +65,7 @@ struct record {
   std::atomic<record*> next{nullptr};  // in its bucket
 
   desc description;
-  std::uint32_t features = 0;
-  std::uint32_t named = 0;
+  std::uint64_t circumstances = 0;
   entry_point entry = nullptr;
   const backend::entry* maker = nullptr;
   backend::program program;
@@ -124,7 +126,18 @@ inline constinit code_cache cache;
 
 inline constinit std::atomic<std::uint32_t> shards_taken{1u << shared_shard};
 inline constinit thread_local unsigned own_shard = no_shard;
-inline constinit thread_local record* last_record = nullptr;  // a guess for the next request, never pinned
+
+/// The records that this thread found last, by a few fields of the desc: guesses for the next request, never pinned.
+inline constexpr std::size_t recent_count = 256;
+inline constinit thread_local record* recent[recent_count] = {};
+
+inline record*& recent_of(const desc& d) noexcept {
+  const std::uint64_t mix = static_cast<std::uint64_t>(d.m) * 0x9e3779b97f4a7c15u +
+                            static_cast<std::uint64_t>(d.n) * 0xc2b2ae3d27d4eb4fu +
+                            static_cast<std::uint64_t>(d.k) * 0x165667b19e3779f9u +
+                            (static_cast<std::uint64_t>(d.beta) << 60) + (std::uint64_t{d.epilogue_size} << 57);
+  return recent[mix >> 56];
+}
 
 /// Gives the number back when its thread ends; what the thread does after that counts in the shared shard.
 struct shard_owner {
@@ -191,8 +204,7 @@ inline bool pin(record* r) noexcept {
 }
 
 inline bool matches(const record& r, const cache_key& key) noexcept {
-  return r.features == key.features && r.named == key.backend &&
-         std::memcmp(&r.description, key.description, sizeof(desc)) == 0;
+  return r.circumstances == key.circumstances && std::memcmp(&r.description, key.description, sizeof(desc)) == 0;
 }
 
 inline void count_hit(record* r) noexcept {
@@ -212,7 +224,7 @@ inline std::uint64_t bucket_hash(const cache_key& key) noexcept {
   const std::size_t steps = std::min<std::size_t>(key.description->epilogue_size, max_epilogue);
   const std::size_t words = head + steps * (sizeof(epilogue_op) / 8);
   const auto* bytes = reinterpret_cast<const unsigned char*>(key.description);
-  std::uint64_t lane[2] = {0x9e3779b97f4a7c15u ^ key.features, 0xc2b2ae3d27d4eb4fu ^ key.backend};
+  std::uint64_t lane[2] = {0x9e3779b97f4a7c15u ^ key.circumstances, 0xc2b2ae3d27d4eb4fu};
   for (std::size_t i = 0; i < words; ++i) {
     std::uint64_t word = 0;
     std::memcpy(&word, bytes + 8 * i, 8);
@@ -275,8 +287,8 @@ inline std::uint64_t hits_of(const record& r) noexcept {
   return sum - r.hits_before;
 }
 
-inline void release_program(record* r) noexcept {
-  backend::release_code(r->pages);
+inline void release_program(record* r, bool reusable) noexcept {
+  backend::release_code(r->pages, reusable);
   if (r->program.release != nullptr) r->program.release(r->program.context);
   r->pages = {};
   r->program = {};
@@ -296,7 +308,7 @@ inline void recycle_locked(record* r) noexcept {
 inline bool evict_locked(record* r) noexcept {
   if (pins_of(*r) != 0) return false;
   r->live.store(false, std::memory_order_seq_cst);
-  if (cache.asymmetric.load(std::memory_order_relaxed)) backend::code_memory::serialise_cores();
+  const bool serialised = backend::code_memory::serialise_cores();
   if (pins_of(*r) != 0) {
     r->live.store(true, std::memory_order_release);
     return false;
@@ -305,7 +317,7 @@ inline bool evict_locked(record* r) noexcept {
   cache.hits += hits_of(*r);
   --cache.kernels;
   ++cache.evictions;
-  release_program(r);
+  release_program(r, serialised);
   recycle_locked(r);
   return true;
 }
@@ -416,8 +428,7 @@ inline record* take_record_locked(const cache_key& key, std::uint64_t hash) noex
     r = new (reinterpret_cast<void*>(address)) record;
   }
   r->description = *key.description;
-  r->features = key.features;
-  r->named = key.backend;
+  r->circumstances = key.circumstances;
   r->state = record_state::pending;
   r->hash.store(hash, std::memory_order_relaxed);
   std::atomic<record*>& bucket = bucket_of(hash);
@@ -467,7 +478,7 @@ inline result<void> fill(record* r, const backend::entry& maker) noexcept {
 
 /// Makes a generated kernel visible, pinned once; or forgets one that failed. Wakes who waits for it.
 inline void finish(record* r, bool made) noexcept {
-  if (!made) release_program(r);
+  if (!made) release_program(r, true);  // it never ran
   {
     std::lock_guard guard(cache.lock);
     cache.pending.remove(r);

@@ -191,18 +191,18 @@ inline result<kernel> make_permitted(const cache_key& key) noexcept {
   if (r != nullptr) {
     count_hit(r);
   } else {
-    const auto made = obtain(key, hash, [&key] { return choose_backend(*key.description, key.backend); });
+    const auto made = obtain(key, hash, [&key] { return choose_backend(*key.description, key.backend()); });
     if (!made) return made.error();
     r = *made;
   }
-  last_record = r;
+  recent_of(*key.description) = r;
   return kernel_access::make(r);
 }
 
 [[gnu::noinline]] inline result<kernel> make_named(const desc& d, std::string_view wanted) noexcept {
   const result<int> number = permitted_number(wanted);
   if (!number) return number.error();
-  return make_permitted({&d, cpu().bits, static_cast<std::uint32_t>(*number)});
+  return make_permitted({d, static_cast<std::uint32_t>(*number)});
 }
 
 }  // namespace detail
@@ -214,14 +214,14 @@ inline result<kernel> make_permitted(const cache_key& key) noexcept {
 inline result<kernel> make_kernel(const desc& d, const options& o = {}) noexcept {
   const int number = detail::restriction.number.load(std::memory_order_acquire);
   if (number < 0 || !o.backend.empty()) return detail::make_named(d, o.backend);
-  const detail::cache_key key{&d, cpu().bits, static_cast<std::uint32_t>(number)};
-  detail::record* const last = detail::last_record;
-  if (last != nullptr && detail::pin(last)) {
-    if (detail::matches(*last, key)) {
-      detail::count_hit(last);
-      return kernel_access::make(last);
+  const detail::cache_key key(d, static_cast<std::uint32_t>(number));
+  detail::record* const guess = detail::recent_of(d);
+  if (guess != nullptr && detail::pin(guess)) {
+    if (detail::matches(*guess, key)) {
+      detail::count_hit(guess);
+      return kernel_access::make(guess);
     }
-    detail::unpin(last);
+    detail::unpin(guess);
   }
   return detail::make_permitted(key);
 }
