@@ -805,6 +805,15 @@ TYPED_TEST(ReferenceEpilogue, MasksAreWrittenAndRead) {
               [&](auto p, auto, auto) { return x[p] > 0 ? x[p] : T{0}; });
 }
 
+TEST(ReferenceEpilogue, ActivationsAreThoseOfTheLibrary) {
+  const auto x = special<float>();
+  for (const auto& o : {op::sigmoid(), op::tanh(), op::gelu_erf(), op::gelu_tanh(), op::silu(), op::hardswish()}) {
+    expect_each(epilogue_of(x, {o}), [&](auto p, auto, auto) { return activate(o.kind, x[p]); });
+  }
+  EXPECT_NEAR(epilogue_of(x, {op::sigmoid()})[columns - 4], 0.5, 1e-6);    // of 0
+  EXPECT_NEAR(epilogue_of(x, {op::silu()})[columns + 3], 0.731059, 1e-5);  // of 1
+}
+
 TEST(ReferenceEpilogue, SixteenBitOperandsWidenExactly) {
   const auto x = values<float>(15);
   std::vector<bf16> b;

@@ -4,6 +4,7 @@
 
 #include <new>
 
+#include "../core/activation.hpp"
 #include "../core/validate.hpp"
 #include "backend.hpp"
 
@@ -334,9 +335,7 @@ BRGEMM_DETAIL_INLINE Real apply_function(const epilogue_op& o, Real x) noexcept 
     }
     default: break;
   }
-#if defined(BRGEMM_DETAIL_HAS_ACTIVATION)
   if constexpr (std::is_same_v<Real, float>) return activate(o.kind, x);
-#endif
   return x;
 }
 
@@ -445,22 +444,12 @@ inline entry_point choose(const desc& d) noexcept {
 
 inline bool runs_here() noexcept { return true; }
 
-inline result<void> supports(const desc& d) noexcept {
-  if (auto r = validate(d); !r) return r;
-#if !defined(BRGEMM_DETAIL_HAS_ACTIVATION)
-  for (int step = 0; step < d.epilogue_size; ++step) {
-    if (brgemm::detail::is_transcendental(d.epilogue[step].kind)) {
-      return error(errc::unsupported, "epilogue", "epilogue[%d] is an activation that is not built yet", step);
-    }
-  }
-#endif
-  return {};
-}
+inline result<void> supports(const desc& d) noexcept { return validate(d); }
 
 inline void release(void* context) noexcept { delete static_cast<desc*>(context); }
 
 inline result<program> make(const desc& d, std::span<std::uint8_t>) noexcept {
-  if (auto r = supports(d); !r) return r.error();
+  if (auto r = validate(d); !r) return r.error();
   desc* const kept = new (std::nothrow) desc(d);
   if (kept == nullptr) {
     return error(errc::out_of_memory, "desc", "no memory for the %zu bytes of a reference kernel", sizeof(desc));
