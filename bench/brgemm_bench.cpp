@@ -1,0 +1,75 @@
+// The benchmark driver: reads problem files, loads the peers, and runs every case on Google Benchmark.
+// Each case measures ours, its peers and its ceiling interleaved; see measure.hpp for how and accept.py for targets.
+#include <CLI/CLI.hpp>
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+
+#include "cases.hpp"
+#include "peers/loader.hpp"
+
+namespace {
+
+// One line a case on stderr: where the run is; the figures go to --benchmark_out.
+class progress final : public benchmark::BenchmarkReporter {
+ public:
+  bool ReportContext(const Context&) override { return true; }
+  void ReportRuns(const std::vector<Run>& runs) override {
+    for (const Run& run : runs) {
+      if (run.run_type != Run::RT_Iteration) continue;
+      std::fprintf(stderr, "%s%s%s\n", run.benchmark_name().c_str(), run.error_occurred ? ": " : "",
+                   run.error_message.c_str());
+    }
+  }
+};
+
+void register_all(const std::vector<std::string>& files, const bench::settings& settings) {
+  for (const std::string& file : files) {
+    const auto problems = bench::read_problems(file);
+    if (problems.empty()) std::fprintf(stderr, "%s: no problems in it\n", file.c_str());
+    for (const bench::problem& p : problems) {
+      if (!bench::add_gemm(p, settings) && !bench::add_call(p, settings) && !bench::add_linear(p, settings) &&
+          !bench::add_train(p, settings) && !bench::add_bandwidth(p, settings)) {
+        std::fprintf(stderr, "%s: no kind of problem is called %s\n", file.c_str(), p.words[0].c_str());
+      }
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  benchmark::Initialize(&argc, argv);  // takes --benchmark_* out of the arguments
+  bench::settings settings;
+  std::vector<std::string> files;
+  std::string peers = (std::filesystem::path(argv[0]).parent_path() / "peers").string();
+  CLI::App app(
+      "Measures brgemm, its peers and the machine's ceilings, interleaved. --benchmark_* go to Google Benchmark.");
+  app.add_option("problems", files, "Problem files (bench/problems/*.txt)")->required()->check(CLI::ExistingFile);
+  app.add_option("--peers", peers, "Folder with the peers' modules")->capture_default_str();
+  app.add_option("--rounds", settings.kernels.rounds, "Rounds a case")->capture_default_str();
+  double sample_us = 300;
+  app.add_option("--sample-us", sample_us, "Microseconds a contestant runs in one round")->capture_default_str();
+  std::string only;
+  app.add_option("--only", only, "File with the names of the cases to run, one a line")->check(CLI::ExistingFile);
+  bool list_peers = false;
+  app.add_flag("--list-peers", list_peers, "Print the peers that load, and end");
+  CLI11_PARSE(app, argc, argv);
+
+  settings.kernels.sample_seconds = sample_us * 1e-6;
+  settings.layers = settings.kernels;
+  std::ifstream names(only);
+  for (std::string name; std::getline(names, name);) settings.only.insert(name);
+  settings.peers = bench::load_peers(peers);
+  if (list_peers) {
+    for (const auto* peer : settings.peers) std::printf("%s\n", peer->name);
+    return 0;
+  }
+  std::string peer_names;
+  for (const auto* peer : settings.peers) peer_names += (peer_names.empty() ? "" : ", ") + std::string(peer->name);
+  benchmark::AddCustomContext("peers", peer_names);
+  register_all(files, settings);
+  progress reporter;
+  benchmark::RunSpecifiedBenchmarks(&reporter);
+  benchmark::Shutdown();
+}

@@ -1,0 +1,170 @@
+// What the machine can do at most: register-only loops of the instructions that kernels are made of, and reading
+// memory. 512-bit registers where the CPU has AVX-512, else 256-bit. Written as assembly, so that no compiler touches
+// them.
+#pragma once
+
+#include <omp.h>
+
+#include <brgemm/core/cpu.hpp>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "measure.hpp"
+#include "peers/peer.hpp"
+
+namespace bench {
+
+// 24 independent accumulators (12 with 256 bits): more than two issues a cycle times the latency of any of these.
+#define BENCH_24(op, r, x, y)                                                                                      \
+  op(r, 0, x, y) op(r, 1, x, y) op(r, 2, x, y) op(r, 3, x, y) op(r, 4, x, y) op(r, 5, x, y) op(r, 6, x, y)         \
+      op(r, 7, x, y) op(r, 8, x, y) op(r, 9, x, y) op(r, 10, x, y) op(r, 11, x, y) op(r, 12, x, y) op(r, 13, x, y) \
+          op(r, 14, x, y) op(r, 15, x, y) op(r, 16, x, y) op(r, 17, x, y) op(r, 18, x, y) op(r, 19, x, y)          \
+              op(r, 20, x, y) op(r, 21, x, y) op(r, 22, x, y) op(r, 23, x, y)
+#define BENCH_12(op, r, x, y)                                                                              \
+  op(r, 0, x, y) op(r, 1, x, y) op(r, 2, x, y) op(r, 3, x, y) op(r, 4, x, y) op(r, 5, x, y) op(r, 6, x, y) \
+      op(r, 7, x, y) op(r, 8, x, y) op(r, 9, x, y) op(r, 10, x, y) op(r, 11, x, y)
+#define BENCH_ZERO(r, i, x, y) "vpxor" x " %%" r #i ",%%" r #i ",%%" r #i "\n"
+#define BENCH_STEP(r, i, x, y) x " %%" r y ",%%" r y ",%%" r #i "\n"
+
+// One call is `loop_length` trips; every trip issues each accumulator's instruction once.
+inline constexpr std::int64_t loop_length = 1000;
+
+#define BENCH_LOOP(name, isa, count, repeat, zero, r, instruction, source)                                     \
+  [[gnu::target(isa), gnu::noinline]] inline void name(std::int64_t times) {                                   \
+    std::int64_t trips = times * loop_length;                                                                  \
+    __asm__ volatile(repeat(BENCH_ZERO, r, zero, "") "vpxor" zero " %%" r source ",%%" r source ",%%" r source \
+                                                     "\n1:\n" repeat(BENCH_STEP, r, instruction,               \
+                                                                     source) "dec %0\njnz 1b\nvzeroupper\n"    \
+                     : "+r"(trips)                                                                             \
+                     :                                                                                         \
+                     : "cc", "memory", BENCH_CLOBBER_##count);                                                 \
+  }
+#define BENCH_CLOBBER_12                                                                                              \
+  "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7", "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", \
+      "xmm14", "xmm15"
+#define BENCH_CLOBBER_24                                                                                               \
+  BENCH_CLOBBER_12, "xmm16", "xmm17", "xmm18", "xmm19", "xmm20", "xmm21", "xmm22", "xmm23", "xmm24", "xmm25", "xmm26", \
+      "xmm27", "xmm28", "xmm29", "xmm30", "xmm31"
+
+BENCH_LOOP(fma_f32_512, "avx512f", 24, BENCH_24, "d", "zmm", "vfmadd231ps", "30")
+BENCH_LOOP(fma_f64_512, "avx512f", 24, BENCH_24, "d", "zmm", "vfmadd231pd", "30")
+BENCH_LOOP(dot_bf16_512, "avx512f", 24, BENCH_24, "d", "zmm", "vdpbf16ps", "30")
+BENCH_LOOP(dot_u8s8_512, "avx512f", 24, BENCH_24, "d", "zmm", "vpdpbusd", "30")
+BENCH_LOOP(fma_f32_256, "avx2,fma", 12, BENCH_12, "", "ymm", "vfmadd231ps", "15")
+BENCH_LOOP(fma_f64_256, "avx2,fma", 12, BENCH_12, "", "ymm", "vfmadd231pd", "15")
+BENCH_LOOP(dot_u8s8_256, "avx2,fma", 12, BENCH_12, "", "ymm", "%{vex%} vpdpbusd", "15")
+
+/// The greatest rate of a type on this machine: `operations` (flops; 2 a multiply-add) in one call of `run`.
+struct ceiling {
+  std::string name;
+  double operations = 0;
+  double instructions = 0;  ///< in one call, as many as the unit issues; two a cycle where the CPU has two units
+  void (*run)(std::int64_t times) = nullptr;
+};
+
+inline ceiling ceiling_of(peer_type type) {
+  using brgemm::feature;
+  const brgemm::cpu_features cpu = brgemm::detail::detect_cpu();
+  const auto made = [](const char* name, int accumulators, double per_instruction, void (*run)(std::int64_t)) {
+    const double instructions = static_cast<double>(accumulators) * static_cast<double>(loop_length);
+    return ceiling{name, instructions * per_instruction, instructions, run};
+  };
+  const bool wide = cpu.has(feature::avx512);
+  switch (type) {
+    case peer_type::f64:
+      return wide ? made("FMA f64, 512 bits", 24, 16, fma_f64_512) : made("FMA f64, 256 bits", 12, 8, fma_f64_256);
+    case peer_type::bf16:  // without the instruction: widen and use FMA f32
+      if (cpu.has(feature::avx512_bf16)) return made("vdpbf16ps, 512 bits", 24, 64, dot_bf16_512);
+      break;
+    case peer_type::u8s8:
+      if (cpu.has(feature::avx512_vnni)) return made("vpdpbusd, 512 bits", 24, 128, dot_u8s8_512);
+      if (cpu.has(feature::avx_vnni)) return made("vpdpbusd, 256 bits", 12, 64, dot_u8s8_256);
+      break;
+    case peer_type::f32: break;
+  }
+  return wide ? made("FMA f32, 512 bits", 24, 32, fma_f32_512) : made("FMA f32, 256 bits", 12, 16, fma_f32_256);
+}
+
+/// The same loop on several threads at once; one call of each thread a call.
+inline contestant on_threads(const ceiling& c, int threads) {
+  if (threads == 1) return {"ceiling", c.run};
+  return {"ceiling", [c, threads](std::int64_t times) {
+#pragma omp parallel num_threads(threads)
+            c.run(times);
+          }};
+}
+
+// Reading: 1 KiB a trip from each of `Streams` places. Loads only; nothing waits for them but the end.
+template <int Streams>
+[[gnu::target("avx2"), gnu::noinline]] inline void read_256(const char* data, std::int64_t bytes) {
+  const std::int64_t part = bytes / Streams / 1024 * 1024;
+  for (std::int64_t at = 0; at < part; at += 1024) {
+    for (int s = 0; s < Streams; ++s) {
+      const char* from = data + s * part + at;
+      for (int i = 0; i < 1024; i += 128) {
+        __asm__ volatile(
+            "vmovdqu (%0),%%ymm0\nvmovdqu 32(%0),%%ymm1\nvmovdqu 64(%0),%%ymm2\nvmovdqu 96(%0),%%ymm3\n" ::"r"(from + i)
+            : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
+      }
+    }
+  }
+}
+
+template <int Streams>
+[[gnu::target("avx512f"), gnu::noinline]] inline void read_512(const char* data, std::int64_t bytes) {
+  const std::int64_t part = bytes / Streams / 1024 * 1024;
+  for (std::int64_t at = 0; at < part; at += 1024) {
+    for (int s = 0; s < Streams; ++s) {
+      const char* from = data + s * part + at;
+      for (int i = 0; i < 1024; i += 256) {
+        __asm__ volatile(
+            "vmovdqu64 (%0),%%zmm0\nvmovdqu64 64(%0),%%zmm1\nvmovdqu64 128(%0),%%zmm2\nvmovdqu64 192(%0),%%zmm3\n" ::
+                "r"(from + i)
+            : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
+      }
+    }
+  }
+}
+
+/// Reading `bytes` bytes (a multiple of 64 KiB a thread) again and again: the bandwidth of the level that holds them.
+/// One stream or several, whichever is quicker here.
+class read_bandwidth {
+ public:
+  read_bandwidth(std::int64_t bytes, int threads)
+      : bytes_(std::max<std::int64_t>(bytes / threads / granule, 1) * granule * threads),
+        threads_(threads),
+        data_(static_cast<std::size_t>(bytes_) + 64) {
+    const bool wide = brgemm::detail::detect_cpu().has(brgemm::feature::avx512);
+    void (*const ways[2][3])(const char*, std::int64_t) = {{read_256<1>, read_256<2>, read_256<4>},
+                                                           {read_512<1>, read_512<2>, read_512<4>}};
+    double best = 0;
+    for (const auto way : ways[wide ? 1 : 0]) {
+      const contestant candidate{"", [this, way](std::int64_t times) { run(way, times); }};
+      const std::int64_t times = calls_for(candidate, 10e-3);
+      const double seconds = seconds_of(candidate.run, times) / static_cast<double>(times);
+      if (best == 0 || seconds < best) best = seconds, way_ = way;
+    }
+  }
+  void operator()(std::int64_t times) const { run(way_, times); }
+  double bytes() const { return static_cast<double>(bytes_); }
+
+ private:
+  static constexpr std::int64_t granule = 4096;
+  void run(void (*way)(const char*, std::int64_t), std::int64_t times) const {
+    const char* data = data_.data() + (64 - reinterpret_cast<std::uintptr_t>(data_.data()) % 64) % 64;
+    const std::int64_t share = bytes_ / threads_;
+    if (threads_ == 1) {
+      for (std::int64_t t = 0; t < times; ++t) way(data, share);
+      return;
+    }
+#pragma omp parallel num_threads(threads_)
+    for (std::int64_t t = 0; t < times; ++t) way(data + omp_get_thread_num() * share, share);
+  }
+  std::int64_t bytes_;
+  int threads_;
+  std::vector<char> data_;
+  void (*way_)(const char*, std::int64_t) = nullptr;
+};
+
+}  // namespace bench

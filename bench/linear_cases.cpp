@@ -1,0 +1,220 @@
+// Fully connected layers, without bias and activation, which the peers' products have none of either:
+//   linear TYPE ROWS IN OUT THREADS          f32 or bf16: forward, backward by data, weight update
+// Ours and oneDNN keep activations and weights in the layout they like best, prepared outside the timing. In bf16 the
+// weight update writes f32, as training with f32 master weights needs. With one row the limit is reading the weights.
+#include <brgemm/loops/parallel_for.hpp>
+#include <brgemm/nn/linear.hpp>
+#include <memory>
+#include <optional>
+
+#include "cases.hpp"
+#include "operands.hpp"
+
+namespace bench {
+namespace {
+
+namespace nn = brgemm::nn;
+using brgemm::result;
+
+struct layer {
+  peer_type type;
+  std::int64_t rows, in, out;
+  int threads;
+  peer_pass pass;
+};
+
+const char* name_of(peer_pass p) {
+  switch (p) {
+    case peer_pass::forward: return "forward";
+    case peer_pass::backward_data: return "backward_data";
+    case peer_pass::backward_weights: break;
+  }
+  return "backward_weights";
+}
+
+brgemm::type type_of(const layer& l) { return l.type == peer_type::bf16 ? brgemm::type::bf16 : brgemm::type::f32; }
+brgemm::type result_type_of(const layer& l) {
+  return l.pass == peer_pass::backward_weights ? brgemm::type::f32 : type_of(l);
+}
+std::int64_t result_size_of(const layer& l) {
+  switch (l.pass) {
+    case peer_pass::forward: return l.rows * l.out;
+    case peer_pass::backward_data: return l.rows * l.in;
+    case peer_pass::backward_weights: break;
+  }
+  return l.out * l.in;
+}
+
+// Plain matrices that ours and the peers start from: x (rows,in), w (out,in), y (rows,out).
+struct plain_matrices {
+  buffer x, w, y;
+  explicit plain_matrices(const layer& l) : x(l.rows * l.in * 4), w(l.out * l.in * 4), y(l.rows * l.out * 4) {
+    fill(x, type_of(l), l.rows * l.in, 1);
+    fill(w, type_of(l), l.out * l.in, 2);
+    fill(y, type_of(l), l.rows * l.out, 3);
+  }
+  const buffer& result(const layer& l) const {
+    return l.pass == peer_pass::forward ? y : l.pass == peer_pass::backward_data ? x : w;
+  }
+};
+
+// A layer of ours made ready: its plan and all its memory.
+class planned_layer {
+ public:
+  static result<std::unique_ptr<planned_layer>> make(const layer& l, nn::storage storage, const plain_matrices& from) {
+    nn::linear_desc d;
+    d.rows = l.rows, d.in = l.in, d.out = l.out;
+    d.data = d.y = type_of(l);
+    d.bias = false;
+    d.training = l.pass != peer_pass::forward;
+    if (nn::can_block(l.in)) d.x_storage = storage;
+    if (nn::can_block(l.out)) d.y_storage = storage;
+    auto plan = nn::linear::plan(d);
+    if (!plan) return plan.error();
+    const auto executor = brgemm::loops::openmp::make(l.threads);
+    if (!executor) return executor.error();
+    std::unique_ptr<planned_layer> made(new planned_layer(l, *std::move(plan), *executor));
+    if (auto r = made->load(from); !r) return r.error();
+    return made;
+  }
+
+  result<void> run() const {
+    switch (l_.pass) {
+      case peer_pass::forward: return plan_.forward(threads_, l_.rows, x_.data(), weights(), nullptr, y_.data());
+      case peer_pass::backward_data:
+        return plan_.backward_data(threads_, l_.rows, y_.data(), transposed_.data(), x_.data());
+      case peer_pass::backward_weights: break;
+    }
+    return plan_.backward_weights(threads_, l_.rows, x_.data(), y_.data(), gradient_.as<float>(), nullptr,
+                                  workspace_.data());
+  }
+
+  // With plain storage: the result of the last run in the layout of `plain_matrices`.
+  result<void> deliver(const buffer& to) const {
+    if (l_.pass == peer_pass::backward_weights) {
+      return plan_.unpack_parameters(threads_, gradient_.as<float>(),
+                                     brgemm::view<float, 2>(to.as<float>(), {l_.out, l_.in}),
+                                     brgemm::layout::transposed);
+    }
+    const buffer& from = l_.pass == peer_pass::forward ? y_ : x_;
+    std::memcpy(to.data(), from.data(), static_cast<std::size_t>(result_size_of(l_) * brgemm::size_of(type_of(l_))));
+    return {};
+  }
+
+ private:
+  planned_layer(const layer& l, nn::linear plan, brgemm::loops::openmp executor)
+      : l_(l),
+        plan_(std::move(plan)),
+        executor_(executor),
+        threads_(executor_),
+        x_(plan_.x_bytes()),
+        y_(plan_.y_bytes()),
+        parameters_(plan_.parameters() * 4),
+        weights_(plan_.weights_bytes()),
+        transposed_(plan_.transposed_bytes()),
+        gradient_(plan_.parameters() * 4),
+        workspace_(plan_.workspace_bytes()) {}
+
+  const void* weights() const { return l_.type == peer_type::bf16 ? weights_.data() : parameters_.data(); }
+
+  // Blocked activations get random values of their own: what they are does not matter to the time.
+  result<void> load(const plain_matrices& from) {
+    const brgemm::type t = type_of(l_);
+    fill(x_, t, plan_.x_bytes() / brgemm::size_of(t), 1);
+    fill(y_, t, plan_.y_bytes() / brgemm::size_of(t), 3);
+    buffer wide(l_.out * l_.in * 4);
+    for (std::int64_t i = 0; i < l_.out * l_.in; ++i) {
+      wide.as<float>()[i] = static_cast<float>(value_of(from.w, t, i));
+    }
+    const brgemm::view<const float, 2> w(wide.as<float>(), {l_.out, l_.in});
+    auto r = plan_.pack_weights(threads_, w, brgemm::layout::transposed, parameters_.as<float>());
+    if (!r) return r;
+    return plan_.prepare(threads_, parameters_.as<float>(), l_.type == peer_type::bf16 ? weights_.data() : nullptr,
+                         l_.pass == peer_pass::backward_data ? transposed_.data() : nullptr);
+  }
+
+  layer l_;
+  nn::linear plan_;
+  brgemm::loops::openmp executor_;
+  brgemm::loops::executor_ref threads_;
+  buffer x_, y_, parameters_, weights_, transposed_, gradient_, workspace_;
+};
+
+// Our result in plain layout, which the peers' must agree with.
+result<void> expected_result(const layer& l, const plain_matrices& from, const buffer& to) {
+  const auto plain = planned_layer::make(l, nn::storage::plain, from);
+  if (!plain) return plain.error();
+  if (auto r = (*plain)->run(); !r) return r;
+  return (*plain)->deliver(to);
+}
+
+void add_peers(benchmark::State& state, const layer& l, const plain_matrices& plain, const buffer& expected,
+               const settings& s, std::vector<std::unique_ptr<peer_task>>& tasks,
+               std::vector<contestant>& contestants) {
+  std::string label;
+  for (const peer_api* peer : s.peers) {
+    char reason[200] = "";
+    const peer_linear problem{l.type,    l.pass,         l.rows,         l.in,          l.out,
+                              l.threads, plain.x.data(), plain.w.data(), plain.y.data()};
+    std::unique_ptr<peer_task> task(peer->make_linear(problem, reason, sizeof reason));
+    if (task != nullptr) {
+      task->run(1);
+      task->deliver();
+      const double tolerance = l.type == peer_type::bf16 ? 2e-2 : 1e-4;
+      if (agrees(expected, plain.result(l), result_type_of(l), result_size_of(l), tolerance)) {
+        contestants.push_back({peer->name, [t = task.get()](std::int64_t times) { t->run(times); }});
+        tasks.push_back(std::move(task));
+        continue;
+      }
+      std::snprintf(reason, sizeof reason, "its result differs from ours");
+    }
+    label += (label.empty() ? "" : "; ") + std::string(peer->name) + ": " + reason;
+  }
+  state.SetLabel(label);
+}
+
+void run_linear(benchmark::State& state, const layer& l, const settings& s) {
+  for ([[maybe_unused]] auto _ : state) {
+    const plain_matrices plain(l);
+    const buffer expected(result_size_of(l) * 4);
+    if (auto r = expected_result(l, plain, expected); !r) return state.SkipWithError(r.error().message().data());
+    const auto ours = planned_layer::make(l, nn::storage::blocked, plain);
+    if (!ours) return state.SkipWithError(ours.error().message().data());
+    if (auto r = (*ours)->run(); !r) return state.SkipWithError(r.error().message().data());
+
+    const bool reading = l.rows == 1 && l.pass != peer_pass::backward_weights;
+    const std::int64_t weights_bytes = l.in * l.out * brgemm::size_of(type_of(l));
+    const ceiling limit = ceiling_of(l.type);
+    std::optional<read_bandwidth> read;
+    if (reading) read.emplace(weights_bytes, l.threads);
+    std::vector<contestant> contestants = {
+        reading ? contestant{"ceiling", [&read](std::int64_t times) { (*read)(times); }} : on_threads(limit, l.threads),
+        {"ours", [&ours](std::int64_t times) {
+           for (std::int64_t i = 0; i < times; ++i) (*ours)->run();
+         }}};
+    std::vector<std::unique_ptr<peer_task>> tasks;
+    add_peers(state, l, plain, expected, s, tasks, contestants);
+    effort e = s.layers;
+    if (l.threads > 1) e.settle_seconds = 30e-3;
+    const double work = reading ? static_cast<double>(weights_bytes) : 2.0 * static_cast<double>(l.rows * l.in * l.out);
+    report(state, contestants, interleave(contestants, e), work,
+           reading ? read->bytes() : limit.operations * l.threads);
+    state.counters["reading"] = reading ? 1 : 0;
+  }
+}
+
+}  // namespace
+
+bool add_linear(const problem& p, const settings& s) {
+  if (p.words[0] != "linear") return false;
+  const peer_type type = p.words.at(1) == "bf16" ? peer_type::bf16 : peer_type::f32;
+  for (const peer_pass pass : {peer_pass::forward, peer_pass::backward_data, peer_pass::backward_weights}) {
+    const layer l{type, p.number(2), p.number(3), p.number(4), static_cast<int>(p.number(5)), pass};
+    const std::string shape = p.words[2] + "x" + p.words.at(3) + "x" + p.words.at(4);
+    add_case(s, "linear/" + p.words[1] + "/" + shape + "/threads" + p.words.at(5) + "/" + name_of(pass),
+             [l, &s](benchmark::State& state) { run_linear(state, l, s); });
+  }
+  return true;
+}
+
+}  // namespace bench

@@ -1,0 +1,78 @@
+// LIBXSMM 2.x: libxsmm_dispatch_brgemm with strides, dispatched once and called many times.
+// Column-major: our row-major C = A * B is its C' = B' * A', so the operands change places.
+#include <libxsmm.h>
+
+#include <cstdio>
+
+#include "peer.hpp"
+
+namespace {
+
+using bench::peer_gemm;
+using bench::peer_type;
+
+struct task final : bench::peer_task {
+  libxsmm_gemmfunction kernel;
+  const peer_gemm problem;
+  task(libxsmm_gemmfunction f, const peer_gemm& p) : kernel(f), problem(p) {}
+  void run(std::int64_t times) override {
+    unsigned long long count = static_cast<unsigned long long>(problem.batch);
+    libxsmm_gemm_param argument = {};
+    argument.op.tertiary = &count;
+    argument.a.primary = const_cast<void*>(problem.b);
+    argument.b.primary = const_cast<void*>(problem.a);
+    argument.c.primary = problem.c;
+    for (std::int64_t i = 0; i < times; ++i) kernel(&argument);
+  }
+};
+
+struct types {
+  libxsmm_datatype a, b, c, sum;  // in LIBXSMM's order of operands
+  std::int64_t bytes_a, bytes_b, group;
+};
+
+types types_of(peer_type t) {
+  switch (t) {
+    case peer_type::f64:
+      return {LIBXSMM_DATATYPE_F64, LIBXSMM_DATATYPE_F64, LIBXSMM_DATATYPE_F64, LIBXSMM_DATATYPE_F64, 8, 8, 1};
+    case peer_type::bf16:
+      return {LIBXSMM_DATATYPE_BF16, LIBXSMM_DATATYPE_BF16, LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, 2, 2, 2};
+    case peer_type::u8s8:
+      return {LIBXSMM_DATATYPE_I8, LIBXSMM_DATATYPE_U8, LIBXSMM_DATATYPE_I32, LIBXSMM_DATATYPE_I32, 1, 1, 4};
+    default: break;
+  }
+  return {LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, 4, 4, 1};
+}
+
+bench::peer_task* make_gemm(const peer_gemm& p, char* reason, std::size_t size) {
+  const types t = types_of(p.type);
+  const auto m = static_cast<libxsmm_blasint>(p.n);
+  const auto n = static_cast<libxsmm_blasint>(p.m);
+  const auto k = static_cast<libxsmm_blasint>(p.k);
+  const libxsmm_gemm_shape shape = libxsmm_create_gemm_shape(m, n, k, m, k, m, t.a, t.b, t.c, t.sum);
+  const auto flags = static_cast<libxsmm_bitfield>(LIBXSMM_GEMM_FLAG_BETA_0 |
+                                                   (t.group > 1 ? LIBXSMM_GEMM_FLAG_VNNI_A : LIBXSMM_GEMM_FLAG_NONE));
+  const libxsmm_gemm_batch_reduce_config batch = libxsmm_create_gemm_batch_reduce_config(
+      LIBXSMM_GEMM_BATCH_REDUCE_STRIDE, static_cast<libxsmm_blasint>(p.k * p.n * t.bytes_a),
+      static_cast<libxsmm_blasint>(p.m * p.k * t.bytes_b), 0);
+  const libxsmm_gemmfunction kernel =
+      p.k % t.group == 0 ? libxsmm_dispatch_brgemm(shape, flags, LIBXSMM_GEMM_PREFETCH_NONE, batch) : nullptr;
+  if (kernel == nullptr) {
+    std::snprintf(reason, size, "LIBXSMM has no kernel for this shape and type");
+    return nullptr;
+  }
+  return new task(kernel, p);
+}
+
+bench::peer_task* make_linear(const bench::peer_linear&, char* reason, std::size_t size) {
+  std::snprintf(reason, size, "a kernel library, not a layer library");
+  return nullptr;
+}
+
+}  // namespace
+
+extern "C" const bench::peer_api* brgemm_bench_peer() {
+  libxsmm_init();
+  static const bench::peer_api api{"LIBXSMM " LIBXSMM_CONFIG_VERSION, make_gemm, make_linear};
+  return &api;
+}

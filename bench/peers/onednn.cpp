@@ -1,0 +1,315 @@
+// oneDNN 2.x and 3.x. Layers: inner_product with format `any` for every matrix, and matmul with format `any` for the
+// weights; reorders stay outside the timing, and the quicker of the two is the peer. Batch-reduce kernels: the brgemm
+// ukernel API, where the version has it. Threads: OpenMP, or an arena of oneTBB where the library runs on that.
+#include <oneapi/dnnl/dnnl_config.h>
+#include <oneapi/dnnl/dnnl_version.h>
+
+#include <oneapi/dnnl/dnnl.hpp>
+#ifdef DNNL_EXPERIMENTAL_UKERNEL
+#include <oneapi/dnnl/dnnl_ukernel.hpp>
+#endif
+#if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_TBB
+#include <tbb/task_arena.h>
+#else
+#include <omp.h>
+#endif
+
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "peer.hpp"
+
+namespace {
+
+using bench::peer_gemm;
+using bench::peer_linear;
+using bench::peer_pass;
+using bench::peer_type;
+using dnnl::memory;
+using tag = memory::format_tag;
+
+const dnnl::engine& cpu() {
+  static const dnnl::engine engine(dnnl::engine::kind::cpu, 0);
+  return engine;
+}
+
+// Runs a function with a number of threads.
+class thread_limit {
+ public:
+  explicit thread_limit(int threads)
+#if DNNL_CPU_THREADING_RUNTIME == DNNL_RUNTIME_TBB
+      : arena_(threads) {
+  }
+  template <class F>
+  void operator()(F&& f) {
+    arena_.execute(std::forward<F>(f));
+  }
+
+ private:
+  tbb::task_arena arena_;
+#else
+      : threads_(threads) {
+  }
+  template <class F>
+  void operator()(F&& f) {
+    omp_set_num_threads(threads_);
+    f();
+  }
+
+ private:
+  int threads_;
+#endif
+};
+
+memory::data_type type_of(peer_type t) {
+  return t == peer_type::bf16 ? memory::data_type::bf16 : memory::data_type::f32;
+}
+
+// A matrix of the caller in plain layout, and the same in the layout that the primitive chose.
+struct operand {
+  memory user;
+  memory own;
+};
+
+struct primitive_task final : bench::peer_task {
+  thread_limit limit;
+  dnnl::stream stream{cpu()};
+  dnnl::primitive primitive;
+  std::unordered_map<int, memory> arguments;
+  operand result;
+
+  explicit primitive_task(int threads) : limit(threads) {}
+
+  // Takes matrices in, in the layouts that the primitive descriptor asks for.
+  void bind(int argument, const memory::desc& plain, const memory::desc& chosen, void* data, bool read) {
+    memory user(plain, cpu(), data);
+    memory own(chosen, cpu());
+    if (read) {
+      dnnl::reorder(user, own).execute(stream, user, own);
+      stream.wait();
+    }
+    arguments.insert({argument, own});
+    if (!read) result = {user, own};
+  }
+  void deliver() override {
+    dnnl::reorder(result.own, result.user).execute(stream, result.own, result.user);
+    stream.wait();
+  }
+  void run(std::int64_t times) override {
+    limit([&] {
+      for (std::int64_t i = 0; i < times; ++i) {
+        primitive.execute(stream, arguments);
+        stream.wait();
+      }
+    });
+  }
+};
+
+struct shapes {
+  memory::desc x, w, y;
+};
+
+shapes shapes_of(const peer_linear& p, tag order) {
+  const auto t = type_of(p.type);
+  const auto weights = p.pass == peer_pass::backward_weights ? memory::data_type::f32 : t;
+  return {memory::desc({p.rows, p.in}, t, order), memory::desc({p.out, p.in}, weights, order),
+          memory::desc({p.rows, p.out}, t, order)};
+}
+
+#if DNNL_VERSION_MAJOR >= 3
+auto forward_of(const shapes& s, dnnl::prop_kind kind) {
+  return dnnl::inner_product_forward::primitive_desc(cpu(), kind, s.x, s.w, s.y);
+}
+auto backward_data_of(const shapes& s) {
+  return dnnl::inner_product_backward_data::primitive_desc(cpu(), s.x, s.w, s.y,
+                                                           forward_of(s, dnnl::prop_kind::forward_training));
+}
+auto backward_weights_of(const shapes& s, const shapes& hint) {
+  return dnnl::inner_product_backward_weights::primitive_desc(cpu(), s.x, s.w, s.y,
+                                                              forward_of(hint, dnnl::prop_kind::forward_training));
+}
+auto matmul_of(const memory::desc& a, const memory::desc& b, const memory::desc& c) {
+  return dnnl::matmul::primitive_desc(cpu(), a, b, c);
+}
+#else
+auto forward_of(const shapes& s, dnnl::prop_kind kind) {
+  return dnnl::inner_product_forward::primitive_desc({kind, s.x, s.w, s.y}, cpu());
+}
+auto backward_data_of(const shapes& s) {
+  return dnnl::inner_product_backward_data::primitive_desc({s.x, s.w, s.y}, cpu(),
+                                                           forward_of(s, dnnl::prop_kind::forward_training));
+}
+auto backward_weights_of(const shapes& s, const shapes& hint) {
+  return dnnl::inner_product_backward_weights::primitive_desc({s.x, s.w, s.y}, cpu(),
+                                                              forward_of(hint, dnnl::prop_kind::forward_training));
+}
+auto matmul_of(const memory::desc& a, const memory::desc& b, const memory::desc& c) {
+  return dnnl::matmul::primitive_desc({a, b, c}, cpu());
+}
+#endif
+
+std::unique_ptr<primitive_task> inner_product(const peer_linear& p) {
+  auto made = std::make_unique<primitive_task>(p.threads);
+  const shapes plain = shapes_of(p, tag::ab);
+  const shapes any = shapes_of(p, tag::any);
+  made->limit([&] {
+    if (p.pass == peer_pass::forward) {
+      const auto pd = forward_of(any, dnnl::prop_kind::forward_inference);
+      made->bind(DNNL_ARG_SRC, plain.x, pd.src_desc(), p.x, true);
+      made->bind(DNNL_ARG_WEIGHTS, plain.w, pd.weights_desc(), p.w, true);
+      made->bind(DNNL_ARG_DST, plain.y, pd.dst_desc(), p.y, false);
+      made->primitive = dnnl::inner_product_forward(pd);
+    } else if (p.pass == peer_pass::backward_data) {
+      const auto pd = backward_data_of(any);
+      made->bind(DNNL_ARG_DIFF_SRC, plain.x, pd.diff_src_desc(), p.x, false);
+      made->bind(DNNL_ARG_WEIGHTS, plain.w, pd.weights_desc(), p.w, true);
+      made->bind(DNNL_ARG_DIFF_DST, plain.y, pd.diff_dst_desc(), p.y, true);
+      made->primitive = dnnl::inner_product_backward_data(pd);
+    } else {
+      peer_linear forward = p;
+      forward.pass = peer_pass::forward;
+      const auto pd = backward_weights_of(any, shapes_of(forward, tag::any));
+      made->bind(DNNL_ARG_SRC, plain.x, pd.src_desc(), p.x, true);
+      made->bind(DNNL_ARG_DIFF_WEIGHTS, plain.w, pd.diff_weights_desc(), p.w, false);
+      made->bind(DNNL_ARG_DIFF_DST, plain.y, pd.diff_dst_desc(), p.y, true);
+      made->primitive = dnnl::inner_product_backward_weights(pd);
+    }
+  });
+  return made;
+}
+
+// Each pass as one product a * b = c; the weights, where they are an input, in the layout that matmul likes best.
+std::unique_ptr<primitive_task> matrix_product(const peer_linear& p) {
+  auto made = std::make_unique<primitive_task>(p.threads);
+  const auto t = type_of(p.type);
+  const auto plain = [&](std::int64_t rows, std::int64_t columns, tag order) {
+    return memory::desc({rows, columns}, t, order);
+  };
+  memory::desc a, b, c, b_any;
+  void* data[3] = {};
+  if (p.pass == peer_pass::forward) {  // x (rows,in) * w' (in,out)
+    a = plain(p.rows, p.in, tag::ab), b = plain(p.in, p.out, tag::ba), c = plain(p.rows, p.out, tag::ab);
+    b_any = plain(p.in, p.out, tag::any);
+    data[0] = p.x, data[1] = p.w, data[2] = p.y;
+  } else if (p.pass == peer_pass::backward_data) {  // dy (rows,out) * w (out,in)
+    a = plain(p.rows, p.out, tag::ab), b = plain(p.out, p.in, tag::ab), c = plain(p.rows, p.in, tag::ab);
+    b_any = plain(p.out, p.in, tag::any);
+    data[0] = p.y, data[1] = p.w, data[2] = p.x;
+  } else {  // dy' (out,rows) * x (rows,in)
+    a = plain(p.out, p.rows, tag::ba), b = plain(p.rows, p.in, tag::ab),
+    c = memory::desc({p.out, p.in}, memory::data_type::f32, tag::ab);
+    b_any = b;
+    data[0] = p.y, data[1] = p.x, data[2] = p.w;
+  }
+  made->limit([&] {
+    const auto pd = matmul_of(a, b_any, c);
+    made->bind(DNNL_ARG_SRC, a, pd.src_desc(), data[0], true);
+    made->bind(DNNL_ARG_WEIGHTS, b, pd.weights_desc(), data[1], true);
+    made->bind(DNNL_ARG_DST, c, pd.dst_desc(), data[2], false);
+    made->primitive = dnnl::matmul(pd);
+  });
+  return made;
+}
+
+double seconds_of(bench::peer_task& task) {
+  task.run(1);
+  double best = 1e30;
+  for (int i = 0; i < 3; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    task.run(1);
+    const std::chrono::duration<double> taken = std::chrono::steady_clock::now() - start;
+    best = taken.count() < best ? taken.count() : best;
+  }
+  return best;
+}
+
+bench::peer_task* make_linear(const peer_linear& p, char* reason, std::size_t size) {
+  if (p.type != peer_type::f32 && p.type != peer_type::bf16) {
+    std::snprintf(reason, size, "the suite measures f32 and bf16 layers");
+    return nullptr;
+  }
+  std::unique_ptr<primitive_task> best;
+  for (const auto make : {inner_product, matrix_product}) {
+    try {
+      auto made = make(p);
+      if (best == nullptr || seconds_of(*made) < seconds_of(*best)) best = std::move(made);
+    } catch (const std::exception& e) {
+      std::snprintf(reason, size, "%s", e.what());
+    }
+  }
+  return best.release();
+}
+
+#ifdef DNNL_EXPERIMENTAL_UKERNEL
+struct ukernel_task final : bench::peer_task {
+  dnnl::ukernel::brgemm kernel;
+  std::vector<std::pair<memory::dim, memory::dim>> offsets;
+  std::vector<std::uint8_t> scratch;
+  peer_gemm problem;
+  void run(std::int64_t times) override {
+    kernel.set_hw_context();
+    for (std::int64_t i = 0; i < times; ++i) {
+      kernel.execute(problem.a, problem.b, offsets, problem.c, scratch.data());
+    }
+    dnnl::ukernel::brgemm::release_hw_context();
+  }
+};
+
+std::unique_ptr<ukernel_task> make_ukernel(const peer_gemm& p) {
+  using dt = memory::data_type;
+  struct row {
+    dt a, b, c;
+    std::int64_t bytes, group;
+  };
+  const row t = p.type == peer_type::bf16   ? row{dt::bf16, dt::bf16, dt::f32, 2, 2}
+                : p.type == peer_type::u8s8 ? row{dt::u8, dt::s8, dt::s32, 1, 4}
+                                            : row{dt::f32, dt::f32, dt::f32, 4, 1};
+  const auto pack = dnnl::ukernel::brgemm::get_B_pack_type(t.a, t.b);
+  const bool ours = t.group == 1 ? pack == dnnl::ukernel::pack_type::no_trans
+                                 : pack == dnnl::ukernel::pack_type::pack32 && p.n % 16 == 0 && p.n <= 64;
+  if (p.type == peer_type::f64 || !ours || p.k % t.group != 0) return nullptr;
+  auto made = std::make_unique<ukernel_task>();
+  made->problem = p;
+  made->kernel = dnnl::ukernel::brgemm(p.m, p.n, p.k, p.batch, p.k, p.n, p.n, t.a, t.b, t.c, true);
+  if (!made->kernel) return nullptr;
+  made->kernel.set_add_C(false);
+  if (!made->kernel.finalize()) return nullptr;
+  made->kernel.generate();
+  made->scratch.resize(made->kernel.get_scratchpad_size() + 1);
+  for (std::int64_t i = 0; i < p.batch; ++i) {  // offsets count bytes
+    made->offsets.emplace_back(i * p.m * p.k * t.bytes, i * p.k * p.n * t.bytes);
+  }
+  return made;
+}
+#endif
+
+bench::peer_task* make_gemm([[maybe_unused]] const peer_gemm& p, char* reason, std::size_t size) {
+#ifdef DNNL_EXPERIMENTAL_UKERNEL
+  try {
+    if (auto made = make_ukernel(p)) return made.release();
+    std::snprintf(reason, size, "the brgemm ukernel does not take this type or layout");
+  } catch (const std::exception& e) {
+    std::snprintf(reason, size, "%s", e.what());
+  }
+#else
+  std::snprintf(reason, size, "this build of oneDNN has no ukernel API");
+#endif
+  return nullptr;
+}
+
+}  // namespace
+
+extern "C" const bench::peer_api* brgemm_bench_peer() try {
+  static char name[48];
+  const dnnl_version_t* v = dnnl_version();
+  std::snprintf(name, sizeof name, "oneDNN %d.%d", v->major, v->minor);
+  static const bench::peer_api api{name, make_gemm, make_linear};
+  cpu();
+  return &api;
+} catch (...) {
+  return nullptr;
+}
