@@ -16,7 +16,9 @@
 
 #include "../backend/backend.hpp"
 #include "../backend/executable_memory.hpp"
+#include "../backend/jit_registry.hpp"
 #include "../backend/list.hpp"
+#include "name.hpp"
 
 namespace brgemm::inline abi_0 {
 
@@ -288,6 +290,7 @@ inline std::uint64_t hits_of(const record& r) noexcept {
 }
 
 inline void release_program(record* r, bool reusable) noexcept {
+  backend::jit_registry::remove(r->pages.address);
   backend::release_code(r->pages, reusable);
   if (r->program.release != nullptr) r->program.release(r->program.context);
   r->pages = {};
@@ -344,15 +347,18 @@ inline void before_fork() noexcept {
   backend::entries::added.lock.lock();
   cache.lock.lock();
   backend::code_memory::before_fork();
+  backend::jit_registry::before_fork();
 }
 
 inline void after_fork_in_parent() noexcept {
+  backend::jit_registry::after_fork(false);
   backend::code_memory::after_fork(false);
   cache.lock.unlock();
   backend::entries::added.lock.unlock();
 }
 
 inline void after_fork_in_child() noexcept {
+  backend::jit_registry::after_fork(true);
   backend::code_memory::after_fork(true);
   while (record* r = cache.pending.oldest) {
     cache.pending.remove(r);
@@ -473,7 +479,9 @@ inline result<void> fill(record* r, const backend::entry& maker) noexcept {
   if (!pages) return pages.error();
   r->pages = *pages;
   r->entry = reinterpret_cast<entry_point>(reinterpret_cast<std::uintptr_t>(pages->address));
-  return {};
+  return backend::jit_registry::wanted() == 0
+             ? result<void>()
+             : backend::jit_registry::add({pages->address, made->code_bytes}, name_of(r->description).c_str());
 }
 
 /// Makes a generated kernel visible, pinned once; or forgets one that failed. Wakes who waits for it.

@@ -1,0 +1,365 @@
+// Tells debuggers and profilers about generated code, where BRGEMM_JIT_PROFILE asks for it; otherwise it costs nothing.
+//
+//   BRGEMM_JIT_PROFILE=gdb       the GDB JIT interface: an ELF object in memory with a symbol and unwind information
+//   BRGEMM_JIT_PROFILE=perf      /tmp/perf-PID.map: `perf report` finds the names
+//   BRGEMM_JIT_PROFILE=jitdump   jit-PID.dump in $JITDUMPDIR, else /tmp: code too, for `perf record -k 1`, `perf inject
+//   -j`
+//
+// Several may be given, separated by commas. A name in the file of a process and the code it stands for stay there when
+// the kernel is evicted; perf takes the later line where addresses were used again.
+#pragma once
+
+#include <elf.h>
+#include <fcntl.h>
+#include <sys/file.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstddef>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <ctime>
+#include <mutex>
+#include <span>
+
+#include "executable_memory.hpp"
+
+// The names that GDB looks for. Weak, so that one definition serves the process where the linker can see to it, and
+// another JIT compiler's definition may be that one: the list is shared then.
+extern "C" {
+struct brgemm_jit_code_entry {
+  brgemm_jit_code_entry* next;
+  brgemm_jit_code_entry* previous;
+  const void* object;
+  std::uint64_t object_bytes;
+};
+struct brgemm_jit_descriptor {
+  std::uint32_t version;
+  std::uint32_t action;  // 0 nothing, 1 registered, 2 unregistered
+  brgemm_jit_code_entry* relevant;
+  brgemm_jit_code_entry* first;
+};
+[[gnu::weak, gnu::noinline, gnu::used, gnu::visibility("default")]] void __jit_debug_register_code() {
+  __asm__ volatile("" ::: "memory");
+}
+[[gnu::weak, gnu::used, gnu::visibility("default")]] brgemm_jit_descriptor __jit_debug_descriptor = {1, 0, nullptr,
+                                                                                                     nullptr};
+}
+
+namespace brgemm::inline abi_0::backend::jit_registry {
+
+inline constexpr int to_gdb = 1;
+inline constexpr int to_perf_map = 2;
+inline constexpr int to_jitdump = 4;
+inline constexpr int unknown_word = 8;
+
+/// Call frame information: how to find the caller from any instruction of a kernel. Kernels begin with `endbr64; push
+/// rbp; mov rbp, rsp` and keep rbp; at their last instruction, `ret`, the caller is skipped.
+struct [[gnu::packed]] frame_section {
+  std::uint32_t cie_length = 20;
+  std::uint32_t cie_id = 0;
+  std::uint8_t cie[16] = {1,    0, 1, 0x78, 16,
+                          0x0c, 7, 8, 0x90, 1};  // version, "", 1, -8, rip; cfa = rsp + 8; rip at cfa - 8
+  std::uint32_t fde_length = 36;
+  std::uint32_t to_cie = offsetof(frame_section, fde_length) + 4;
+  std::uint64_t code = 0;
+  std::uint64_t bytes = 0;
+  std::uint8_t fde[16] = {0x45, 0x0e, 16,   0x86,
+                          2,    0x43, 0x0d, 6};  // +5: cfa = rsp + 16, rbp at cfa - 16; +3: cfa by rbp
+  std::uint32_t end = 0;
+};
+
+/// The ELF object of one kernel; its text is where the kernel is.
+struct object_file {
+  static constexpr char section_names[] = "\0.text\0.eh_frame\0.symtab\0.strtab\0.shstrtab";
+
+  Elf64_Ehdr header;
+  Elf64_Shdr sections[6];
+  Elf64_Sym symbols[2];
+  frame_section frame;
+  char names[sizeof section_names];
+  char strings[512];
+};
+
+struct registration {
+  registration* next = nullptr;
+  std::span<const std::uint8_t> code;
+  brgemm_jit_code_entry entry{};
+  object_file object;
+};
+
+struct shared_state {
+  std::mutex lock;
+  registration* first = nullptr;
+  int map_file = -1;
+  int dump_file = -1;
+  void* dump_marker = nullptr;  // perf learns of the dump by a mapping of it
+  std::uint64_t dumped = 0;
+};
+inline constinit shared_state state;
+inline constinit std::atomic<int> targets{-1};  // -1: the environment was not read yet
+
+inline int parse(std::string_view list) noexcept {
+  int bits = 0;
+  while (!list.empty()) {
+    const auto end = list.find(',');
+    const std::string_view word = list.substr(0, end);
+    list = end == std::string_view::npos ? std::string_view{} : list.substr(end + 1);
+    bits |= word == "gdb" ? to_gdb : word == "perf" ? to_perf_map : word == "jitdump" ? to_jitdump : unknown_word;
+  }
+  return bits;
+}
+
+/// What is asked for; the environment is read once.
+inline int wanted() noexcept {
+  int bits = targets.load(std::memory_order_relaxed);
+  if (bits < 0) {
+    const char* list = std::getenv("BRGEMM_JIT_PROFILE");
+    bits = parse(list != nullptr ? list : "");
+    targets.store(bits, std::memory_order_relaxed);
+  }
+  return bits;
+}
+
+// GDB ----------------------------------------------------------------------------------------------------------------
+
+inline Elf64_Shdr section(Elf64_Word name, Elf64_Word kind, Elf64_Xword flags, Elf64_Off at,
+                          Elf64_Xword bytes) noexcept {
+  Elf64_Shdr s{};
+  s.sh_name = name;
+  s.sh_type = kind;
+  s.sh_flags = flags;
+  s.sh_offset = at;
+  s.sh_size = bytes;
+  s.sh_addralign = 8;
+  return s;
+}
+
+inline void fill_header(Elf64_Ehdr& h) noexcept {
+  h = {};
+  std::memcpy(h.e_ident, ELFMAG, SELFMAG);
+  h.e_ident[EI_CLASS] = ELFCLASS64;
+  h.e_ident[EI_DATA] = ELFDATA2LSB;
+  h.e_ident[EI_VERSION] = EV_CURRENT;
+  h.e_type = ET_EXEC;  // addresses are final
+  h.e_machine = EM_X86_64;
+  h.e_version = EV_CURRENT;
+  h.e_shoff = offsetof(object_file, sections);
+  h.e_ehsize = sizeof(Elf64_Ehdr);
+  h.e_shentsize = sizeof(Elf64_Shdr);
+  h.e_shnum = 6;
+  h.e_shstrndx = 5;
+}
+
+inline void fill_object(object_file& o, std::span<const std::uint8_t> code, const char* name) noexcept {
+  const auto address = static_cast<Elf64_Addr>(reinterpret_cast<std::uintptr_t>(code.data()));
+  fill_header(o.header);
+  std::memcpy(o.names, object_file::section_names, sizeof o.names);
+  o.strings[0] = '\0';
+  std::snprintf(o.strings + 1, sizeof o.strings - 1, "%s", name);
+  o.frame = frame_section{};
+  o.frame.code = address;
+  o.frame.bytes = code.size();
+  constexpr std::uint8_t prologue[] = {0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5};
+  const bool keeps_frame = code.size() > sizeof prologue && std::memcmp(code.data(), prologue, sizeof prologue) == 0;
+  if (!keeps_frame) std::memset(o.frame.fde, 0, sizeof o.frame.fde);  // no more than the common rules
+  o.symbols[0] = {};
+  o.symbols[1] = {1, ELF64_ST_INFO(STB_GLOBAL, STT_FUNC), STV_DEFAULT, 1, address, code.size()};
+  o.sections[0] = {};
+  o.sections[1] = section(1, SHT_NOBITS, SHF_ALLOC | SHF_EXECINSTR, 0, code.size());
+  o.sections[1].sh_addr = address;
+  o.sections[2] = section(7, SHT_PROGBITS, SHF_ALLOC, offsetof(object_file, frame), sizeof(frame_section));
+  o.sections[2].sh_addr = static_cast<Elf64_Addr>(reinterpret_cast<std::uintptr_t>(&o.frame));
+  o.sections[3] = section(17, SHT_SYMTAB, 0, offsetof(object_file, symbols), sizeof o.symbols);
+  o.sections[3].sh_link = 4;
+  o.sections[3].sh_info = 1;
+  o.sections[3].sh_entsize = sizeof(Elf64_Sym);
+  o.sections[4] = section(25, SHT_STRTAB, 0, offsetof(object_file, strings), sizeof o.strings);
+  o.sections[5] = section(33, SHT_STRTAB, 0, offsetof(object_file, names), sizeof o.names);
+}
+
+inline void tell_gdb(registration& r) noexcept {
+  brgemm_jit_descriptor& list = __jit_debug_descriptor;
+  r.entry = {list.first, nullptr, &r.object, sizeof r.object};
+  if (list.first != nullptr) list.first->previous = &r.entry;
+  list.first = &r.entry;
+  list.relevant = &r.entry;
+  list.action = 1;
+  __jit_debug_register_code();
+}
+
+inline void take_from_gdb(registration& r) noexcept {
+  brgemm_jit_descriptor& list = __jit_debug_descriptor;
+  (r.entry.previous != nullptr ? r.entry.previous->next : list.first) = r.entry.next;
+  if (r.entry.next != nullptr) r.entry.next->previous = r.entry.previous;
+  list.relevant = &r.entry;
+  list.action = 2;
+  __jit_debug_register_code();
+}
+
+// Files of perf ------------------------------------------------------------------------------------------------------
+
+/// Opens a file that belongs to this process id. Who holds its lock is alive: then it is another shared object of this
+/// process with this code of its own, and both append; else a file that is there is left from an earlier process.
+inline int open_own_file(const char* path) noexcept {
+  const int fd = ::open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd >= 0 && ::flock(fd, LOCK_EX | LOCK_NB) == 0) static_cast<void>(!::ftruncate(fd, 0));
+  if (fd >= 0) ::flock(fd, LOCK_SH | LOCK_NB);
+  return fd;
+}
+
+inline std::uint64_t now() noexcept {
+  std::timespec t{};
+  ::clock_gettime(CLOCK_MONOTONIC, &t);
+  return static_cast<std::uint64_t>(t.tv_sec) * 1'000'000'000u + static_cast<std::uint64_t>(t.tv_nsec);
+}
+
+inline bool write_map_line(std::span<const std::uint8_t> code, const char* name) noexcept {
+  char line[600];
+  if (state.map_file < 0) {
+    std::snprintf(line, sizeof line, "/tmp/perf-%d.map", static_cast<int>(::getpid()));
+    state.map_file = open_own_file(line);
+  }
+  const int length =
+      std::snprintf(line, sizeof line, "%llx %zx %s\n",
+                    static_cast<unsigned long long>(reinterpret_cast<std::uintptr_t>(code.data())), code.size(), name);
+  return state.map_file >= 0 && ::write(state.map_file, line, static_cast<std::size_t>(length)) == length;
+}
+
+struct dump_header {
+  std::uint32_t magic = 0x4A695444;
+  std::uint32_t version = 1;
+  std::uint32_t bytes = 40;
+  std::uint32_t machine = EM_X86_64;
+  std::uint32_t pad = 0;
+  std::uint32_t pid = static_cast<std::uint32_t>(::getpid());
+  std::uint64_t time = now();
+  std::uint64_t flags = 0;
+};
+
+struct dump_record {
+  std::uint32_t id = 0;  // code load
+  std::uint32_t bytes = 0;
+  std::uint64_t time = now();
+  std::uint32_t pid = static_cast<std::uint32_t>(::getpid());
+  std::uint32_t thread = static_cast<std::uint32_t>(::syscall(SYS_gettid));
+  std::uint64_t address = 0;
+  std::uint64_t code_address = 0;
+  std::uint64_t code_bytes = 0;
+  std::uint64_t number = 0;
+};
+
+inline bool open_dump() noexcept {
+  const char* folder = std::getenv("JITDUMPDIR");
+  char path[512];
+  std::snprintf(path, sizeof path, "%s/jit-%d.dump", folder != nullptr ? folder : "/tmp", static_cast<int>(::getpid()));
+  state.dump_file = open_own_file(path);
+  if (state.dump_file < 0) return false;
+  const dump_header header;
+  if (::lseek(state.dump_file, 0, SEEK_END) == 0 &&
+      ::write(state.dump_file, &header, sizeof header) != static_cast<ssize_t>(sizeof header)) {
+    return false;
+  }
+  state.dump_marker =
+      ::mmap(nullptr, code_memory::whole_pages(1), PROT_READ | PROT_EXEC, MAP_PRIVATE, state.dump_file, 0);
+  return true;
+}
+
+inline bool write_dump(std::span<const std::uint8_t> code, const char* name) noexcept {
+  if (state.dump_file < 0 && !open_dump()) return false;
+  const std::size_t name_bytes = std::strlen(name) + 1;
+  dump_record record;
+  record.bytes = static_cast<std::uint32_t>(sizeof record + name_bytes + code.size());
+  record.address = record.code_address = reinterpret_cast<std::uintptr_t>(code.data());
+  record.code_bytes = code.size();
+  record.number = state.dumped++;
+  const auto put = [](const void* data, std::size_t bytes) {
+    return ::write(state.dump_file, data, bytes) == static_cast<ssize_t>(bytes);
+  };
+  return put(&record, sizeof record) && put(name, name_bytes) && put(code.data(), code.size());
+}
+
+inline result<void> write_files(int to, std::span<const std::uint8_t> code, const char* name) noexcept {
+  if ((to & to_perf_map) != 0 && !write_map_line(code, name)) {
+    return error(errc::invalid_argument, "BRGEMM_JIT_PROFILE", "perf: cannot write /tmp/perf-%d.map: %s",
+                 static_cast<int>(::getpid()), code_memory::reason(errno));
+  }
+  if ((to & to_jitdump) != 0 && !write_dump(code, name)) {
+    return error(errc::invalid_argument, "BRGEMM_JIT_PROFILE", "jitdump: cannot write jit-%d.dump: %s",
+                 static_cast<int>(::getpid()), code_memory::reason(errno));
+  }
+  return {};
+}
+
+// ------------------------------------------------------------------------------------------------------------------
+
+[[gnu::noinline, gnu::cold]] inline result<void> tell(int to, std::span<const std::uint8_t> code,
+                                                      const char* name) noexcept {
+  if ((to & unknown_word) != 0) {
+    return error(errc::invalid_argument, "BRGEMM_JIT_PROFILE",
+                 "BRGEMM_JIT_PROFILE takes gdb, perf and jitdump, with commas");
+  }
+  void* memory = current_system_calls.allocate(sizeof(registration));
+  if (memory == nullptr) {
+    return error(errc::out_of_memory, "memory", "no %zu bytes to register a kernel for debuggers",
+                 sizeof(registration));
+  }
+  auto* r = new (memory) registration;
+  r->code = code;
+  fill_object(r->object, code, name);
+  std::lock_guard guard(state.lock);
+  if (auto written = write_files(to, code, name); !written) {
+    current_system_calls.free(memory);
+    return written;
+  }
+  r->next = state.first;
+  state.first = r;
+  if ((to & to_gdb) != 0) tell_gdb(*r);
+  return {};
+}
+
+[[gnu::noinline, gnu::cold]] inline void forget(const std::uint8_t* code) noexcept {
+  std::lock_guard guard(state.lock);
+  registration** link = &state.first;
+  while (*link != nullptr && (*link)->code.data() != code) link = &(*link)->next;
+  registration* r = *link;
+  if (r == nullptr) return;
+  *link = r->next;
+  if (r->entry.object != nullptr) take_from_gdb(*r);
+  current_system_calls.free(r);
+}
+
+/// Announces a kernel that was installed, if the environment asks for it. Errors: invalid_argument where a file of perf
+/// cannot be written or the variable has an unknown word; out_of_memory. Thread-safe.
+inline result<void> add(std::span<const std::uint8_t> code, const char* name) noexcept {
+  const int to = wanted();
+  return to == 0 ? result<void>() : tell(to, code, name);
+}
+
+/// Takes back what `add` announced, before the code goes away. Thread-safe.
+inline void remove(const std::uint8_t* code) noexcept {
+  if (code != nullptr && wanted() != 0) forget(code);
+}
+
+/// Around fork. The child's files have its own process id, and begin with the kernels that it inherited.
+inline void before_fork() noexcept { state.lock.lock(); }
+inline void after_fork(bool child) noexcept {
+  if (child) {
+    for (int* file : {&state.map_file, &state.dump_file}) {
+      if (*file >= 0) ::close(*file);
+      *file = -1;
+    }
+    for (const registration* r = state.first; r != nullptr; r = r->next) {
+      static_cast<void>(write_files(wanted(), r->code, r->object.strings + 1));
+    }
+  }
+  state.lock.unlock();
+}
+
+/// For tests: stands in the place of BRGEMM_JIT_PROFILE from now on.
+inline void set_targets(std::string_view list) noexcept { targets.store(parse(list), std::memory_order_relaxed); }
+
+}  // namespace brgemm::inline abi_0::backend::jit_registry
