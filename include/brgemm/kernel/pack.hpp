@@ -2,6 +2,10 @@
 // and the sums over k that zero points need.
 #pragma once
 
+#include <emmintrin.h>
+
+#include <cstring>
+
 #include "../core/validate.hpp"
 #include "../core/view.hpp"
 
@@ -68,6 +72,50 @@ void transpose(const Word* from, index ld_from, Word* to, index ld_to, index row
   }
 }
 
+/// A 4x4 block of 4-byte words, through registers; rows are `pitch` bytes apart and need no alignment.
+inline void transpose_4x4(const std::byte* from, index pitch_from, std::byte* to, index pitch_to) noexcept {
+  const auto row = [&](index r) { return _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + r * pitch_from)); };
+  const __m128i low_01 = _mm_unpacklo_epi32(row(0), row(1));
+  const __m128i low_23 = _mm_unpacklo_epi32(row(2), row(3));
+  const __m128i high_01 = _mm_unpackhi_epi32(row(0), row(1));
+  const __m128i high_23 = _mm_unpackhi_epi32(row(2), row(3));
+  const auto store = [&](index r, __m128i x) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to + r * pitch_to), x); };
+  store(0, _mm_unpacklo_epi64(low_01, low_23));
+  store(1, _mm_unpackhi_epi64(low_01, low_23));
+  store(2, _mm_unpacklo_epi64(high_01, high_23));
+  store(3, _mm_unpackhi_epi64(high_01, high_23));
+}
+
+/// One block of words, of at most pack_block rows and columns.
+inline void transpose_block(const std::byte* from, index pitch_from, std::byte* to, index pitch_to, index rows,
+                            index columns) noexcept {
+  const index whole_rows = rows / 4 * 4;
+  const index whole_columns = columns / 4 * 4;
+  for (index c = 0; c < whole_columns; c += 4) {
+    for (index r = 0; r < whole_rows; r += 4) {
+      transpose_4x4(from + r * pitch_from + c * 4, pitch_from, to + c * pitch_to + r * 4, pitch_to);
+    }
+  }
+  for (index c = 0; c < columns; ++c) {
+    for (index r = c < whole_columns ? whole_rows : 0; r < rows; ++r) {
+      std::memcpy(to + c * pitch_to + r * 4, from + r * pitch_from + c * 4, 4);
+    }
+  }
+}
+
+/// 4-byte words (rows,columns) to (columns,rows); pitches in bytes.
+inline void transpose_words(const void* from, index pitch_from, void* to, index pitch_to, index rows,
+                            index columns) noexcept {
+  for (index r = 0; r < rows; r += pack_block) {
+    const index rows_here = rows - r < pack_block ? rows - r : pack_block;
+    for (index c = 0; c < columns; c += pack_block) {
+      const index columns_here = columns - c < pack_block ? columns - c : pack_block;
+      transpose_block(static_cast<const std::byte*>(from) + r * pitch_from + c * 4, pitch_from,
+                      static_cast<std::byte*>(to) + c * pitch_to + r * 4, pitch_to, rows_here, columns_here);
+    }
+  }
+}
+
 /// Plain (k,n) to interleaved (ceil(k/Group), n, Group); the missing k of the last group are zero.
 template <class Word, int Group>
 void interleave(const Word* from, index ld_from, Word* to, index ld_to, index k, index n) noexcept {
@@ -87,19 +135,17 @@ void interleave(const Word* from, index ld_from, Word* to, index ld_to, index k,
   }
 }
 
-/// Transposed (n,k) to interleaved: whole groups move as they stand, block by block.
+/// Transposed (n,k) to interleaved: a group of either type is one word of 4 bytes, which moves as it stands.
 template <class Word, int Group>
 void interleave_transposed(const Word* from, index ld_from, Word* to, index ld_to, index k, index n) noexcept {
-  const index groups = k / Group + (k % Group != 0);
-  for (index j0 = 0; j0 < n; j0 += pack_block) {
-    const index j1 = n - j0 < pack_block ? n : j0 + pack_block;
-    for (index group = 0; group < groups; ++group) {
-      const index present = k - group * Group < Group ? k - group * Group : Group;
-      for (index j = j0; j < j1; ++j) {
-        const Word* const in = from + j * ld_from + group * Group;
-        Word* const out = to + (group * ld_to + j) * Group;
-        for (index r = 0; r < Group; ++r) out[r] = r < present ? in[r] : Word{0};
-      }
+  static_assert(sizeof(Word) * Group == 4);
+  const index whole = k / Group;
+  transpose_words(from, ld_from * index{sizeof(Word)}, to, ld_to * 4, n, whole);
+  if (whole * Group == k) return;
+  Word* const last = to + whole * ld_to * Group;
+  for (index j = 0; j < n; ++j) {
+    for (index r = 0; r < Group; ++r) {
+      last[j * Group + r] = whole * Group + r < k ? from[j * ld_from + whole * Group + r] : Word{0};
     }
   }
 }
@@ -107,17 +153,26 @@ void interleave_transposed(const Word* from, index ld_from, Word* to, index ld_t
 template <class Word>
 void copy_rows(const Word* from, index ld_from, Word* to, index ld_to, index rows, index columns) noexcept {
   for (index r = 0; r < rows; ++r) {
-    for (index c = 0; c < columns; ++c) to[r * ld_to + c] = from[r * ld_from + c];
+    std::memcpy(to + r * ld_to, from + r * ld_from, static_cast<std::size_t>(columns) * sizeof(Word));
   }
 }
 
-/// sums[c] += from[r * row + c * column] over r < rows, for c < columns; 8-bit elements, modulo 2^32.
+/// sums[c] += from[r * row + c * column] over r < rows, for c < columns; 8-bit elements, modulo 2^32. In blocks of
+/// columns, so that either order of storage is read along its rows.
 template <class T>
 void add_sums(const T* from, index row, index column, index rows, index columns, std::int32_t* sums) noexcept {
-  for (index c = 0; c < columns; ++c) {
-    std::uint32_t sum = static_cast<std::uint32_t>(sums[c]);
-    for (index r = 0; r < rows; ++r) sum += static_cast<std::uint32_t>(from[r * row + c * column]);
-    sums[c] = static_cast<std::int32_t>(sum);
+  for (index c0 = 0; c0 < columns; c0 += 64) {
+    const index c1 = columns - c0 < 64 ? columns : c0 + 64;
+    std::uint32_t block[64] = {};
+    for (index r = 0; column == 1 && r < rows; ++r) {
+      for (index c = c0; c < c1; ++c) block[c - c0] += static_cast<std::uint32_t>(from[r * row + c]);
+    }
+    for (index c = c0; column != 1 && c < c1; ++c) {
+      for (index r = 0; r < rows; ++r) block[c - c0] += static_cast<std::uint32_t>(from[r * row + c * column]);
+    }
+    for (index c = c0; c < c1; ++c) {
+      sums[c] = static_cast<std::int32_t>(static_cast<std::uint32_t>(sums[c]) + block[c - c0]);
+    }
   }
 }
 
@@ -131,8 +186,10 @@ template <class Word>
 void move_plain(const packing& p) noexcept {
   const Word* const from = static_cast<const Word*>(p.from);
   Word* const to = static_cast<Word*>(p.to);
-  if (p.stored == layout::transposed) return transpose(from, p.ld_from, to, p.ld_to, p.columns, p.rows);
-  copy_rows(from, p.ld_from, to, p.ld_to, p.rows, p.columns);
+  constexpr index bytes = sizeof(Word);
+  if (p.stored == layout::plain) return copy_rows(from, p.ld_from, to, p.ld_to, p.rows, p.columns);
+  if (bytes == 4) return transpose_words(from, p.ld_from * bytes, to, p.ld_to * bytes, p.columns, p.rows);
+  transpose(from, p.ld_from, to, p.ld_to, p.columns, p.rows);
 }
 
 template <class Word, int Group>
