@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <filesystem>
 #include <memory>
 #include <stdexcept>
 #include <string>
@@ -68,10 +69,15 @@ inline array load(const std::string& path, const std::string& name) {
   return result;
 }
 
-/// The folder of the gradient files, or "" where BRGEMM_SHARED_DIR does not name one.
+/// The folder of the gradient files: in what the environment's BRGEMM_SHARED_DIR names, else where the build says. ""
+/// where there is none.
 inline std::string gradient_folder() {
   const char* shared = std::getenv("BRGEMM_SHARED_DIR");
-  return shared != nullptr && *shared != '\0' ? std::string(shared) + "/data/gradients" : std::string();
+#if defined(BRGEMM_SHARED_DIR)
+  if (shared == nullptr) shared = BRGEMM_SHARED_DIR;
+#endif
+  const std::string folder = std::string(shared != nullptr ? shared : "") + "/data/gradients";
+  return std::filesystem::exists(folder) ? folder : std::string();
 }
 
 }  // namespace npz

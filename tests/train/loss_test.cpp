@@ -56,7 +56,7 @@ TEST(SoftmaxCrossEntropy, GradientIsThatOfFiniteDifferences) {
 
 TEST(SoftmaxCrossEntropy, AgreesWithValuesMadeElsewhere) {
   const std::string folder = npz::gradient_folder();
-  if (folder.empty()) GTEST_SKIP() << "BRGEMM_SHARED_DIR does not name the folder that has data/gradients";
+  if (folder.empty()) GTEST_SKIP() << "no folder BRGEMM_SHARED_DIR that has data/gradients";
   const npz::array x = npz::load(folder + "/xent.npz", "x");
   const npz::array target = npz::load(folder + "/xent.npz", "target");
   const npz::array wanted = npz::load(folder + "/xent.npz", "dx");

@@ -1,0 +1,648 @@
+// nn::linear against plain loops in the contract's order: equal bits for every type, storage, batch and thread count;
+// gradients against finite differences and values made elsewhere; what is wrong is named.
+#include <gtest/gtest.h>
+
+#include <brgemm/nn/linear.hpp>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "npz.hpp"
+
+namespace brgemm {  // so that index is not the one of <strings.h>
+namespace {
+
+using nn::activation;
+using nn::storage;
+
+constexpr loops::serial alone;
+
+/// A matrix (rows, columns) of floats; bf16 values are kept as floats that bf16 can hold.
+struct matrix {
+  index rows = 0;
+  index columns = 0;
+  std::vector<float> values;
+  float& operator()(index r, index c) { return values[static_cast<std::size_t>(r * columns + c)]; }
+  float operator()(index r, index c) const { return values[static_cast<std::size_t>(r * columns + c)]; }
+};
+
+float round_to(type t, float x) { return t == type::bf16 ? to_f32(to_bf16(x)) : x; }
+
+matrix random_matrix(index rows, index columns, unsigned seed, type t = type::f32) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> uniform(-1, 1);
+  matrix m{rows, columns, std::vector<float>(static_cast<std::size_t>(rows * columns))};
+  for (float& v : m.values) v = round_to(t, uniform(random));
+  return m;
+}
+
+/// sum over k of a(k) * b(k) in the order of the contract: one chain, for bf16 in pairs.
+template <class A, class B>
+float chain(type t, index k, A&& a, B&& b) {
+  float sum = 0;
+  if (t == type::f32) {
+    for (index i = 0; i < k; ++i) sum = std::fma(a(i), b(i), sum);
+  } else {
+    for (index i = 0; i < k; i += 2) {
+      const bool pair = i + 1 < k;
+      sum = std::fma(pair ? a(i + 1) : 0.0f, pair ? b(i + 1) : 0.0f, sum);
+      sum = std::fma(a(i), b(i), sum);
+    }
+  }
+  return sum;
+}
+
+/// Memory of `bytes` bytes on a line of its own, with a pattern behind it that the destructor looks at.
+class memory {
+ public:
+  explicit memory(index bytes) : bytes_(static_cast<std::size_t>(bytes)), words_((bytes_ + 192) / 8, pattern) {}
+  ~memory() {
+    const auto* end = reinterpret_cast<const unsigned char*>(start()) + bytes_;
+    for (int i = 0; i < 64; ++i) EXPECT_EQ(end[i], 0xa5) << "byte " << i << " behind a buffer was written";
+  }
+  void* get() { return bytes_ == 0 ? nullptr : start(); }
+  template <class T>
+  T* as() {
+    return static_cast<T*>(get());
+  }
+  std::vector<unsigned char> bytes() {
+    const auto* p = static_cast<const unsigned char*>(get());
+    return {p, p + bytes_};
+  }
+
+ private:
+  static constexpr std::uint64_t pattern = 0xa5a5a5a5a5a5a5a5u;
+  char* start() {
+    auto p = reinterpret_cast<std::uintptr_t>(words_.data());
+    return reinterpret_cast<char*>((p + 63) / 64 * 64);
+  }
+  std::size_t bytes_;
+  std::vector<std::uint64_t> words_;
+};
+
+/// Where element (r, c) of activations lies.
+index element_at(storage s, index features, index ld, index r, index c) {
+  const nn::tiling t = nn::tiling_of(s, features, ld);
+  const index w = nn::block_width(features);
+  return t.offset(r / nn::block_rows, c / w) + r % nn::block_rows * t.ld + c % w;
+}
+
+void store(const matrix& m, type t, storage s, index ld, void* to) {
+  for (index r = 0; r < m.rows; ++r) {
+    for (index c = 0; c < m.columns; ++c) {
+      const index at = element_at(s, m.columns, ld, r, c);
+      if (t == type::f32) static_cast<float*>(to)[at] = m(r, c);
+      if (t == type::bf16) static_cast<bf16*>(to)[at] = to_bf16(m(r, c));
+    }
+  }
+}
+
+matrix load(index rows, index columns, type t, storage s, index ld, const void* from) {
+  matrix m{rows, columns, std::vector<float>(static_cast<std::size_t>(rows * columns))};
+  for (index r = 0; r < rows; ++r) {
+    for (index c = 0; c < columns; ++c) {
+      const index at = element_at(s, columns, ld, r, c);
+      m(r, c) = t == type::f32 ? static_cast<const float*>(from)[at] : to_f32(static_cast<const bf16*>(from)[at]);
+    }
+  }
+  return m;
+}
+
+bool same_bits(const matrix& a, const matrix& b) {
+  return a.values.size() == b.values.size() &&
+         std::memcmp(a.values.data(), b.values.data(), a.values.size() * sizeof(float)) == 0;
+}
+
+/// Everything that one pass forward and backward gives.
+struct outcome {
+  matrix y, dx, dw;
+  std::vector<float> db;
+  friend bool operator==(const outcome& a, const outcome& b) {
+    return same_bits(a.y, b.y) && same_bits(a.dx, b.dx) && same_bits(a.dw, b.dw) && a.db == b.db;
+  }
+};
+
+struct problem {
+  nn::linear_desc d;
+  matrix x, w, dz;
+  matrix bias, input_z;  // (1,out); what the layer before gave its activation (rows,in)
+};
+
+problem draw(const nn::linear_desc& d, unsigned seed) {
+  return {d,
+          random_matrix(d.rows, d.in, seed, d.data),
+          random_matrix(d.in, d.out, seed + 1),
+          random_matrix(d.rows, d.out, seed + 2, d.data),
+          random_matrix(1, d.out, seed + 3),
+          random_matrix(d.rows, d.in, seed + 4)};
+}
+
+/// The plain loops.
+outcome wanted(const problem& p) {
+  const nn::linear_desc& d = p.d;
+  matrix w = p.w;
+  for (float& v : w.values) v = round_to(d.data, v);
+  outcome o{p.dz, p.x, p.w, std::vector<float>(static_cast<std::size_t>(d.out))};
+  for (index r = 0; r < d.rows; ++r) {
+    for (index j = 0; j < d.out; ++j) {
+      float z = chain(
+          d.data, d.in, [&](index k) { return p.x(r, k); }, [&](index k) { return w(k, j); });
+      if (d.bias) z += p.bias(0, j);
+      if (d.act == activation::relu) z = z < 0 ? 0 : z;
+      o.y(r, j) = round_to(d.y, activate(nn::op_of(d.act), z));
+    }
+    for (index i = 0; i < d.in; ++i) {
+      float g = chain(
+          d.data, d.out, [&](index k) { return p.dz(r, k); }, [&](index k) { return w(i, k); });
+      if (d.input_act == activation::relu) g = p.input_z(r, i) > 0 ? g : 0.0f;
+      if (d.input_act != activation::relu) g *= nn::derivative(d.input_act, p.input_z(r, i));
+      o.dx(r, i) = round_to(d.data, g);
+    }
+  }
+  for (index j = 0; j < d.out; ++j) {
+    for (index i = 0; i < d.in; ++i) {
+      o.dw(i, j) = chain(
+          d.data, d.rows, [&](index k) { return p.x(k, i); }, [&](index k) { return p.dz(k, j); });
+    }
+    o.db[static_cast<std::size_t>(j)] = chain(
+        d.data, d.rows, [&](index) { return 1.0f; }, [&](index k) { return p.dz(k, j); });
+  }
+  return o;
+}
+
+/// What the layer before would have written to `saved`: a bit mask for relu, else derivatives.
+void store_saved(const problem& p, void* saved) {
+  const nn::linear_desc& d = p.d;
+  if (saved == nullptr) return;
+  if (d.input_act != activation::relu) {
+    matrix slopes = p.input_z;
+    for (float& z : slopes.values) z = nn::derivative(d.input_act, z);
+    return store(slopes, type::f32, d.x_storage, d.in, saved);
+  }
+  const nn::tiling t = nn::mask_tiling(d.x_storage, d.in);
+  const index w = nn::block_width(d.in);
+  for (index r = 0; r < d.rows; ++r) {
+    for (index c = 0; c < d.in; ++c) {
+      auto& byte = static_cast<unsigned char*>(
+          saved)[t.offset(r / nn::block_rows, c / w) + r % nn::block_rows * t.ld + c % w / 8];
+      const int bit = 1 << (c % 8);
+      byte = static_cast<unsigned char>(p.input_z(r, c) > 0 ? byte | bit : byte & ~bit);
+    }
+  }
+}
+
+/// The library, with `threads`.
+outcome computed(const problem& p, loops::executor_ref threads, const options& how = {}) {
+  const nn::linear_desc& d = p.d;
+  const auto plan = nn::linear::plan(d, how);
+  EXPECT_TRUE(plan) << plan.error().message();
+  if (!plan) return {};
+  const index ldx = d.ldx != 0 ? d.ldx : d.in;
+  const index ldy = d.ldy != 0 ? d.ldy : d.out;
+  memory parameters(plan->parameters() * 4), weights(d.data == type::f32 ? 0 : plan->weights_bytes());
+  memory transposed(plan->transposed_bytes()), x(plan->x_bytes()), y(plan->y_bytes()), dz(plan->x_bytes() * 0 + [&] {
+    return nn::extent_of(d.y_storage, nn::tiling_of(d.y_storage, d.out, ldy), d.rows, d.out) * size_of(d.data);
+  }());
+  memory dx(plan->x_bytes()), dw(plan->parameters() * 4), db(d.out * 4), saved(plan->saved_bytes());
+  memory input_saved(plan->input_saved_bytes()), workspace(plan->workspace_bytes());
+  const auto expect = [](const result<void>& r) { EXPECT_TRUE(r) << r.error().field() << ": " << r.error().message(); };
+  expect(plan->pack_weights(threads, view<const float, 2>(p.w.values.data(), {d.in, d.out}), layout::plain,
+                            parameters.as<float>()));
+  expect(plan->prepare(threads, parameters.as<float>(), weights.get(), transposed.get()));
+  store(p.x, d.data, d.x_storage, ldx, x.get());
+  store(p.dz, d.data, d.y_storage, ldy, dz.get());
+  store_saved(p, input_saved.get());
+  expect(plan->forward(threads, d.rows, x.get(), d.data == type::f32 ? parameters.get() : weights.get(),
+                       d.bias ? p.bias.values.data() : nullptr, y.get(), saved.get()));
+  outcome o;
+  o.y = load(d.rows, d.out, d.y, d.y_storage, ldy, y.get());
+  if (!d.training) return o;
+  expect(plan->backward_data(threads, d.rows, dz.get(), transposed.get(), dx.get(), input_saved.get()));
+  expect(plan->backward_weights(threads, d.rows, x.get(), dz.get(), dw.as<float>(), db.as<float>(), workspace.get()));
+  o.dx = load(d.rows, d.in, d.data, d.x_storage, ldx, dx.get());
+  o.dw = {d.in, d.out, std::vector<float>(static_cast<std::size_t>(d.in * d.out))};
+  expect(plan->unpack_parameters(threads, dw.as<float>(), {o.dw.values.data(), {d.in, d.out}}, layout::plain));
+  o.db.assign(db.as<float>(), db.as<float>() + d.out);
+  return o;
+}
+
+std::string text(const nn::linear_desc& d) {
+  return "rows " + std::to_string(d.rows) + " in " + std::to_string(d.in) + " out " + std::to_string(d.out) + " " +
+         std::string(name_of(d.data)) + " y " + std::string(name_of(d.y)) + " act " +
+         std::to_string(static_cast<int>(d.act)) + " input_act " + std::to_string(static_cast<int>(d.input_act)) +
+         " x_storage " + std::to_string(static_cast<int>(d.x_storage)) + " y_storage " +
+         std::to_string(static_cast<int>(d.y_storage)) + " ldx " + std::to_string(d.ldx);
+}
+
+void expect_right(const nn::linear_desc& d, unsigned seed) {
+  SCOPED_TRACE(text(d));
+  const problem p = draw(d, seed);
+  const outcome right = wanted(p);
+  const outcome got = computed(p, alone);
+  EXPECT_TRUE(same_bits(got.y, right.y)) << "y";
+  if (!d.training) return;
+  EXPECT_TRUE(same_bits(got.dx, right.dx)) << "dx";
+  EXPECT_TRUE(same_bits(got.dw, right.dw)) << "dw";
+  EXPECT_EQ(got.db, right.db) << "db";
+}
+
+/// The types that the tests walk: f32; bf16 with y of bf16 or f32.
+constexpr std::pair<type, type> types[] = {{type::f32, type::f32}, {type::bf16, type::bf16}, {type::bf16, type::f32}};
+
+TEST(Linear, EqualsPlainLoopsForAnySizes) {
+  unsigned seed = 1;
+  for (const auto& [data, y] : types) {
+    for (const index rows : {1, 3, 64, 77, 130}) {
+      for (const auto& [in, out] : {std::pair<index, index>{1, 1}, {10, 70}, {33, 64}, {112, 10}, {130, 100}}) {
+        expect_right({.rows = rows, .in = in, .out = out, .data = data, .y = y, .training = true}, seed++);
+      }
+    }
+  }
+}
+
+TEST(Linear, EqualsPlainLoopsForEachActivation) {
+  unsigned seed = 100;
+  for (const auto& [data, y] : types) {
+    for (int a = 0; a < nn::activation_count; ++a) {
+      for (const bool training : {false, true}) {
+        nn::linear_desc d{.rows = 70, .in = 40, .out = 90, .data = data, .y = y, .training = training};
+        d.act = static_cast<activation>(a);
+        d.bias = a % 2 == 0;
+        if (training) d.input_act = static_cast<activation>(nn::activation_count - 1 - a);
+        expect_right(d, seed++);
+      }
+    }
+  }
+}
+
+TEST(Linear, EqualsPlainLoopsForEachStorage) {
+  unsigned seed = 200;
+  for (const auto& [data, y] : types) {
+    for (const storage xs : {storage::plain, storage::blocked}) {
+      for (const storage ys : {storage::plain, storage::blocked}) {
+        for (const activation a : {activation::relu, activation::tanh}) {
+          for (const index in : {50, 192}) {
+            nn::linear_desc d{.rows = 100, .in = in, .out = 112, .data = data, .y = y, .act = a, .training = true};
+            d.input_act = a;
+            d.x_storage = xs;
+            d.y_storage = ys;
+            if (xs == storage::plain) d.ldx = in + 3;
+            if (ys == storage::plain) d.ldy = 117;
+            expect_right(d, seed++);
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Linear, SameBitsForAnyThreads) {
+  unsigned seed = 300;
+  for (const auto& [data, y] : types) {
+    for (const storage s : {storage::plain, storage::blocked}) {
+      const problem p = draw({.rows = 150,
+                              .in = 128,
+                              .out = 192,
+                              .data = data,
+                              .y = y,
+                              .act = activation::relu,
+                              .training = true,
+                              .input_act = activation::relu,
+                              .x_storage = s,
+                              .y_storage = s},
+                             seed++);
+      const outcome one = computed(p, alone);
+      for (const int threads : {2, 3, 4}) {
+        auto pool = loops::thread_pool::make(threads);
+        ASSERT_TRUE(pool);
+        EXPECT_TRUE(computed(p, *pool) == one) << threads << " threads, " << text(p.d);
+      }
+    }
+  }
+}
+
+TEST(Linear, SameBitsForARowAloneOrInABatch) {
+  for (const auto& [data, y] : types) {
+    const problem p = draw({.rows = 130, .in = 70, .out = 100, .data = data, .y = y, .act = activation::gelu_erf}, 400);
+    const outcome batch = computed(p, alone);
+    for (const index r : {0, 63, 64, 129}) {
+      problem one = p;
+      one.d.rows = one.x.rows = one.dz.rows = 1;
+      one.x.values.assign(&p.x.values[static_cast<std::size_t>(r * 70)],
+                          &p.x.values[static_cast<std::size_t>(r * 70)] + 70);
+      const outcome row = computed(one, alone);
+      EXPECT_EQ(std::memcmp(row.y.values.data(), &batch.y.values[static_cast<std::size_t>(r * 100)], 400), 0) << r;
+    }
+  }
+}
+
+TEST(Linear, TakesFewerRowsThanPlanned) {
+  for (const storage s : {storage::plain, storage::blocked}) {
+    const problem p = draw({.rows = 200, .in = 64, .out = 64, .training = true, .x_storage = s, .y_storage = s}, 500);
+    problem less = p;
+    less.d.rows = less.x.rows = less.dz.rows = 71;
+    less.x.values.resize(71 * 64);
+    less.dz.values.resize(71 * 64);
+    const outcome right = wanted(less);
+    const auto plan = nn::linear::plan(p.d);
+    ASSERT_TRUE(plan);
+    memory w(plan->parameters() * 4), x(plan->x_bytes()), y(plan->y_bytes()), dz(plan->y_bytes()), dw(64 * 64 * 4);
+    memory workspace(plan->workspace_bytes());
+    ASSERT_TRUE(
+        plan->pack_weights(alone, view<const float, 2>(p.w.values.data(), {64, 64}), layout::plain, w.as<float>()));
+    store(less.x, type::f32, s, 64, x.get());
+    store(less.dz, type::f32, s, 64, dz.get());
+    ASSERT_TRUE(plan->forward(alone, 71, x.get(), w.get(), p.bias.values.data(), y.get()));
+    ASSERT_TRUE(plan->backward_weights(alone, 71, x.get(), dz.get(), dw.as<float>(), nullptr, workspace.get()));
+    EXPECT_TRUE(same_bits(load(71, 64, type::f32, s, 64, y.get()), right.y));
+    EXPECT_EQ(std::memcmp(dw.get(), right.dw.values.data(), 64 * 64 * 4), 0);
+  }
+}
+
+TEST(Linear, TakesWeightsAsPyTorchStoresThemAndGivesThemBack) {
+  const auto plan = nn::linear::plan({.rows = 1, .in = 37, .out = 150});
+  ASSERT_TRUE(plan);
+  const matrix w = random_matrix(37, 150, 600);
+  matrix turned{150, 37, std::vector<float>(150 * 37)}, back = turned, back_plain = w;
+  for (index i = 0; i < 37; ++i) {
+    for (index j = 0; j < 150; ++j) turned(j, i) = w(i, j);
+  }
+  memory a(plan->parameters() * 4), b(plan->parameters() * 4);
+  ASSERT_TRUE(
+      plan->pack_weights(alone, view<const float, 2>(w.values.data(), {37, 150}), layout::plain, a.as<float>()));
+  ASSERT_TRUE(plan->pack_weights(alone, view<const float, 2>(turned.values.data(), {150, 37}), layout::transposed,
+                                 b.as<float>()));
+  EXPECT_EQ(a.bytes(), b.bytes());
+  ASSERT_TRUE(plan->unpack_parameters(alone, a.as<float>(), {back.values.data(), {150, 37}}, layout::transposed));
+  back_plain.values.assign(back_plain.values.size(), 0);
+  ASSERT_TRUE(plan->unpack_parameters(alone, a.as<float>(), {back_plain.values.data(), {37, 150}}, layout::plain));
+  EXPECT_TRUE(same_bits(back, turned));
+  EXPECT_TRUE(same_bits(back_plain, w));
+}
+
+TEST(Linear, BackwardActivationMultipliesByTheDerivative) {
+  for (const auto& [data, y] : types) {
+    for (const activation a : {activation::none, activation::relu, activation::silu}) {
+      nn::linear_desc d{.rows = 70, .in = 20, .out = 77, .data = data, .y = y, .act = a, .training = true};
+      const problem p = draw(d, 700);
+      d.act = activation::none;
+      d.y = type::f32;
+      const matrix z = wanted({d, p.x, p.w, p.dz, p.bias, p.input_z}).y;
+      const auto plan = nn::linear::plan(p.d);
+      ASSERT_TRUE(plan);
+      memory parameters(plan->parameters() * 4), weights(data == type::f32 ? 0 : plan->weights_bytes());
+      memory x(plan->x_bytes()), out(plan->y_bytes()), saved(plan->saved_bytes()), g(70 * 77 * size_of(data));
+      ASSERT_TRUE(plan->pack_weights(alone, view<const float, 2>(p.w.values.data(), {20, 77}), layout::plain,
+                                     parameters.as<float>()));
+      ASSERT_TRUE(plan->prepare(alone, parameters.as<float>(), weights.get(), nullptr));
+      store(p.x, data, storage::plain, 20, x.get());
+      store(p.dz, data, storage::plain, 77, g.get());
+      ASSERT_TRUE(plan->forward(alone, 70, x.get(), data == type::f32 ? parameters.get() : weights.get(),
+                                p.bias.values.data(), out.get(), saved.get()));
+      ASSERT_TRUE(plan->backward_activation(alone, 70, g.get(), saved.get(), g.get()));
+      const matrix got = load(70, 77, data, storage::plain, 77, g.get());
+      for (index r = 0; r < 70; ++r) {
+        for (index j = 0; j < 77; ++j) {
+          const float right =
+              a == activation::relu ? (z(r, j) > 0 ? p.dz(r, j) : 0.0f) : p.dz(r, j) * nn::derivative(a, z(r, j));
+          ASSERT_EQ(got(r, j), round_to(data, right)) << r << ' ' << j;
+        }
+      }
+    }
+  }
+}
+
+TEST(Activation, DerivativeIsThatOfFiniteDifferences) {
+  const auto exact = [](activation a, double z) {
+    switch (a) {
+      case activation::none: return z;
+      case activation::relu: return z > 0 ? z : 0;
+      case activation::sigmoid: return 1 / (1 + std::exp(-z));
+      case activation::tanh: return std::tanh(z);
+      case activation::gelu_erf: return z * (1 + std::erf(z / std::sqrt(2))) / 2;
+      case activation::gelu_tanh:
+        return z * (1 + std::tanh(std::sqrt(2 / 3.14159265358979323846) * (z + 0.044715 * z * z * z))) / 2;
+      case activation::silu: return z / (1 + std::exp(-z));
+      case activation::hardswish: return z * std::fmin(std::fmax(z + 3, 0), 6) / 6;
+    }
+    return 0.0;
+  };
+  for (int i = 0; i < nn::activation_count; ++i) {
+    const auto a = static_cast<activation>(i);
+    for (float z = -4.03f; z < 4.1f; z += 0.0625f) {  // no point where a derivative jumps
+      constexpr double h = 1e-5;
+      const double slope = (exact(a, z + h) - exact(a, z - h)) / (2 * h);
+      ASSERT_NEAR(nn::derivative(a, z), slope, 1e-9 + std::abs(slope) * 0x1p-23) << i << " at " << z;
+      ASSERT_NEAR(a == activation::relu ? exact(a, z) : activate(nn::op_of(a), z), exact(a, z),
+                  2e-7 * (1 + std::abs(exact(a, z))))
+          << i << " at " << z;
+    }
+  }
+}
+
+TEST(Linear, GradientsAgreeWithValuesMadeElsewhere) {
+  const std::string folder = npz::gradient_folder();
+  if (folder.empty()) GTEST_SKIP() << "no folder BRGEMM_SHARED_DIR that has data/gradients";
+  for (const char* file : {"/fc_relu0.npz", "/fc_relu1.npz"}) {
+    const auto array = [&](const char* name) { return npz::load(folder + file, name); };
+    const auto floats = [&](const char* name) {
+      const auto a = array(name);
+      return std::vector<float>(a.values.begin(), a.values.end());
+    };
+    const auto x_shape = array("x").shape;
+    const index rows = x_shape[0], in = x_shape[1], out = array("w").shape[0];
+    const auto plan = nn::linear::plan({.rows = rows, .in = in, .out = out, .act = activation::relu, .training = true});
+    ASSERT_TRUE(plan);
+    const std::vector<float> x = floats("x"), w = floats("w"), b = floats("b");
+    std::vector<float> y(static_cast<std::size_t>(rows * out)), dz = floats("dy"), dx(x.size()), dw(w.size()),
+                                                                db(b.size());
+    memory parameters(plan->parameters() * 4), gradient(plan->parameters() * 4), transposed(plan->transposed_bytes());
+    memory saved(plan->saved_bytes()), workspace(plan->workspace_bytes());
+    ASSERT_TRUE(plan->pack_weights(alone, view<const float, 2>(w.data(), {out, in}), layout::transposed,
+                                   parameters.as<float>()));
+    ASSERT_TRUE(plan->prepare(alone, parameters.as<float>(), nullptr, transposed.get()));
+    ASSERT_TRUE(plan->forward(alone, view<const float, 2>(x.data(), {rows, in}), parameters.get(), b.data(),
+                              view<float, 2>(y.data(), {rows, out}), saved.get()));
+    ASSERT_TRUE(plan->backward_activation(alone, rows, dz.data(), saved.get(), dz.data()));
+    ASSERT_TRUE(plan->backward_data(alone, rows, dz.data(), transposed.get(), dx.data()));
+    ASSERT_TRUE(
+        plan->backward_weights(alone, rows, x.data(), dz.data(), gradient.as<float>(), db.data(), workspace.get()));
+    ASSERT_TRUE(plan->unpack_parameters(alone, gradient.as<float>(), {dw.data(), {out, in}}, layout::transposed));
+    // A chain of K fmas errs by at most K 2^-24 sum|a b|; entries are normal, so sum|a b| < 1.5 K stays below these.
+    const auto expect_near = [&](const char* name, const std::vector<float>& got, double terms) {
+      const auto right = array(name);
+      for (std::size_t i = 0; i < got.size(); ++i) {
+        ASSERT_NEAR(got[i], right.values[i], 1.5 * terms * terms * 0x1p-24) << file << ' ' << name << ' ' << i;
+      }
+    };
+    expect_near("y", y, static_cast<double>(in + 1));
+    expect_near("dx", dx, static_cast<double>(out));
+    expect_near("dw", dw, static_cast<double>(rows));
+    expect_near("db", db, static_cast<double>(rows));
+  }
+}
+
+TEST(Linear, EightBitForwardIsExact) {
+  constexpr index rows = 70, in = 131, out = 100;
+  std::mt19937 random(800);
+  std::vector<std::uint8_t> x(rows * in);
+  std::vector<std::int8_t> w(in * out);
+  for (auto& v : x) v = static_cast<std::uint8_t>(random());
+  for (auto& v : w) v = static_cast<std::int8_t>(random());
+  const matrix bias = random_matrix(1, out, 801);
+  matrix scale = random_matrix(1, out, 802);
+  for (float& s : scale.values) s = (s + 1.5f) * 1e-3f;
+  constexpr std::int32_t zero_x = 117;
+  const auto check = [&]<class Y>(Y, type y_type, auto&& convert) {
+    const auto plan =
+        nn::linear::plan({.rows = rows, .in = in, .out = out, .data = type::u8, .y = y_type, .act = activation::relu});
+    ASSERT_TRUE(plan) << plan.error().message();
+    memory weights(plan->weights_bytes()), sums(nn::panels(out) * nn::block_width(out) * 4);
+    std::vector<Y> y(rows * out);
+    ASSERT_TRUE(plan->pack_weights(alone, view<const std::int8_t, 2>(w.data(), {in, out}), layout::plain,
+                                   weights.as<std::int8_t>(), sums.as<std::int32_t>()));
+    const auto r = plan->forward(alone, view<const std::uint8_t, 2>(x.data(), {rows, in}), weights.get(),
+                                 bias.values.data(), view<Y, 2>(y.data(), {rows, out}), nullptr,
+                                 {scale.values.data(), zero_x, sums.as<std::int32_t>()});
+    ASSERT_TRUE(r) << r.error().message();
+    for (index i = 0; i < rows; ++i) {
+      for (index j = 0; j < out; ++j) {
+        std::int32_t sum = 0;
+        for (index k = 0; k < in; ++k) {
+          sum += (x[static_cast<std::size_t>(i * in + k)] - zero_x) * w[static_cast<std::size_t>(k * out + j)];
+        }
+        volatile float product = static_cast<float>(sum) * scale(0, j);  // rounded before the sum, as two steps are
+        const float v = product + bias(0, j);
+        ASSERT_EQ(y[static_cast<std::size_t>(i * out + j)], convert(v < 0 ? 0.0f : v)) << i << ' ' << j;
+      }
+    }
+  };
+  check(float{}, type::f32, [](float v) { return v; });
+  check(std::uint8_t{}, type::u8, [](float v) { return static_cast<std::uint8_t>(std::fmin(std::nearbyint(v), 255)); });
+  check(std::int8_t{}, type::s8, [](float v) { return static_cast<std::int8_t>(std::fmin(std::nearbyint(v), 127)); });
+}
+
+TEST(Linear, NamesWhatIsWrongWithADesc) {
+  const nn::linear_desc good{.rows = 8, .in = 100, .out = 10, .training = true};
+  ASSERT_TRUE(nn::linear::plan(good));
+  const struct {
+    const char* field;
+    const char* number;
+    std::function<void(nn::linear_desc&)> spoil;
+  } cases[] = {
+      {"rows", "0", [](auto& d) { d.rows = 0; }},
+      {"rows", "-5", [](auto& d) { d.rows = -5; }},
+      {"in", "-1", [](auto& d) { d.in = -1; }},
+      {"in", "4611686018427387904", [](auto& d) { d.in = index{1} << 62; }},
+      {"out", "0", [](auto& d) { d.out = 0; }},
+      {"data", "99", [](auto& d) { d.data = static_cast<type>(99); }},
+      {"data", "f16", [](auto& d) { d.data = type::f16; }},
+      {"y", "77", [](auto& d) { d.y = static_cast<type>(77); }},
+      {"y", "bf16", [](auto& d) { d.y = type::bf16; }},
+      {"act", "8", [](auto& d) { d.act = static_cast<activation>(8); }},
+      {"input_act", "200", [](auto& d) { d.input_act = static_cast<activation>(200); }},
+      {"input_act", "false", [](auto& d) { d.training = false, d.input_act = activation::relu; }},
+      {"training", "u8", [](auto& d) { d.data = type::u8; }},
+      {"x_storage", "2", [](auto& d) { d.x_storage = static_cast<storage>(2); }},
+      {"x_storage", "100", [](auto& d) { d.x_storage = storage::blocked; }},
+      {"y_storage", "3", [](auto& d) { d.y_storage = static_cast<storage>(3); }},
+      {"ldx", "99", [](auto& d) { d.ldx = 99; }},
+      {"ldx", "-7", [](auto& d) { d.ldx = -7; }},
+      {"ldy", "9", [](auto& d) { d.ldy = 9; }},
+      {"ldy", "16", [](auto& d) { d.y_storage = storage::blocked, d.ldy = 16; }},
+  };
+  for (const auto& c : cases) {
+    nn::linear_desc d = good;
+    c.spoil(d);
+    const auto plan = nn::linear::plan(d);
+    ASSERT_FALSE(plan) << c.field;
+    EXPECT_EQ(plan.error().field(), c.field) << plan.error().message();
+    EXPECT_NE(plan.error().message().find(c.number), std::string_view::npos) << plan.error().message();
+  }
+  // Every field of the desc has a case, but for `bias`, both of whose values are right.
+  const auto& [rows, in, out, data, y, act, bias, training, input_act, xs, ys, ldx, ldy] = good;
+  static_cast<void>(rows), static_cast<void>(bias);
+  for (const char* field :
+       {"rows", "in", "out", "data", "y", "act", "training", "input_act", "x_storage", "y_storage", "ldx", "ldy"}) {
+    bool found = false;
+    for (const auto& c : cases) found |= std::string_view(c.field) == field;
+    EXPECT_TRUE(found) << field;
+  }
+  const auto forbidden = nn::linear::plan(good, {.backend = "none such"});
+  ASSERT_FALSE(forbidden);
+  EXPECT_EQ(forbidden.error().code(), errc::forbidden);
+}
+
+TEST(Linear, NamesWhatIsWrongWithACallAndWritesNothing) {
+  constexpr index rows = 4, in = 20, out = 30;
+  const auto made = nn::linear::plan(
+      {.rows = rows, .in = in, .out = out, .act = activation::relu, .training = true, .input_act = activation::relu});
+  ASSERT_TRUE(made);
+  const nn::linear& plan = *made;
+  memory x(plan.x_bytes()), y(plan.y_bytes()), w(plan.parameters() * 4), t(plan.transposed_bytes());
+  memory saved(plan.saved_bytes()), input_saved(plan.input_saved_bytes()), space(plan.workspace_bytes());
+  memory dx(plan.x_bytes()), dz(plan.y_bytes()), dw(plan.parameters() * 4), db(out * 4), bias(out * 4);
+  memory* const all[] = {&x, &y, &w, &t, &saved, &input_saved, &space, &dx, &dz, &dw, &db, &bias};
+  std::vector<std::vector<unsigned char>> before;
+  for (memory* m : all) before.push_back(m->bytes());
+  const auto expect = [&](const char* field, const result<void>& r) {
+    ASSERT_FALSE(r) << field;
+    EXPECT_EQ(r.error().field(), field) << r.error().message();
+    for (std::size_t i = 0; i < std::size(all); ++i) ASSERT_EQ(all[i]->bytes(), before[i]) << field << ' ' << i;
+  };
+  const float* const b = bias.as<float>();
+  expect("rows", plan.forward(alone, 0, x.get(), w.get(), b, y.get(), saved.get()));
+  expect("rows", plan.forward(alone, 5, x.get(), w.get(), b, y.get(), saved.get()));
+  expect("x", plan.forward(alone, 4, nullptr, w.get(), b, y.get(), saved.get()));
+  expect("weights", plan.forward(alone, 4, x.get(), nullptr, b, y.get(), saved.get()));
+  expect("bias", plan.forward(alone, 4, x.get(), w.get(), nullptr, y.get(), saved.get()));
+  expect("y", plan.forward(alone, 4, x.get(), w.get(), b, nullptr, saved.get()));
+  expect("saved", plan.forward(alone, 4, x.get(), w.get(), b, y.get(), nullptr));
+  expect("y", plan.forward(alone, 4, x.get(), w.get(), b, w.as<char>() + 4, saved.get()));
+  expect("saved", plan.forward(alone, 4, x.get(), w.get(), b, y.get(), x.get()));
+  expect("scale", plan.forward(alone, 4, x.get(), w.get(), b, y.get(), saved.get(), {b, 0, nullptr}));
+  expect("dz", plan.backward_data(alone, 4, nullptr, t.get(), dx.get(), input_saved.get()));
+  expect("transposed", plan.backward_data(alone, 4, dz.get(), nullptr, dx.get(), input_saved.get()));
+  expect("dx", plan.backward_data(alone, 4, dz.get(), t.get(), nullptr, input_saved.get()));
+  expect("dx", plan.backward_data(alone, 4, dz.get(), t.get(), dz.get(), input_saved.get()));
+  expect("input_saved", plan.backward_data(alone, 4, dz.get(), t.get(), dx.get(), nullptr));
+  expect("rows", plan.backward_data(alone, -1, dz.get(), t.get(), dx.get(), input_saved.get()));
+  expect("x", plan.backward_weights(alone, 4, nullptr, dz.get(), dw.as<float>(), nullptr, space.get()));
+  expect("dz", plan.backward_weights(alone, 4, x.get(), nullptr, dw.as<float>(), nullptr, space.get()));
+  expect("dw", plan.backward_weights(alone, 4, x.get(), dz.get(), nullptr, nullptr, space.get()));
+  expect("dw", plan.backward_weights(alone, 4, x.get(), dz.get(), dw.as<float>(), dw.as<float>(), space.get()));
+  expect("workspace", plan.backward_weights(alone, 4, x.get(), dz.get(), dw.as<float>(), nullptr, nullptr));
+  expect("rows", plan.backward_weights(alone, 9, x.get(), dz.get(), dw.as<float>(), nullptr, space.get()));
+  expect("dz", plan.backward_activation(alone, 4, dx.get(), saved.get(), nullptr));
+  expect("dy", plan.backward_activation(alone, 4, nullptr, saved.get(), dz.get()));
+  expect("saved", plan.backward_activation(alone, 4, dz.get(), nullptr, dz.get()));
+  expect("parameters", plan.prepare(alone, nullptr, nullptr, t.get()));
+  expect("weights", plan.prepare(alone, w.as<float>(), y.get(), t.get()));
+  expect("transposed", plan.prepare(alone, w.as<float>(), nullptr, w.get()));
+  using weights = view<const float, 2>;
+  expect("w", plan.pack_weights(alone, weights(y.as<float>(), {in, out + 1}), layout::plain, w.as<float>()));
+  expect("w", plan.pack_weights(alone, weights(y.as<float>(), {in, out}), layout::transposed, w.as<float>()));
+  expect("w", plan.pack_weights(alone, weights(nullptr, {in, out}), layout::plain, w.as<float>()));
+  expect("packed",
+         plan.pack_weights(alone, weights(y.as<float>(), {in, out}), layout::plain, static_cast<float*>(nullptr)));
+  expect("stored", plan.pack_weights(alone, weights(y.as<float>(), {in, out}), layout::interleaved, w.as<float>()));
+  expect("w", plan.unpack_parameters(alone, w.as<float>(), {y.as<float>(), {out, out}}, layout::plain));
+  const view<const float, 2> good_x(x.as<float>(), {rows, in});
+  const view<float, 2> good_y(y.as<float>(), {rows, out});
+  expect("x",
+         plan.forward(alone, view<const float, 2>(x.as<float>(), {rows, in + 1}), w.get(), b, good_y, saved.get()));
+  expect("x", plan.forward(alone, view<const bf16, 2>(x.as<bf16>(), {rows, in}), w.get(), b, good_y, saved.get()));
+  expect("y", plan.forward(alone, good_x, w.get(), b, view<float, 2>(y.as<float>(), {3, out}), saved.get()));
+  expect("y",
+         plan.forward(alone, good_x, w.get(), b, view<float, 2>(y.as<float>(), {rows, out}, {out, 2}), saved.get()));
+  const auto inference = nn::linear::plan({.rows = rows, .in = in, .out = out});
+  ASSERT_TRUE(inference);
+  expect("training", inference->backward_data(alone, 4, dz.get(), t.get(), dx.get()));
+  expect("training", inference->backward_weights(alone, 4, x.get(), dz.get(), dw.as<float>(), nullptr, space.get()));
+}
+
+}  // namespace
+}  // namespace brgemm
