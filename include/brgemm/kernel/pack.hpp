@@ -86,20 +86,26 @@ inline void transpose_4x4(const std::byte* from, index pitch_from, std::byte* to
   store(3, _mm_unpackhi_epi64(high_01, high_23));
 }
 
-/// One block of words, of at most pack_block rows and columns.
+/// One block of words, of at most pack_block rows and columns. It is turned in a buffer, so that each line of the
+/// source and of the target is touched once: rows a power of two apart fall on the same lines of a cache.
 inline void transpose_block(const std::byte* from, index pitch_from, std::byte* to, index pitch_to, index rows,
                             index columns) noexcept {
+  constexpr index pitch = pack_block * 4;
+  alignas(64) std::byte turned[pack_block * pitch];
   const index whole_rows = rows / 4 * 4;
   const index whole_columns = columns / 4 * 4;
-  for (index c = 0; c < whole_columns; c += 4) {
-    for (index r = 0; r < whole_rows; r += 4) {
-      transpose_4x4(from + r * pitch_from + c * 4, pitch_from, to + c * pitch_to + r * 4, pitch_to);
+  for (index r = 0; r < whole_rows; r += 4) {
+    for (index c = 0; c < whole_columns; c += 4) {
+      transpose_4x4(from + r * pitch_from + c * 4, pitch_from, turned + c * pitch + r * 4, pitch);
+    }
+  }
+  for (index r = 0; r < rows; ++r) {
+    for (index c = r < whole_rows ? whole_columns : 0; c < columns; ++c) {
+      std::memcpy(turned + c * pitch + r * 4, from + r * pitch_from + c * 4, 4);
     }
   }
   for (index c = 0; c < columns; ++c) {
-    for (index r = c < whole_columns ? whole_rows : 0; r < rows; ++r) {
-      std::memcpy(to + c * pitch_to + r * 4, from + r * pitch_from + c * 4, 4);
-    }
+    std::memcpy(to + c * pitch_to, turned + c * pitch, static_cast<std::size_t>(rows) * 4);
   }
 }
 
