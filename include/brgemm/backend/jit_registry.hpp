@@ -56,21 +56,41 @@ inline constexpr int to_perf_map = 2;
 inline constexpr int to_jitdump = 4;
 inline constexpr int unknown_word = 8;
 
-/// Call frame information: how to find the caller from any instruction of a kernel. Kernels begin with `endbr64; push
-/// rbp; mov rbp, rsp` and keep rbp; at their last instruction, `ret`, the caller is skipped.
+/// Call frame information: how to find the caller, and its registers, from any instruction of a kernel. Kernels begin
+/// with `endbr64; push rbp; mov rbp, rsp` and the pushes of what else they save, and keep rbp; only at their last
+/// instruction, `ret`, is the caller skipped.
 struct [[gnu::packed]] frame_section {
   std::uint32_t cie_length = 20;
   std::uint32_t cie_id = 0;
-  std::uint8_t cie[16] = {1,    0, 1, 0x78, 16,
-                          0x0c, 7, 8, 0x90, 1};  // version, "", 1, -8, rip; cfa = rsp + 8; rip at cfa - 8
-  std::uint32_t fde_length = 36;
-  std::uint32_t to_cie = offsetof(frame_section, fde_length) + 4;
+  // Version 1, no augmentation, units 1 and -8, rip; cfa = rsp + 8; rip at cfa - 8.
+  std::uint8_t cie[16] = {1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1};
+  std::uint32_t fde_length = 52;
+  std::uint32_t to_cie = 28;  // back from here to the beginning
   std::uint64_t code = 0;
   std::uint64_t bytes = 0;
-  std::uint8_t fde[16] = {0x45, 0x0e, 16,   0x86,
-                          2,    0x43, 0x0d, 6};  // +5: cfa = rsp + 16, rbp at cfa - 16; +3: cfa by rbp
+  std::uint8_t fde[32] = {};
   std::uint32_t end = 0;
 };
+
+inline void describe_frame(frame_section& f, std::span<const std::uint8_t> code) noexcept {
+  constexpr std::uint8_t prologue[] = {0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5};
+  // +5: cfa = rsp + 16, rbp at cfa - 16; +3: cfa = rbp + 16.
+  constexpr std::uint8_t rules[] = {0x45, 0x0e, 16, 0x86, 2, 0x43, 0x0d, 6};
+  f.code = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(code.data()));
+  f.bytes = code.size();
+  if (code.size() < sizeof prologue || std::memcmp(code.data(), prologue, sizeof prologue) != 0) return;
+  std::memcpy(f.fde, rules, sizeof rules);
+  std::size_t at = sizeof prologue;
+  std::size_t rule = sizeof rules;
+  for (std::uint8_t slot = 3; at + 2 <= code.size() && slot <= 7; ++slot) {  // push rbx; push r12 .. r15
+    const bool high = code[at] == 0x41 && code[at + 1] >= 0x54 && code[at + 1] <= 0x57;
+    if (!high && code[at] != 0x53) break;
+    f.fde[rule++] = static_cast<std::uint8_t>(0x40 + (high ? 2 : 1));
+    f.fde[rule++] = static_cast<std::uint8_t>(0x80 + (high ? code[at + 1] - 0x54 + 12 : 3));
+    f.fde[rule++] = slot;
+    at += high ? 2 : 1;
+  }
+}
 
 /// The ELF object of one kernel; its text is where the kernel is.
 struct object_file {
@@ -161,11 +181,7 @@ inline void fill_object(object_file& o, std::span<const std::uint8_t> code, cons
   o.strings[0] = '\0';
   std::snprintf(o.strings + 1, sizeof o.strings - 1, "%s", name);
   o.frame = frame_section{};
-  o.frame.code = address;
-  o.frame.bytes = code.size();
-  constexpr std::uint8_t prologue[] = {0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5};
-  const bool keeps_frame = code.size() > sizeof prologue && std::memcmp(code.data(), prologue, sizeof prologue) == 0;
-  if (!keeps_frame) std::memset(o.frame.fde, 0, sizeof o.frame.fde);  // no more than the common rules
+  describe_frame(o.frame, code);
   o.symbols[0] = {};
   o.symbols[1] = {1, ELF64_ST_INFO(STB_GLOBAL, STT_FUNC), STV_DEFAULT, 1, address, code.size()};
   o.sections[0] = {};
