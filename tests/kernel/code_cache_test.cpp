@@ -1,0 +1,418 @@
+// The cache of kernels: once each, bounded, no lock for a repeated request, threads, failures, fork, late destruction.
+#include "brgemm/kernel/code_cache.hpp"
+
+#include <gtest/gtest.h>
+#include <sys/wait.h>
+
+#include <chrono>
+#include <cstdio>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "fake_backend.hpp"
+
+#if defined(__SANITIZE_THREAD__)
+constexpr bool thread_sanitizer = true;
+#elif defined(__has_feature)
+#if __has_feature(thread_sanitizer)
+constexpr bool thread_sanitizer = true;
+#else
+constexpr bool thread_sanitizer = false;
+#endif
+#else
+constexpr bool thread_sanitizer = false;
+#endif
+
+namespace {
+
+using namespace brgemm;
+using fake::problem;
+using fake::run;
+
+constexpr options use_fake{.backend = "fake"};
+constexpr std::size_t per_kernel = sizeof(detail::record) + 4096;
+
+result<kernel> make(brgemm::index m) { return make_kernel(problem(m), use_fake); }
+
+/// A kernel that lives until after main: the cache must still be there.
+struct late_user {
+  kernel held;
+  ~late_user() {
+    if (!held) return;
+    const auto made = make(4242);
+    if (run(held) != 77 || !made || run(*made) != 4242) _exit(99);
+    held = {};
+    clear_code_cache();
+    if (code_cache_stats().kernels != 1) _exit(98);  // `made`
+  }
+};
+late_user late;
+
+class CodeCache : public testing::Test {
+ protected:
+  void SetUp() override {
+    fake::register_all();
+    late.held = {};
+    clear_code_cache();
+    set_code_cache_limit(std::size_t{64} << 20);
+    before_ = code_cache_stats();
+    ASSERT_EQ(before_.kernels, 0u);
+    ASSERT_EQ(before_.bytes, 0u);
+    fake::made = 0;
+    fake::most_inside = 0;
+  }
+  void TearDown() override {
+    backend::current_system_calls = backend::real_system_calls;
+    fake::in_make = nullptr;
+    fake::fails = false;
+    hide_cpu_features("");
+    clear_code_cache();
+    const auto after = code_cache_stats();
+    EXPECT_EQ(after.kernels, 0u);  // nothing holds a pin that was not given back
+    EXPECT_EQ(after.bytes, 0u);
+    set_code_cache_limit(std::size_t{64} << 20);
+  }
+  code_cache_statistics before_;
+};
+
+template <class F>
+void in_threads(int count, F f) {
+  std::vector<std::thread> threads;
+  for (int i = 0; i < count; ++i) threads.emplace_back([&f, i] { f(i); });
+  for (auto& t : threads) t.join();
+}
+
+TEST_F(CodeCache, GivesTheSameKernelAgain) {
+  const auto first = make(5);
+  const auto second = make(5);
+  const auto other = make(6);
+  ASSERT_TRUE(first && second && other);
+  EXPECT_EQ(&first->description(), &second->description());
+  EXPECT_NE(&first->description(), &other->description());
+  EXPECT_EQ(run(*first), 5);
+  EXPECT_EQ(run(*other), 6);
+  EXPECT_EQ(fake::made, 2);
+  const auto s = code_cache_stats();
+  EXPECT_EQ(s.kernels, 2u);
+  EXPECT_EQ(s.bytes, 2 * per_kernel);
+  EXPECT_EQ(s.hits - before_.hits, 1u);
+  EXPECT_EQ(s.misses - before_.misses, 2u);
+}
+
+TEST_F(CodeCache, EveryFieldOfTheDescCounts) {
+  desc base = problem(3);
+  const auto first = make_kernel(base, use_fake);
+  ASSERT_TRUE(first);
+  const auto finds = [&base] {
+    const detail::cache_key key(base, static_cast<std::uint32_t>(detail::number_of("fake")));
+    detail::record* found = detail::find_pinned(key, detail::bucket_hash(key));
+    if (found != nullptr) detail::unpin(found);
+    return found != nullptr;
+  };
+  EXPECT_TRUE(finds());
+  auto* bytes = reinterpret_cast<unsigned char*>(&base);
+  for (std::size_t i = 0; i < sizeof(desc); ++i) {  // no such desc need be valid: only the lookup is asked
+    bytes[i] ^= 1;
+    EXPECT_FALSE(finds()) << "byte " << i;
+    bytes[i] ^= 1;
+  }
+}
+
+TEST_F(CodeCache, HiddenFeaturesMakeAnotherKernel) {
+  const auto all = make(5);
+  hide_cpu_features("-avx2");
+  const auto fewer = make(5);
+  hide_cpu_features("");
+  const auto again = make(5);
+  ASSERT_TRUE(all && fewer && again);
+  EXPECT_NE(&all->description(), &fewer->description());
+  EXPECT_EQ(&all->description(), &again->description());
+}
+
+TEST_F(CodeCache, ManyThreadsGenerateTheSameOnce) {
+  fake::in_make = [] { std::this_thread::sleep_for(std::chrono::milliseconds(20)); };
+  in_threads(8, [](int) {
+    const auto k = make(9);
+    ASSERT_TRUE(k);
+    EXPECT_EQ(run(*k), 9);
+  });
+  EXPECT_EQ(fake::made, 1);
+}
+
+TEST_F(CodeCache, DifferentDescsAreGeneratedInParallel) {
+  static std::atomic<int> arrived;
+  arrived = 0;
+  fake::in_make = [] {  // goes on when both are here, or after long
+    ++arrived;
+    for (int i = 0; i < 5000 && arrived < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  };
+  in_threads(2, [](int i) { ASSERT_TRUE(make(20 + i)); });
+  EXPECT_EQ(fake::most_inside, 2);
+}
+
+TEST_F(CodeCache, AFailureIsToldToAllAndForgotten) {
+  fake::fails = true;
+  fake::in_make = [] { std::this_thread::sleep_for(std::chrono::milliseconds(5)); };
+  in_threads(4, [](int) {
+    const auto k = make(9);
+    ASSERT_FALSE(k);
+    EXPECT_EQ(k.error().code(), errc::out_of_memory);
+  });
+  fake::fails = false;
+  EXPECT_EQ(code_cache_stats().bytes, 0u);
+  EXPECT_TRUE(make(9));
+}
+
+TEST_F(CodeCache, ARepeatedRequestTakesNoLock) {
+  ASSERT_TRUE(make(1) && make(2));
+  std::lock_guard guard(detail::cache.lock);  // who wants it waits for ever
+  in_threads(2, [](int) {
+    for (int i = 0; i < 100; ++i) {
+      const auto k = make(1 + i % 2);
+      ASSERT_TRUE(k);
+      kernel copy = *k;
+      EXPECT_EQ(run(copy), 1 + i % 2);
+    }
+  });
+}
+
+TEST_F(CodeCache, StaysWithinItsBound) {
+  set_code_cache_limit(10 * per_kernel + 100);
+  for (brgemm::index m = 1; m <= 200; ++m) {
+    const auto k = make(m);
+    ASSERT_TRUE(k);
+    EXPECT_EQ(run(*k), m);
+    EXPECT_LE(code_cache_stats().bytes, 10 * per_kernel + 100);
+  }
+  const auto s = code_cache_stats();
+  EXPECT_EQ(s.kernels, 10u);
+  EXPECT_EQ(s.evictions - before_.evictions, 190u);
+  set_code_cache_limit(3 * per_kernel);
+  EXPECT_EQ(code_cache_stats().kernels, 3u);
+}
+
+TEST_F(CodeCache, LeastRecentlyUsedLeavesFirst) {
+  set_code_cache_limit(3 * per_kernel);
+  ASSERT_TRUE(make(1) && make(2) && make(3));
+  ASSERT_TRUE(make(1));  // now 2 is the oldest
+  ASSERT_TRUE(make(4));
+  fake::made = 0;
+  ASSERT_TRUE(make(1) && make(3) && make(4));
+  EXPECT_EQ(fake::made, 0);
+  ASSERT_TRUE(make(2));
+  EXPECT_EQ(fake::made, 1);
+}
+
+TEST_F(CodeCache, HeldKernelsStayAndAFullCacheSaysSo) {
+  set_code_cache_limit(2 * per_kernel);
+  auto one = make(1);
+  auto two = make(2);
+  ASSERT_TRUE(one && two);
+  const auto three = make(3);
+  ASSERT_FALSE(three);
+  EXPECT_EQ(three.error().code(), errc::cache_full);
+  EXPECT_NE(three.error().message().find(std::to_string(2 * per_kernel)), std::string_view::npos)
+      << three.error().message();
+  EXPECT_EQ(run(*one) + run(*two), 3);
+  *one = {};
+  EXPECT_TRUE(make(3));
+  EXPECT_EQ(run(*two), 2);
+  set_code_cache_limit(0);
+  EXPECT_EQ(code_cache_stats().kernels, 1u);
+  EXPECT_EQ(run(*two), 2);
+}
+
+TEST_F(CodeCache, HandlesCountInAnyThread) {
+  kernel held = *make(7);
+  in_threads(40, [&held](int) {  // more than there are counters of threads' own
+    kernel copy = held;
+    kernel moved = std::move(copy);
+    EXPECT_EQ(run(moved), 7);
+    kernel again;
+    again = moved;
+  });
+  std::thread([k = std::move(held)] { EXPECT_EQ(run(k), 7); }).join();
+  EXPECT_FALSE(held);  // NOLINT: moved from on purpose
+  clear_code_cache();
+  EXPECT_EQ(code_cache_stats().kernels, 0u);
+}
+
+TEST_F(CodeCache, AContextIsReleasedWithItsKernel) {
+  {
+    const auto k = make_kernel(problem(3), {.backend = "fake_function"});
+    ASSERT_TRUE(k);
+    EXPECT_EQ(run(*k), 3);
+    EXPECT_EQ(k->order(), order::foreign);
+    EXPECT_EQ(fake::contexts, 1);
+    EXPECT_EQ(code_cache_stats().bytes, sizeof(detail::record) + sizeof(desc));
+    clear_code_cache();
+    EXPECT_EQ(fake::contexts, 1);
+  }
+  clear_code_cache();
+  EXPECT_EQ(fake::contexts, 0);
+}
+
+/// Threads make, call, keep and drop the same kernels and others while most of them do not fit.
+void make_call_and_evict() {
+  set_code_cache_limit(12 * per_kernel);
+  in_threads(4, [](int thread) {
+    std::vector<kernel> held(3);
+    std::uint32_t random = 12345u + static_cast<std::uint32_t>(thread);
+    for (int i = 0; i < 3000; ++i) {
+      random = random * 1664525u + 1013904223u;
+      const brgemm::index m = 1 + (random >> 16) % 24;
+      auto k = make(m);
+      if (!k) {
+        ASSERT_EQ(k.error().code(), errc::cache_full);
+        continue;
+      }
+      ASSERT_EQ(run(*k), m);
+      held[random % 3] = std::move(*k);
+      for (const kernel& h : held) {
+        if (h) {
+          ASSERT_EQ(run(h), h.description().m);
+        }
+      }
+      if (i % 1000 == 0) clear_code_cache();
+    }
+  });
+  EXPECT_LE(code_cache_stats().bytes, 12 * per_kernel);
+}
+
+TEST_F(CodeCache, EvictionUnderUse) {
+  make_call_and_evict();
+  EXPECT_GT(code_cache_stats().evictions - before_.evictions, 100u);
+}
+
+TEST_F(CodeCache, EvictionUnderUseWithoutMembarrier) {
+  ASSERT_TRUE(make(1));
+  const bool asymmetric = detail::cache.asymmetric;
+  detail::cache.asymmetric = false;  // as where the system lacks it from the start
+  backend::current_system_calls.barrier = [](int) noexcept { return -1; };
+  make_call_and_evict();
+  clear_code_cache();
+  detail::cache.asymmetric = asymmetric;
+}
+
+TEST_F(CodeCache, NoMappingIsWritableAndExecutable) {
+  std::atomic<bool> stop{false};
+  std::thread watch([&stop] {
+    char line[512];
+    while (!stop) {
+      std::FILE* maps = std::fopen("/proc/self/maps", "r");
+      while (std::fgets(line, sizeof line, maps) != nullptr) {
+        EXPECT_EQ(std::strstr(line, " rwx"), nullptr) << line;
+      }
+      std::fclose(maps);
+    }
+  });
+  for (bool memory_file : {true, false}) {
+    if (!memory_file)
+      backend::current_system_calls.write = [](int, const void*, std::size_t, off_t) noexcept { return ssize_t{-1}; };
+    set_code_cache_limit(50 * per_kernel);
+    in_threads(3, [](int thread) {
+      for (brgemm::index i = 1; i <= 300; ++i) ASSERT_TRUE(make(1000 * (thread + 1) + i));
+    });
+  }
+  stop = true;
+  watch.join();
+}
+
+int failing_call = 0;
+bool fails_now() { return --failing_call == 0; }
+
+/// Every allocation and every call to the system fails in turn, with all ways round it closed.
+TEST_F(CodeCache, InjectedFailuresGiveTypedErrorsAndLeakNothing) {
+  auto& os = backend::current_system_calls;
+  os.allocate = [](std::size_t bytes) noexcept -> void* { return fails_now() ? nullptr : std::malloc(bytes); };
+  os.write = [](int, const void*, std::size_t, off_t) noexcept { return errno = EIO, ssize_t{-1}; };
+  os.protect = [](void* at, std::size_t bytes, int protection) noexcept {
+    return fails_now() ? (errno = EACCES, -1) : ::mprotect(at, bytes, protection);
+  };
+  os.map = [](void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset) noexcept {
+    return fails_now() ? (errno = ENOMEM, MAP_FAILED) : ::mmap(at, bytes, protection, flags, fd, offset);
+  };
+  os.create_file = []() noexcept { return errno = EPERM, -1; };
+  for (auto& slot : detail::cache.scratch) std::free(slot.exchange(nullptr));
+  ASSERT_TRUE(make(900));
+  std::size_t of_kind[2] = {};
+  const std::size_t kernels = code_cache_stats().kernels;
+  std::vector<kernel> held;  // so that every kernel takes a record of its own
+  for (int n = 1; n <= 12; ++n) {
+    failing_call = n;
+    if (n % 2 != 0) {
+      for (auto& slot : detail::cache.scratch) std::free(slot.exchange(nullptr));
+    }
+    auto k = make(1000 + n);
+    failing_call = 0;
+    if (k) {
+      held.push_back(std::move(*k));
+    } else {
+      const bool memory = k.error().code() == errc::out_of_memory;
+      EXPECT_TRUE(memory || k.error().code() == errc::code_memory) << k.error().message();
+      ++of_kind[memory ? 0 : 1];
+    }
+    EXPECT_EQ(code_cache_stats().kernels, kernels + held.size());
+    EXPECT_EQ(code_cache_stats().bytes, (kernels + held.size()) * per_kernel);
+  }
+  EXPECT_GE(of_kind[0], 1u);
+  EXPECT_GE(of_kind[1], 2u);
+}
+
+TEST_F(CodeCache, ForkWhileOtherThreadsGenerate) {
+  if (thread_sanitizer) GTEST_SKIP() << "ThreadSanitizer ends a child that starts threads";
+  set_code_cache_limit(20 * per_kernel);
+  std::atomic<bool> stop{false};
+  std::vector<std::thread> threads;
+  for (int t = 0; t < 3; ++t) {
+    threads.emplace_back([&stop, t] {
+      for (brgemm::index i = 1; !stop; ++i) {
+        const brgemm::index m = 10000 * (t + 1) + i % 500;
+        const auto k = make(m);
+        ASSERT_TRUE(k);
+        ASSERT_EQ(run(*k), m);
+      }
+    });
+  }
+  for (int round = 0; round < 30; ++round) {
+    const pid_t child = fork();
+    if (child == 0) {
+      alarm(20);
+      for (brgemm::index m = 1; m <= 100; ++m) {
+        const auto k = make(10000 + m);  // the ones that the other threads were at
+        if (!k || run(*k) != 10000 + m) _exit(1);
+      }
+      std::thread([] {
+        if (!make(5)) _exit(2);
+      }).join();
+      _exit(0);
+    }
+    int status = -1;
+    ASSERT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_TRUE(WIFEXITED(status)) << "signal " << WTERMSIG(status);
+    EXPECT_EQ(WEXITSTATUS(status), 0);
+    const auto k = make(round + 1);
+    ASSERT_TRUE(k);
+    EXPECT_EQ(run(*k), round + 1);
+  }
+  stop = true;
+  for (auto& t : threads) t.join();
+}
+
+TEST_F(CodeCache, HitsAreCountedInEveryThread) {
+  const kernel held = *make(3);
+  const auto start = code_cache_stats();
+  in_threads(20, [](int) {
+    for (int i = 0; i < 500; ++i) ASSERT_TRUE(make(3));
+  });
+  EXPECT_EQ(code_cache_stats().hits - start.hits, 10000u);
+}
+
+/// The last test: what it leaves is destroyed after main, and the exit status tells.
+TEST(CodeCacheLate, LivesAfterMain) {
+  fake::register_all();
+  late.held = *make(77);
+}
+
+}  // namespace
