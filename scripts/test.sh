@@ -25,8 +25,13 @@ done
 scripts/install-packages.sh g++ clang cmake ninja-build pkg-config libxbyak-dev libgtest-dev
 
 build_dir="${BUILD_DIR:-build/$preset}"
-cmake --preset "$preset" -B "$build_dir" -DBRGEMM_FULL_GRID="$full"
-cmake --build "$build_dir"
+target=(--target all)
 labels=()
-if [ "$preset" = tsan ]; then labels=(-L threads); fi
+if [ "$preset" = tsan ]; then
+  target=(--target threads_tests)
+  labels=(-L threads)
+fi
+cmake --preset "$preset" -B "$build_dir" -DBRGEMM_FULL_GRID="$full"
+cmake --build "$build_dir" "${target[@]}"
 ctest --test-dir "$build_dir" --output-on-failure --no-tests=error -j "$(nproc)" "${labels[@]}"
+grep -haE '^(grid|fuzz): ' "$build_dir"/Testing/Temporary/LastTest.log || true  # how much of the set has run

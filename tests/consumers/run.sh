@@ -45,24 +45,24 @@ case "$case_name" in
       ./program
     done ;;
   two_units)
-    flags=("-O0" "-O3 -march=native -std=gnu++20 -ffp-contract=fast" "-O2 -mavx2 -mfma -std=gnu++20" "-Os -fno-exceptions")
-    i=0
-    for compiler in "${compilers[@]}"; do
-      for other in "${flags[@]}"; do
-        # shellcheck disable=SC2086
-        "$compiler" -std=c++20 $other -I"$source_dir/include" -DUSE_NAME=use_with_other_flags -c "$here/use.cpp" -o "other$i.o"
-        # shellcheck disable=SC2086
-        "$compiler" -std=c++20 $other -I"$source_dir/include" -c "$here/use.cpp" -o "alone$i.o"
-        g++ "$here/main.cpp" "alone$i.o" -o "alone$i" -pthread
-        "./alone$i" | tee -a digests
-        i=$((i + 1))
-      done
+    # the bits must not depend on compiler or flags: each program alone, then two of them linked in both orders (the
+    # linker keeps one copy of every inline function)
+    compile() {  # object compiler flags...
+      local object=$1 compiler=$2
+      shift 2
+      "$compiler" -std=c++20 "$@" -I"$source_dir/include" -DUSE_NAME=use_with_other_flags -c "$here/use.cpp" -o "$object"
+    }
+    g++ -std=c++20 -O1 -I"$source_dir/include" -c "$here/use.cpp" -o plain.o
+    compile other0.o g++ -O0
+    compile other1.o g++ -O3 -march=native -std=gnu++20 -ffp-contract=fast
+    compile other2.o g++ -Os -mavx2 -mfma -fno-exceptions
+    if [ ${#compilers[@]} -gt 1 ]; then compile other3.o clang++ -O2 -march=native -ffp-contract=fast; fi
+    for other in other*.o; do
+      g++ -Duse=use_with_other_flags "$here/main.cpp" "$other" -o alone -pthread && ./alone | tee -a digests
+      g++ "$here/two_units.cpp" plain.o "$other" -o pair -pthread && ./pair
+      g++ "$here/two_units.cpp" "$other" plain.o -o pair -pthread && ./pair
     done
-    [ "$(sort -u digests | wc -l)" -eq 1 ] || { echo "the digests differ"; exit 1; }
-    for ((j = 0; j < i; ++j)); do  # both link orders: the linker keeps one copy of every inline function
-      g++ "$here/two_units.cpp" alone0.o "other$j.o" -o "pair$j" -pthread && "./pair$j"
-      g++ "$here/two_units.cpp" "other$j.o" alone0.o -o "pair$j" -pthread && "./pair$j"
-    done ;;
+    [ "$(sort -u digests | wc -l)" -eq 1 ] || { echo "the digests differ"; exit 1; } ;;
   shared_object)
     for name in one two; do
       g++ -std=c++20 -O1 -fPIC -shared -I"$source_dir/include" "$here/use.cpp" -o "lib$name.so" -pthread
