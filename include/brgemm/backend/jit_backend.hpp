@@ -25,13 +25,14 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
                  "A of %s stored (k,m) cannot be read in groups of %d k: use pack_a and layout::plain",
                  name_of(a).data(), static_cast<int>(k_group_of(d)));
   }
-  if (d.layout_b == layout::transposed) {
-    return error(errc::unsupported, "layout_b", "B stored (n,k) is not read in place: use pack_b and layout::%s",
-                 k_group_of(d) > 1 ? "interleaved" : "plain");
-  }
   if (a == type::bf16 && d.sums != order::machine && d.sums != order::pair) {
     return error(errc::unsupported, "sums", "bf16 sums in order %d: generated code has order::pair (%d)",
                  static_cast<int>(d.sums), static_cast<int>(order::pair));
+  }
+  if (choose_blocking(d, unit).accumulators() == 0) {
+    return error(errc::unsupported, "chains",
+                 "%d chains, B of %s stored as layout %d and the epilogue need more than %d registers",
+                 static_cast<int>(d.chains), name_of(d.b).data(), static_cast<int>(d.layout_b), unit.registers());
   }
   if (unit.wide) return {};
   const bool f16 = a == type::f16 || d.c == type::f16;

@@ -24,16 +24,17 @@ class jit_block : public jit_assembler {
     group_ = k_group_of(d);
     const bool interleaved = d.layout_b == layout::interleaved;
     const index unit_b = size_b_ * (interleaved ? group_ : 1);
+    transposed_b_ = d.layout_b == layout::transposed;
     vector_b_ = b.lanes * unit_b;
     a_rows_ = d.layout_a == layout::plain;
     lda_in_register_ = d.lda == at_call || !fits(d.lda * size_a_, a_rows_ ? 32 : 64);
-    ldb_in_register_ = d.ldb == at_call || !fits(d.ldb * unit_b, 64 * group_);
+    ldb_in_register_ = d.ldb == at_call || !fits(d.ldb * unit_b, transposed_b_ ? 16 : 64 * group_);
     ldc_in_register_ = d.ldc == at_call || !fits(d.ldc * size_c_, 32);
     lda_ = lda_in_register_ ? 0 : d.lda * size_a_;
     ldb_ = ldb_in_register_ ? 0 : d.ldb * unit_b;
     ldc_ = ldc_in_register_ ? 0 : d.ldc * size_c_;
     step_b_ = ldb_ * (interleaved ? 1 : group_);
-    rows_of_step_ = interleaved ? 1 : static_cast<int>(group_);
+    rows_of_step_ = interleaved || transposed_b_ ? 1 : static_cast<int>(group_);
     shifts_a_ = detail::shifts_a(d, b.how);
     set_tail(b.tail);
   }
@@ -58,6 +59,7 @@ class jit_block : public jit_assembler {
     c_column,  // C at row 0 of this column of blocks
     row_index,
     column_index,
+    c_block,   // B stored (n,k): r14 while it walks B's rows
     scratch,   // two 32-bit words
     row_term,  // one 32-bit word for each of at most 30 rows
     word_count = row_term + 16
@@ -185,9 +187,10 @@ class jit_block : public jit_assembler {
   bool f64_;
   bool in_integers_ = true;  // s32 sums have not become f32 yet
   index size_a_, size_b_, size_c_;
-  index group_;     // k of one lane
-  index vector_b_;  // bytes of one vector of B's row
-  bool a_rows_;     // A is stored (m,k)
+  index group_;        // k of one lane
+  index vector_b_;     // bytes of one vector of B's row
+  bool transposed_b_;  // B is stored (n,k)
+  bool a_rows_;        // A is stored (m,k)
   bool lda_in_register_, ldb_in_register_, ldc_in_register_;
   index lda_, ldb_, ldc_;  // bytes, where constant
   index step_b_;           // bytes of B's rows of one step

@@ -108,7 +108,8 @@ constexpr double product_latency(product how) {
 inline int epilogue_registers(const desc& d, const vector_unit& unit) {
   int most = d.epilogue_size > 0 || d.alpha != alpha_kind::one || accumulator_of(d) == type::s32 ? 3 : 1;
   for (int i = 0; i < d.epilogue_size; ++i) {
-    most = std::max(most, temporaries(d.epilogue[i].kind) + (unit.wide ? 0 : 2));
+    const int own = temporaries(d.epilogue[i].kind);
+    most = std::max(most, own == 0 ? 0 : 1 + own + (unit.wide ? 0 : 2));
   }
   const bool converts = d.c == type::bf16 && !(unit.wide && unit.features.has(feature::avx512_bf16));
   return std::max(most, converts || d.c == type::f16 ? 4 : 1);
@@ -138,14 +139,23 @@ inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, in
   const bool a_may_pass =
       b.how == product::fma_f32 ? d.a == type::f32 : b.how == product::fma_f64 || (b.how == product::dot_bf16);
   const int accumulators = rows * vectors * b.chains + (shifts_a(d, b.how) ? vectors + 2 : 0);
+  const int column_sums = accumulators - rows * vectors * b.chains;
+  const int after_sums = unit.registers() - rows * vectors - column_sums - epilogue_registers(d, unit);
+  if (d.layout_b == layout::transposed) {  // a tile of B rests in 5 registers; one more for its loads, halves of a step
+    if (vectors > 1) return -1;
+    b.hold_a = false;
+    b.embed = a_may_pass && unit.wide;
+    const int loop = 6 + (b.b_registers > 1 ? 2 : 0) + b.a_registers + (b.how == product::madd_8bit ? 1 : 0);
+    return std::min(unit.registers() - accumulators - loop, after_sums);
+  }
   const int spare = b.how == product::madd_8bit ? 1 : b.b_registers > 1 || !b_is_direct(d) ? 1 : 0;
   b.hold_a = rows * b.a_registers < vectors * b.b_registers;
-  const bool b_may_pass = b_is_direct(d) && b.b_registers == 1 && unit.wide && !shifts_a(d, b.how);
+  const bool b_may_pass = b_is_direct(d) && b.b_registers == 1 && unit.wide && !shifts_a(d, b.how) && d.b != type::u8;
   b.embed = b.hold_a ? rows == 1 && b_may_pass : vectors == 1 && a_may_pass && unit.wide;
   const int held = b.hold_a ? rows * b.a_registers : vectors * b.b_registers;
   const int passing = b.embed ? 0 : b.hold_a ? b.b_registers : b.a_registers;
   const int loop = held + passing + spare;
-  return unit.registers() - accumulators - std::max(loop, epilogue_registers(d, unit));
+  return std::min(unit.registers() - accumulators - loop, after_sums);
 }
 
 /// Predicted cycles of one batch entry over all blocks, without what is done once a call.
@@ -184,7 +194,8 @@ inline void divide_columns(index n, index size, blocking& b) {
   }
 }
 
-inline int choose_unroll(const blocking& b) {
+inline int choose_unroll(const desc& d, const blocking& b) {
+  if (d.layout_b == layout::transposed) return std::max<int>(b.chains, accumulator_of(d) == type::f64 ? 2 : 4);
   const int products = b.rows[0].size * b.columns[0].size;
   const int wanted = std::max(1, 32 / products);
   int unroll = b.chains;
@@ -228,8 +239,9 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
       if (b.rows[0].size < height) height = b.rows[0].size;  // the same division again
     }
   }
+  if (best_cost == 0) return best;  // no block fits: accumulators() is 0
   best.bound = best_bound;
-  best.unroll = detail::choose_unroll(best);
+  best.unroll = detail::choose_unroll(d, best);
   return best;
 }
 

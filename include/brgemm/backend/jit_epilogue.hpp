@@ -12,6 +12,25 @@ class jit_epilogue : public jit_block {
   using jit_block::jit_block;
 
  protected:
+  /// Writes the functions of the activations that were called, each once; false if there were too many calls.
+  bool write_activations() {
+    static constexpr int free_registers[] = {1, 2, 3, 4, 5, 6};
+    for (std::size_t i = 0; i < calls_.count; ++i) {
+      const op_kind kind = calls_.all[i].kind;
+      if (kind == op_kind::none) continue;
+      const std::size_t function = getSize();
+      jit_evaluator evaluator(*this, 1 + temporaries(kind), 2 + temporaries(kind));
+      emit_activation(kind, evaluator, 0, free_registers);
+      ret();
+      for (std::size_t j = i; j < calls_.count; ++j) {
+        if (calls_.all[j].kind != kind) continue;
+        rewrite(calls_.all[j].next - 4, function - calls_.all[j].next, 4);
+        calls_.all[j].kind = op_kind::none;
+      }
+    }
+    return calls_.count < std::size(calls_.all);
+  }
+
   void end(const block& k) {
     in_integers_ = accumulator_of(d_) == type::s32;
     join_chains(k);
@@ -244,12 +263,14 @@ class jit_epilogue : public jit_block {
     f64_ ? vcmppd(to, v(x), v(y), predicate) : vcmpps(to, v(x), v(y), predicate);
   }
 
+  /// An activation is a function behind the kernel, of register 0; calls overlap, and the code stays short.
   void activate(const block& k, op_kind kind) {
-    static constexpr int free_registers[] = {2, 3, 4, 5, 6, 7};
-    static constexpr int free_registers_wide[] = {0, 1, 2, 3, 4, 5};
-    jit_evaluator evaluator(*this, 0, 1);
     for_each(k, [&](int r, int j) {
-      emit_activation(kind, evaluator, accumulator(k, r, j), wide() ? free_registers_wide : free_registers);
+      vmovaps(v(0), v(accumulator(k, r, j)));
+      db(0xe8);
+      dd(0);
+      calls_.push({getSize(), kind});
+      vmovaps(v(accumulator(k, r, j)), v(0));
     });
   }
 
@@ -367,6 +388,18 @@ class jit_epilogue : public jit_block {
       if (r + 1 < k.rows) add(rax, rdx);
     }
   }
+
+  struct call {
+    std::size_t next;  // the instruction after it
+    op_kind kind;      // none: its target is set
+  };
+  struct {
+    std::size_t count = 0;
+    call all[1024];
+    void push(const call& c) {
+      if (count < std::size(all)) all[count++] = c;
+    }
+  } calls_;
 };
 
 }  // namespace BRGEMM_WITH_XBYAK

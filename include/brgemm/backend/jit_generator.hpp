@@ -24,7 +24,7 @@ class jit_generator : public jit_epilogue {
     prologue();
     blocks();
     leave();
-    return finish() ? getSize() : 0;
+    return write_activations() && finish() ? getSize() : 0;
   }
 
  private:
@@ -41,7 +41,14 @@ class jit_generator : public jit_epilogue {
       repeat(s.count, blocks_left, [&] {
         column_of_blocks(s);
         add_word(c_column, s.size * b_.lanes * size_c_, rax);
-        add_word(b_offset, s.size * vector_b_, rax);
+        if (!transposed_b_) {
+          add_word(b_offset, s.size * vector_b_, rax);
+        } else if (ldb_in_register_) {
+          imul(rax, r11, s.size * b_.lanes);
+          add(word_at(b_offset), rax);
+        } else {
+          add_word(b_offset, s.size * b_.lanes * ldb_, rax);
+        }
         add_word(column_index, s.size * b_.lanes, rax);
       });
     }
@@ -216,6 +223,7 @@ class jit_generator : public jit_epilogue {
   void entry(const block& k) {
     if (lda_in_register_ && a_rows_ && k.rows > 5) lea(r12, ptr[rax + r9 * 4]), add(r12, r9);
     if (lda_in_register_ && a_rows_ && k.rows > 10) lea(r13, ptr[r12 + r9 * 4]), add(r13, r9);
+    if (transposed_b_) return entry_of_tiles(k);
     const index loops = b_.steps / b_.unroll;
     index done = 0;  // steps that the pointers do not count yet
     if (loops > 1) {
@@ -244,7 +252,109 @@ class jit_generator : public jit_epilogue {
     } else if (!lda_in_register_) {
       add(rax, static_cast<std::uint32_t>(steps * lda_));
     }
-    if (!ldb_in_register_) add(rdx, static_cast<std::uint32_t>(steps * step_b_));
+    if (transposed_b_) {
+      add(rdx, static_cast<std::uint32_t>(steps * group_ * size_b_));
+    } else if (!ldb_in_register_) {
+      add(rdx, static_cast<std::uint32_t>(steps * step_b_));
+    }
+  }
+
+  // ---- B stored (n,k): some k of each of its rows make a tile, turned in registers ----------------------------------
+
+  /// Registers of 128 bits hold this many steps of one row.
+  int steps_of_tile() const { return f64_ ? 2 : 4; }
+
+  void entry_of_tiles(const block& k) {
+    const int in_tile = steps_of_tile();
+    const int tiles = std::max(1, b_.chains / in_tile);  // in the loop's body, so that chains keep their place
+    const index loops = b_.steps / (tiles * in_tile);
+    if (loops > 0) {
+      mov(rcx, static_cast<std::uint64_t>(loops));
+      const std::uint8_t* top = getCurr();
+      for (int t = 0; t < tiles; ++t) steps_of_a_tile(k, t * in_tile, in_tile, 0);
+      sub(rcx, 1);
+      jnz(static_cast<const void*>(top));
+    }
+    const int left = static_cast<int>(b_.steps - loops * tiles * in_tile);
+    for (int first = 0; first < left + (b_.rest != 0); first += in_tile) {
+      const int whole = std::min(left - first, in_tile);
+      steps_of_a_tile(k, first, whole, whole < in_tile ? b_.rest : 0);
+    }
+  }
+
+  /// `whole` steps and then one of `rest` elements, from one tile; moves A and B.
+  void steps_of_a_tile(const block& k, int chain_step, int whole, int rest) {
+    static constexpr int order_of_32_bits[] = {3, 4, 1, 0};  // where turn_tile leaves the steps
+    static constexpr int order_of_64_bits[] = {4, 1};
+    const int halves = 6;
+    const int a = halves + (b_.b_registers == 2 ? 2 : 0);
+    load_tile(k, static_cast<int>(whole * group_ + rest));
+    for (int s = 0; s < whole + (rest != 0); ++s) {
+      const int valid = s < whole ? static_cast<int>(group_) : rest;
+      int b = (f64_ ? order_of_64_bits : order_of_32_bits)[s];
+      if (b_.b_registers == 2) {
+        vmovaps(v(halves), v(b));
+        split(b = halves, d_.b);
+      }
+      sum_column(k, 0, b);
+      for (int r = 0; r < k.rows; ++r) {
+        const int sum = accumulator(k, r, 0, (chain_step + s) % b_.chains);
+        if (b_.embed && valid == group_) {
+          product_in_memory(sum, b, ptr_b[a_at(r, s)], false);
+        } else {
+          load_a(k, a, r, s, valid);
+          multiply(sum, a, b, a + b_.a_registers);
+        }
+      }
+      if (lda_in_register_ && !a_rows_) add(rax, r9);
+    }
+    advance(k, whole + (rest != 0));
+  }
+
+  /// Registers 0 to 3: lane i of register q has row 4i + q of the tile (f64: 0 and 1, row 2i + q), zeros behind its k.
+  void load_tile(const block& k, int elements) {
+    const int in_tile = steps_of_tile();
+    const int rows = k.masked ? tail() : b_.lanes;
+    if (ldb_in_register_) {
+      mov(word_at(c_block), r14);
+      mov(r14, rdx);
+    }
+    for (int q = 0; q < in_tile; ++q) clear(q);
+    for (int row = 0; row < rows; ++row) {
+      const RegExp at = ldb_in_register_ ? RegExp(r14) : rdx + static_cast<std::size_t>(row * ldb_);
+      load_row_of_tile(row % in_tile, row / in_tile, at, static_cast<int>(elements * size_b_));
+      if (ldb_in_register_ && row + 1 < rows) add(r14, r11);
+    }
+    if (ldb_in_register_) mov(r14, word_at(c_block));
+    turn_tile();
+  }
+  void load_row_of_tile(int to, int lane, const RegExp& at, int bytes) {
+    const int spare = 5;
+    if (bytes == 16) return insert_lane(to, lane, ptr[at]);
+    load_bytes(spare, at, bytes);
+    if (d_.b == type::f16) vcvtph2ps(quarter(spare), quarter(spare));
+    insert_lane(to, lane, quarter(spare));
+  }
+  void insert_lane(int to, int lane, const Operand& from) {
+    const auto place = static_cast<std::uint8_t>(lane);
+    if (lane == 0) return vmovups(quarter(to), from);
+    if (!wide()) return vinsertf128(Ymm(to), Ymm(to), from, place);
+    vinsertf32x4(assembler_names::Zmm(to), assembler_names::Zmm(to), from, place);
+  }
+  /// Rows become steps within each 128 bits.
+  void turn_tile() {
+    if (f64_) {
+      vunpcklpd(v(4), v(0), v(1));
+      return vunpckhpd(v(1), v(0), v(1));
+    }
+    vunpcklps(v(4), v(0), v(1));
+    vunpckhps(v(0), v(0), v(1));
+    vunpcklps(v(1), v(2), v(3));
+    vunpckhps(v(2), v(2), v(3));
+    vunpcklpd(v(3), v(4), v(1));
+    vunpckhpd(v(4), v(4), v(1));
+    vunpcklpd(v(1), v(0), v(2));
+    vunpckhpd(v(0), v(0), v(2));
   }
 
   // ---- one step of k
