@@ -177,6 +177,7 @@ inline result<void> supports_types(const desc& d) noexcept {
     return error(errc::unsupported, "a", "libxsmm does f32, f64 and bf16 to f32 or bf16, not %s x %s to %s",
                  name_of(d.a).data(), name_of(d.b).data(), name_of(d.c).data());
   }
+  if (d.lda == at_call) return error(errc::unsupported, "lda", "libxsmm wants leading dimensions in the desc");
   if (d.layout_a != layout::plain) return error(errc::unsupported, "layout_a", "libxsmm reads A in plain layout only");
   if (d.layout_b != (pairs ? layout::interleaved : layout::plain)) {
     return error(errc::unsupported, "layout_b", "libxsmm reads B of %s %s", name_of(d.b).data(),
@@ -184,6 +185,10 @@ inline result<void> supports_types(const desc& d) noexcept {
   }
   if (pairs && d.k % 2 != 0) {
     return error(errc::unsupported, "k", "libxsmm needs an even k for bf16, not %lld", static_cast<long long>(d.k));
+  }
+  if (pairs && d.lda % 2 != 0) {  // it counts rows of A in pairs
+    return error(errc::unsupported, "lda", "libxsmm needs an even lda for bf16, not %lld",
+                 static_cast<long long>(d.lda));
   }
   if (pairs && d.c == type::bf16 && d.batch != batch_kind::strides) {
     return error(errc::unsupported, "batch", "libxsmm with C in bf16 does strides: a long list would be rounded often");
@@ -197,7 +202,6 @@ inline result<void> supports_rest(const desc& d) noexcept {
   if (d.sums != order::machine) return error(errc::unsupported, "sums", "libxsmm has an order of sums of its own");
   if (d.chains != 1) return error(errc::unsupported, "chains", "libxsmm does 1 chain, not %d", int{d.chains});
   if (d.m_extent != extent_kind::fixed) return error(errc::unsupported, "m_extent", "libxsmm wants m in the desc");
-  if (d.lda == at_call) return error(errc::unsupported, "lda", "libxsmm wants leading dimensions in the desc");
   if (d.ldb == at_call) return error(errc::unsupported, "ldb", "libxsmm wants leading dimensions in the desc");
   if (d.ldc == at_call) return error(errc::unsupported, "ldc", "libxsmm wants leading dimensions in the desc");
   if (d.epilogue_size != 0) {
