@@ -22,7 +22,8 @@ while [ $# -gt 0 ]; do
   shift
 done
 
-scripts/install-packages.sh g++ clang cmake ninja-build pkg-config libxbyak-dev libgtest-dev
+scripts/install-packages.sh g++ clang cmake ninja-build pkg-config libxbyak-dev libgtest-dev libzip-dev \
+  libcli11-dev zlib1g-dev
 
 build_dir="${BUILD_DIR:-build/$preset}"
 target=(--target all)
