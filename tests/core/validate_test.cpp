@@ -129,6 +129,7 @@ const std::vector<desc_case>& desc_cases() {
       {"lda", invalid, valid_f32, [](desc& d) { d.m = huge, d.k = d.lda = 4; }, {"2^63 - 1", "4611686018427387904"}},
       {"lda", invalid, valid_f32, [](desc& d) { d.m = huge, d.k = 4, d.lda = at_call; }, {"2^63 - 1"}},
       {"lda", invalid, valid_f32, [](desc& d) { d.lda = huge; }, {"2^63 - 1"}},
+      {"lda", invalid, valid_f64, [](desc& d) { d.m = 2 * (huge - 1), d.lda = huge; }, {"2^63 - 1"}},  // 2^128 bytes
       {"ldb", invalid, valid_f32, [](desc& d) { d.ldb = 5; }, {"ldb is 5", "6"}},
       {"ldb", invalid, valid_f32, [](desc& d) { d.layout_b = layout::transposed, d.ldb = 4; }, {"ldb is 4", "5"}},
       {"ldb", invalid, valid_bf16, [](desc& d) { d.layout_b = layout::interleaved, d.ldb = 5; }, {"ldb is 5", "6"}},
