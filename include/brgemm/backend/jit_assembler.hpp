@@ -156,7 +156,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
   // ---- jumps
   // ------------------------------------------------------------------------------------------------------------
 
-  enum class condition : std::uint8_t { equal = 4, not_equal = 5, less = 12, less_or_equal = 14 };
+  enum class condition : std::uint8_t { equal = 4, not_equal = 5, less = 12, less_or_equal = 14, greater = 15 };
   /// A jump forward whose target is set by `land`.
   std::size_t jump_forward(condition c) {
     db(0x0f);
@@ -168,6 +168,16 @@ class jit_assembler : public assembler_names::CodeGenerator {
     db(0xe9);
     dd(0);
     return getSize();
+  }
+  /// `one` where the condition holds, else `other`.
+  template <class One, class Other>
+  void either(condition c, One one, Other other) {
+    const std::size_t to_one = jump_forward(c);
+    other();
+    const std::size_t done = jump_always();
+    land(to_one);
+    one();
+    land(done);
   }
   void land(std::size_t jump) { rewrite(jump - 4, getSize() - jump, 4); }
 

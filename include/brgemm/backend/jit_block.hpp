@@ -59,6 +59,11 @@ class jit_block : public jit_assembler {
     c_column,  // C at row 0 of this column of blocks
     row_index,
     column_index,
+    entries,  // groups: entries of this one, its first A or pair, its first B; entries after it; is it the first?
+    group_a,
+    group_b,
+    entries_left,
+    first_group,
     c_block,   // B stored (n,k): r14 while it walks B's rows
     scratch,   // two 32-bit words
     row_term,  // one 32-bit word for each of at most 30 rows

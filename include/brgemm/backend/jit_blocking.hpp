@@ -43,14 +43,16 @@ struct blocking {
   int chains = 1;
   int a_registers = 1;  ///< registers of one broadcast of A
   int b_registers = 1;  ///< registers of one vector of B
-  bool hold_a =
-      false;  ///< the broadcasts of a step stay in registers and vectors of B pass by; else the other way round
+  /// The broadcasts of a step stay in registers and vectors of B pass by; else the other way round.
+  bool hold_a = false;
   bool embed = false;  ///< what passes by is an operand in memory of the multiplying instruction
   int unroll = 1;      ///< steps of k in the loop's body
   index steps = 0;     ///< full groups of k
   int rest = 0;        ///< k left over in the last group
-  section
-      rows[2];  ///< m fixed: blocks of rows[0].size, then of rows[1].size; m at the call: rows[0].size, then 8, 4, 2, 1
+  /// Entries of the batch that go over all of C before the next ones do; 0: all of them.
+  index group = 0;
+  /// m fixed: blocks of rows[0].size, then of rows[1].size; m at the call: of rows[0].size, then of 8, 4, 2, 1.
+  section rows[2];
   section columns[3];
   double cycles = 0;        ///< predicted for one entry of the batch, operands in L1
   double block_cycles = 0;  ///< predicted once a call: start, epilogue, stores
@@ -194,6 +196,19 @@ inline void divide_columns(index n, index size, blocking& b) {
   }
 }
 
+/// Where a batch of 16 would not stay in L2, C is summed in groups of entries that do; in between it rests in memory.
+/// Its type must be the accumulator's, so that the bits are those of one pass.
+inline index choose_group(const desc& d, const blocking& b) {
+  const index bytes = d.m * d.k * size_of(d.a) + d.k * d.n * size_of(d.b);
+  const bool one_pass = b.rows[0].count + b.rows[1].count == 1 || b.columns[0].count + b.columns[1].count == 1;
+  const bool sums_rest = d.c == accumulator_of(d) && d.alpha == alpha_kind::one && b.chains == 1 &&
+                         d.zero_a == zero_point::none && d.zero_b == zero_point::none && d.stride_a != 0 &&
+                         d.stride_b != 0;
+  constexpr index l2 = 1 << 20;
+  if (one_pass || !sums_rest || d.m_extent == extent_kind::at_call || bytes * 16 <= l2 * 3 / 4) return 0;
+  return std::max<index>(1, l2 / 2 / bytes);
+}
+
 inline int choose_unroll(const desc& d, const blocking& b) {
   if (d.layout_b == layout::transposed) return std::max<int>(b.chains, accumulator_of(d) == type::f64 ? 2 : 4);
   const int products = b.rows[0].size * b.columns[0].size;
@@ -241,6 +256,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
   }
   if (best_cost == 0) return best;  // no block fits: accumulators() is 0
   best.bound = best_bound;
+  best.group = detail::choose_group(d, best);
   best.unroll = detail::choose_unroll(d, best);
   return best;
 }

@@ -43,6 +43,10 @@ class jit_epilogue : public jit_block {
       in_integers_ = false;
     }
     for (int i = 0; i < d_.epilogue_size; ++i) apply(k, i);
+    store_c(k);
+  }
+
+  void store_c(const block& k) {
     rows_of_c(k, [&](int r, const RegExp& row) {
       static constexpr int temporaries_of_store[] = {0, 1, 2};
       for (int j = 0; j < k.columns; ++j) {

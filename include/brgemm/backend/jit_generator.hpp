@@ -22,12 +22,39 @@ class jit_generator : public jit_epilogue {
   /// Writes the kernel; returns its bytes, 0 if they do not fit the buffer.
   std::size_t generate() {
     prologue();
-    blocks();
+    b_.group != 0 ? groups() : blocks();
     leave();
     return write_activations() && finish() ? getSize() : 0;
   }
 
  private:
+  /// Goes over C once for each group of entries.
+  void groups() {
+    const bool strides = d_.batch == batch_kind::strides;
+    mov(rax, strides ? argument(&arguments::a) : argument(&arguments::pairs));
+    mov(word_at(group_a), rax);
+    if (strides) {
+      mov(rax, argument(&arguments::b));
+      mov(word_at(group_b), rax);
+    }
+    mov(rax, argument(&arguments::batch));
+    mov(word_at(entries_left), rax);
+    mov(word_at(first_group), 1);
+    const std::uint8_t* top = getCurr();
+    mov(rax, word_at(entries_left));
+    mov(ecx, static_cast<std::uint32_t>(b_.group));
+    cmp(rax, rcx);
+    cmovg(rax, rcx);
+    mov(word_at(entries), rax);
+    sub(word_at(entries_left), rax);
+    blocks();
+    add_word(group_a, b_.group * (strides ? d_.stride_a * size_a_ : 16), rax);
+    if (strides) add_word(group_b, b_.group * d_.stride_b * size_b_, rax);
+    zero_word(first_group);
+    cmp(word_at(entries_left), 0);
+    jg(static_cast<const void*>(top));
+  }
+
   // ---- blocks of C
   // ----------------------------------------------------------------------------------------------------
 
@@ -89,9 +116,19 @@ class jit_generator : public jit_epilogue {
   }
 
   void one_block(const block& k) {
-    begin(k);
-    sums(k);
-    end(k);
+    if (b_.group == 0) {
+      begin(k);
+      sums(k);
+      end(k);
+    } else {
+      cmp(word_at(first_group), 0);
+      either(
+          condition::equal, [&] { load_c(k); }, [&] { begin(k); });
+      sums(k);
+      cmp(word_at(entries_left), 0);
+      either(
+          condition::greater, [&] { store_c(k); }, [&] { end(k); });
+    }
     if (d_.m <= k.rows) return;  // the only block of its column
     if (lda_in_register_ && a_rows_) {
       imul(rax, r9, k.rows);
@@ -160,15 +197,16 @@ class jit_generator : public jit_epilogue {
   void sums(const block& k) {
     if (b_.steps == 0 && b_.rest == 0) return;
     if (b_.how == product::split_bf16) flush_subnormals(true);
-    mov(rsi, argument(&arguments::batch));
+    const bool grouped = b_.group != 0;
+    mov(rsi, grouped ? word_at(entries) : argument(&arguments::batch));
     if (d_.batch == batch_kind::strides) {
-      mov(r8, argument(&arguments::a));
+      mov(r8, grouped ? word_at(group_a) : argument(&arguments::a));
       add(r8, word_at(a_offset));
-      mov(rax, argument(&arguments::b));
+      mov(rax, grouped ? word_at(group_b) : argument(&arguments::b));
       add(rax, word_at(b_offset));
       mov(word_at(b_base), rax);
     } else {
-      mov(r8, argument(&arguments::pairs));
+      mov(r8, grouped ? word_at(group_a) : argument(&arguments::pairs));
     }
     test(rsi, rsi);
     const std::size_t empty = jump_forward(condition::less_or_equal);
