@@ -85,8 +85,8 @@ class planned_layer {
         return plan_.backward_data(threads_, l_.rows, y_.data(), transposed_.data(), x_.data());
       case peer_pass::backward_weights: break;
     }
-    return plan_.backward_weights(threads_, l_.rows, x_.data(), y_.data(), gradient_.as<float>(), nullptr,
-                                  workspace_.data());
+    void* const workspace = plan_.workspace_bytes() > 0 ? workspace_.data() : nullptr;
+    return plan_.backward_weights(threads_, l_.rows, x_.data(), y_.data(), gradient_.as<float>(), nullptr, workspace);
   }
 
   // With plain storage: the result of the last run in the layout of `plain_matrices`.

@@ -1,0 +1,58 @@
+#!/usr/bin/env bash
+# Installs what the benchmark needs (Debian, and PyPI into a virtual environment), builds it, and runs a suite.
+#
+#   scripts/bench.sh primitive|train [--libxsmm PATH] [--onednn PATH] [accept.py's options]
+#
+#   primitive       kernels, handles and layers against LIBXSMM, oneDNN, OpenBLAS and BLIS: at most 25 minutes on two
+#                   cores, with --quick at most 3
+#   train           the demo's training step against PyTorch, which it installs
+#   --libxsmm PATH  measure a LIBXSMM 2.x too: a folder with include/ and lib/ (or LIBXSMM_ROOT)
+#   --onednn PATH   measure another oneDNN too, as PyPI's onednn-devel installs it into a virtual environment: a folder
+#                   with include/ and lib/ (or ONEDNN_ROOT)
+#
+# BUILD_DIR names another build folder than build/release. bench/accept.py --help lists its options.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+usage() { sed -n '2,14s/^# \{0,1\}//p' "$0"; }
+suite="${1:-}"
+case "$suite" in
+  primitive | train) shift ;;
+  -h | --help) usage; exit 0 ;;
+  *) usage >&2; exit 2 ;;
+esac
+libxsmm="${LIBXSMM_ROOT:-}"
+onednn="${ONEDNN_ROOT:-}"
+options=()
+plot=no
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --libxsmm) libxsmm="$(realpath "${2:?--libxsmm needs a path}")"; shift ;;
+    --onednn) onednn="$(realpath "${2:?--onednn needs a path}")"; shift ;;
+    --plot | --plot=*) plot=yes; options+=("$1") ;;
+    *) options+=("$1") ;;
+  esac
+  shift
+done
+
+scripts/install-packages.sh g++ cmake ninja-build python3-venv libxbyak-dev libbenchmark-dev libcli11-dev \
+  libxsmm-dev libdnnl-dev libopenblas-dev libblis-dev libtbb-dev
+
+build_dir="${BUILD_DIR:-build/release}"
+cmake --preset release -B "$build_dir" -DBRGEMM_BENCH_LIBXSMM="$libxsmm" -DBRGEMM_BENCH_ONEDNN="$onednn" >/dev/null
+cmake --build "$build_dir" --target brgemm_bench brgemm_bench_peers
+
+# matplotlib and torch live in an environment of their own beside the build.
+environment="$build_dir/bench-python"
+python="$environment/bin/python"
+[ -x "$python" ] || python3 -m venv "$environment"
+if [ "$plot" = yes ]; then "$python" -m pip install --quiet matplotlib; fi
+if [ "$suite" = train ]; then
+  "$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet torch numpy
+fi
+
+# PyPI's oneDNN runs on an OpenCL device for the CPU that lies beside it and has to be named.
+if [ -n "$onednn" ] && [ -e "$onednn/lib/libintelocl.so" ]; then
+  export OCL_ICD_FILENAMES="$onednn/lib/libintelocl.so"
+fi
+exec "$python" bench/accept.py "$suite" --bench "$build_dir/bench/brgemm_bench" "${options[@]}"
