@@ -138,10 +138,10 @@ inline result<arguments> arguments_of(const desc& d, const any_view& a, const an
   const storage sa = storage_of_a(d, m);
   const storage sb = storage_of_b(d);
   const storage sc{m, d.n, 1};
-  if (auto r = check_batch(d, a, b); !r) return r.error();
   if (auto r = check_view("A", a, d.a, sa, d.lda); !r) return r.error();
   if (auto r = check_view("B", b, d.b, sb, d.ldb); !r) return r.error();
   if (auto r = check_view("C", c, d.c, sc, d.ldc); !r) return r.error();
+  if (auto r = check_batch(d, a, b); !r) return r.error();
   arguments x;
   x.a = a.data;
   x.b = b.data;
