@@ -354,6 +354,18 @@ def table(rows, markdown=False):
     return "\n".join(" | ".join([*(line[i].ljust(widths[i]) for i in range(6)), line[6]]) for line in lines)
 
 
+def replace_in_page(path, suite, text):
+    begin, end = f"<!-- begin {suite} -->", f"<!-- end {suite} -->"
+    with open(path) as file:
+        page = file.read()
+    before, found_begin, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        sys.exit(f"{path} has no place for a table: {begin} and {end}")
+    with open(path, "w") as file:
+        file.write(f"{before}{begin}\n{text}\n{end}{after}")
+
+
 def plot_roofline(results, folder, plt):
     peak = results.get("peak/f32/threads1", "operations per second")
     if not peak:
@@ -468,7 +480,8 @@ def parse_arguments():
     parser.add_argument("suite", nargs="?", choices=sorted(FILES))
     parser.add_argument("--bench", default="build/release/bench/brgemm_bench", help="the driver")
     parser.add_argument("--json", metavar="FILE", help="write the rows")
-    parser.add_argument("--markdown", metavar="FILE", help="write the table for docs/performance.md")
+    parser.add_argument("--document", metavar="FILE",
+                        help="replace the table between <!-- begin SUITE --> and <!-- end SUITE --> in a page")
     parser.add_argument("--raw", metavar="FILE", help="write every counter of every case")
     parser.add_argument("--plot", metavar="DIR", help="write pictures (needs matplotlib)")
     parser.add_argument("--quick", action="store_true", help="fewer shapes and rounds: a look, not a verdict")
@@ -513,9 +526,9 @@ def main():
     if options.json:
         with open(options.json, "w") as file:
             json.dump(written, file, indent=1)
-    if options.markdown:
-        with open(options.markdown, "w") as file:
-            file.write(f"{machine()}; peers: {results.context.get('peers', '')}\n\n{table(rows, markdown=True)}\n")
+    if options.document:
+        text = f"{machine()}. Peers: {results.context.get('peers', '')}.\n\n{table(rows, markdown=True)}"
+        replace_in_page(options.document, options.suite, text)
     if options.raw:
         with open(options.raw, "w") as file:
             json.dump({name: {c: results.get(name, c) for run in runs for c in run}

@@ -51,8 +51,10 @@ if [ "$suite" = train ]; then
   "$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet torch numpy
 fi
 
-# PyPI's oneDNN runs on an OpenCL device for the CPU that lies beside it and has to be named.
+# PyPI's oneDNN runs on an OpenCL device for the CPU that lies beside it and has to be named, once for each of the two
+# OpenCL loaders that can be there.
 if [ -n "$onednn" ] && [ -e "$onednn/lib/libintelocl.so" ]; then
-  export OCL_ICD_FILENAMES="$onednn/lib/libintelocl.so"
+  export OCL_ICD_FILENAMES="$onednn/lib/libintelocl.so" OCL_ICD_VENDORS="$onednn/lib/libintelocl.so"
 fi
+export ONEDNN_VERBOSE="${ONEDNN_VERBOSE:-none}"
 exec "$python" bench/accept.py "$suite" --bench "$build_dir/bench/brgemm_bench" "${options[@]}"
