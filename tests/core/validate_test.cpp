@@ -8,6 +8,7 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <random>
 #include <set>
 #include <string>
 #include <vector>
@@ -464,6 +465,97 @@ TEST(Validate, EveryFieldOfTheArguments) {
     seen.insert(c.field);
   }
   for (const auto& field : fields_of(arguments{})) EXPECT_TRUE(seen.contains(field)) << field << " has no case";
+}
+
+/// Extreme numbers in every field at once: under UndefinedBehaviorSanitizer, no check overflows.
+TEST(Validate, ExtremeNumbersAreCheckedWithoutOverflow) {
+  constexpr auto top = std::numeric_limits<index>::max();
+  constexpr std::array<index, 14> extremes = {0,   1,       2,    5,        6,    -1,    -2,
+                                              top, top - 1, -top, -top - 1, huge, -huge, index{1} << 31};
+  std::mt19937_64 engine(1);
+  const auto number = [&] { return extremes[engine() % extremes.size()]; };
+  const std::array bases = {valid_f32, valid_f64, valid_bf16, valid_u8, run_time, with_zero_points, with_operands};
+  int right_descs = 0;
+  int right_calls = 0;
+  for (int round = 0; round < 300000; ++round) {
+    call t(bases[engine() % bases.size()](), static_cast<batch_kind>(engine() % 3));
+    desc& d = t.d;
+    const std::array<index*, 20> fields = {&d.m,
+                                           &d.n,
+                                           &d.k,
+                                           &d.lda,
+                                           &d.ldb,
+                                           &d.ldc,
+                                           &d.stride_a,
+                                           &d.stride_b,
+                                           &t.x.batch,
+                                           &t.x.m,
+                                           &t.x.lda,
+                                           &t.x.ldb,
+                                           &t.x.ldc,
+                                           &t.x.operand_ld[0],
+                                           &t.x.operand_ld[1],
+                                           &d.epilogue[0].ld,
+                                           &t.offsets[0].a,
+                                           &t.offsets[2].b,
+                                           &d.m,
+                                           &d.k};
+    t.x.m = 3, t.x.lda = 7, t.x.ldb = 8, t.x.ldc = 9;
+    t.x.column_sums = t.sums.data();
+    t.x.operand[0] = t.operand.data(), t.x.operand[1] = t.mask.data(), t.x.operand[2] = t.mask.data() + 32;
+    t.x.operand_ld[0] = 7, t.x.operand_ld[1] = 2;
+    if (d.layout_b == layout::plain && engine() % 2) d.layout_a = layout::transposed, d.lda = 7;
+    if (k_group_of(d.b) > 1 && engine() % 2) d.layout_b = layout::interleaved;
+    for (std::size_t changes = engine() % 4; changes > 0; --changes) *fields[engine() % fields.size()] = number();
+    if (d.batch != batch_kind::strides) t.x.batch = static_cast<index>(engine() % 4);  // pairs are read
+    if (!validate(d)) continue;
+    ++right_descs;
+    if (validate(d, t.x)) ++right_calls;
+  }
+  EXPECT_GT(right_descs, 1000);
+  EXPECT_GT(right_calls, 1000);
+}
+
+/// Overlaps, against a set of the floats of each matrix: none is missed, and with equal leading dimensions none
+/// invented.
+TEST(Validate, OverlapsAreThoseOfTheElements) {
+  std::mt19937_64 engine(2);
+  const auto from = [&](int low, int high) {
+    return low + static_cast<int>(engine() % static_cast<unsigned>(high - low + 1));
+  };
+  int overlapping = 0;
+  int apart = 0;
+  for (int round = 0; round < 100000; ++round) {
+    std::array<float, 400> memory;
+    std::array<float, 16> b;
+    desc d;
+    d.m = from(1, 4), d.n = from(1, 4), d.k = from(1, 4);
+    d.lda = d.ldc = from(4, 9);
+    if (engine() % 4 == 0) d.lda = from(4, 9);
+    d.ldb = d.n;
+    d.stride_a = from(-40, 40);
+    arguments x;
+    const int a_begin = 170 + from(-20, 20);
+    const int c_begin = 170 + from(-110, 110);
+    x.a = memory.data() + a_begin, x.b = b.data(), x.c = memory.data() + c_begin;
+    x.batch = from(1, 4);
+    std::set<index> of_c;
+    for (index i = 0; i < d.m; ++i) {
+      for (index j = 0; j < d.n; ++j) of_c.insert(c_begin + i * d.ldc + j);
+    }
+    bool shared = false;
+    for (index e = 0; e < x.batch; ++e) {
+      for (index i = 0; i < d.m; ++i) {
+        for (index k = 0; k < d.k; ++k) shared |= of_c.contains(a_begin + e * d.stride_a + i * d.lda + k);
+      }
+    }
+    const auto r = validate(d, x);
+    ASSERT_TRUE(!shared || !r) << round;
+    ASSERT_TRUE(shared || d.lda != d.ldc || r) << round << ' ' << r.error().message();
+    (shared ? overlapping : apart) += 1;
+  }
+  EXPECT_GT(overlapping, 10000);
+  EXPECT_GT(apart, 10000);
 }
 
 /// A column of C that lies among the entries of A with one large stride: each entry is looked at.
