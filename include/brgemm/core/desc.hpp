@@ -25,6 +25,7 @@ enum class layout : std::uint8_t {
   plain,        ///< row-major: A (m,k), B (k,n)
   transposed,   ///< A stored (k,m), B stored (n,k)
   interleaved,  ///< groups of k beside each other. B: (ceil(k/g), n, g), ldb counts n (columns of g elements);
+                ///< the k missing from the last group are zero (kernels may multiply them), as pack_b writes them;
                 ///< A, made by pack_a from a transposed A: (m, k), rows with lda >= k, as plain. Only for B here.
 };
 
