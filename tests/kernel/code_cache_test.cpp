@@ -238,6 +238,22 @@ TEST_F(CodeCache, HandlesCountInAnyThread) {
   EXPECT_EQ(code_cache_stats().kernels, 0u);
 }
 
+TEST_F(CodeCache, AHandleFromAnotherCopyOfTheLibraryCountsInTheSharedShard) {
+  kernel held = *make(7);
+  auto& r = const_cast<detail::record&>(kernel_access::record_of(held));
+  const auto shared = [&r] {
+    const detail::shard& s = r.shards[detail::shared_shard];
+    return std::pair(s.acquired.load(), s.released.load());
+  };
+  const auto before = shared();
+  { kernel copy = held; }
+  EXPECT_EQ(shared(), before);
+  r.owner = nullptr;  // as another copy sees it
+  { kernel copy = held; }
+  EXPECT_EQ(shared(), std::pair(before.first + 1, before.second + 1));
+  r.owner = &detail::cache;
+}
+
 TEST_F(CodeCache, AContextIsReleasedWithItsKernel) {
   {
     const auto k = make_kernel(problem(3), {.backend = "fake_function"});

@@ -60,11 +60,14 @@ struct cache_key {
 
 enum class record_state : std::uint8_t { free, pending, ready };
 
+struct code_cache;
+
 /// One kernel. The first group is read without a pin; the second only with one, or under the lock.
 struct record {
   std::atomic<bool> live{false};
   std::atomic<std::uint64_t> hash{0};
   std::atomic<record*> next{nullptr};  // in its bucket
+  const code_cache* owner = nullptr;   // for ever
 
   desc description;
   std::uint64_t circumstances = 0;
@@ -179,15 +182,19 @@ inline void count(std::atomic<std::uint64_t>& counter, unsigned number, std::mem
   }
 }
 
+/// The number to count under. Shared objects that were built to share nothing (hidden visibility, clang with
+/// RTLD_LOCAL) number threads each in their own way: in another's record, only the shard that all may write is safe.
+inline unsigned shard_for(const record* r) noexcept { return r->owner == &cache ? this_shard() : shared_shard; }
+
 /// Adds a pin where there is one already.
 inline void pin_again(record* r) noexcept {
-  const unsigned number = this_shard();
+  const unsigned number = shard_for(r);
   count(r->shards[number].acquired, number, std::memory_order_relaxed);
 }
 
 /// What was done with the kernel happens before its eviction.
 inline void unpin(record* r) noexcept {
-  const unsigned number = this_shard();
+  const unsigned number = shard_for(r);
   count(r->shards[number].released, number, std::memory_order_release);
 }
 
@@ -433,6 +440,7 @@ inline record* take_record_locked(const cache_key& key, std::uint64_t hash) noex
     const auto address = (reinterpret_cast<std::uintptr_t>(block) + align - 1) / align * align;
     r = new (reinterpret_cast<void*>(address)) record;
   }
+  r->owner = &cache;
   r->description = *key.description;
   r->circumstances = key.circumstances;
   r->state = record_state::pending;
