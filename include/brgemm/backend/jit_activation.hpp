@@ -89,8 +89,8 @@ class jit_evaluator {
 
   void select_less(reg d, reg x, reg y, reg yes, reg no) {
     if (a_.wide()) {
-      a_.vcmpps(a_.k2, v(x), v(y), 1);
-      a_.vblendmps(v(d) | a_.k2, v(no), v(yes));
+      a_.vcmpps(a_.k7, v(x), v(y), 1);
+      a_.vblendmps(v(d) | a_.k7, v(no), v(yes));
     } else {
       a_.vcmpps(v(own_[0]), v(x), v(y), 1);
       a_.vblendvps(v(d), v(no), v(yes), v(own_[0]));
@@ -99,8 +99,8 @@ class jit_evaluator {
   void select_less(reg d, reg x, float c, reg yes, reg no) {
     if (a_.wide()) {
       a_.with_constant(
-          bits(c), [&](const Address& m) { a_.vcmpps(a_.k2, v(x), m, 1); }, 1);
-      a_.vblendmps(v(d) | a_.k2, v(no), v(yes));
+          bits(c), [&](const Address& m) { a_.vcmpps(a_.k7, v(x), m, 1); }, 1);
+      a_.vblendmps(v(d) | a_.k7, v(no), v(yes));
     } else {
       a_.with_constant(
           bits(c), [&](const Address& m) { a_.vcmpps(v(own_[0]), v(x), m, 1); }, 1);

@@ -30,6 +30,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
   // Vector registers by number, in the widths in use.
   Xmm v(int i) const { return {wide() ? Operand::ZMM : Operand::YMM, i}; }
   Ymm ymm_or_wider(int i) const { return wide() ? Ymm(assembler_names::Zmm(i)) : Ymm(i); }
+  static assembler_names::Zmm zmm(int i) { return assembler_names::Zmm(i); }
   Xmm half(int i) const { return {wide() ? Operand::YMM : Operand::XMM, i}; }
   Xmm quarter(int i) const { return {Operand::XMM, i}; }
 
@@ -233,10 +234,10 @@ class jit_assembler : public assembler_names::CodeGenerator {
     with_constant(0x7fffffffu, [&](const Address& c) { wide() ? vpandd(v(t[1]), v(s), c) : vpand(v(t[1]), v(s), c); });
     if (wide()) {
       with_constant(
-          0x00800000u, [&](const Address& c) { vpcmpud(k2, v(t[1]), c, 1); }, 1);
-      with_constant(0x80000000u, [&](const Address& c) { vpandd(v(t[0]) | k2, v(s), c); });
-      vcmpps(k2, v(s), v(s), 3);
-      with_constant(0x7fc00000u, [&](const Address& c) { vpord(v(t[0]) | k2, v(t[0]), c); });
+          0x00800000u, [&](const Address& c) { vpcmpud(k7, v(t[1]), c, 1); }, 1);
+      with_constant(0x80000000u, [&](const Address& c) { vpandd(v(t[0]) | k7, v(s), c); });
+      vcmpps(k7, v(s), v(s), 3);
+      with_constant(0x7fc00000u, [&](const Address& c) { vpord(v(t[0]) | k7, v(t[0]), c); });
     } else {
       set(t[2], 0x00800000u);
       vpcmpgtd(v(t[2]), v(t[2]), v(t[1]));  // subnormal or zero

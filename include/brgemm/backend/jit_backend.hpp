@@ -112,8 +112,8 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
       static_cast<long long>(b.rows[0].count), rows, static_cast<long long>(b.rows[1].count), b.rows[1].size,
       static_cast<long long>((d.n + b.lanes - 1) / b.lanes),
       b.hold_a ? "the broadcasts of A are held, vectors of B pass" : "the vectors of B are held, broadcasts of A pass",
-      static_cast<int>(k_group_of(d)), b.unroll, step_cycles(d, unit, b, rows, columns), rows * columns, rows + columns,
-      product_latency(b.how), bound, predicted, max_stack_bytes);
+      static_cast<int>(k_group_of(d)), b.unroll, cost_of_step(d, unit, b, rows, b.columns[0]).predicted(),
+      rows * columns, rows + columns, product_latency(b.how), bound, predicted, max_stack_bytes);
   return written < 0 ? 0 : std::min(static_cast<std::size_t>(written), size > 0 ? size - 1 : 0);
 }
 

@@ -82,6 +82,7 @@ class jit_block : public jit_assembler {
     for (const Reg64& r : {rbx, r12, r13, r14, r15}) push(r);
     sub(rsp, frame_bytes);
     load_tail_mask();
+    load_pack_masks();
     if (lda_in_register_) leading_dimension(r9, d_.lda, argument(&arguments::lda), size_a_);
     if (lda_in_register_ && a_rows_) lea(r10, ptr[r9 + r9 * 2]);
     if (ldb_in_register_) leading_dimension(r11, d_.ldb, argument(&arguments::ldb), vector_b_ / b_.lanes);
@@ -137,6 +138,30 @@ class jit_block : public jit_assembler {
   int ones(const block& k) const { return below_accumulators(k) - k.columns; }
   int sign_bytes(const block& k) const { return ones(k) - 1; }
 
+  // ---- packed rows: the rows of a group share one vector for the last, narrow column ---------------
+
+  int pack(const block& k) const { return k.masked && k.rows > 1 ? b_.pack : 1; }
+  block whole_part(const block& k) const { return {k.rows, k.columns - 1, false}; }
+  block narrow_part(const block& k) const { return {k.rows, 1, true}; }
+  int packed(const block& k, int group) const { return unit_.registers() - 1 - k.rows * (k.columns - 1) - group; }
+  /// The lanes of row i of a group; the lanes of the tail, in each row of a group.
+  assembler_names::Opmask row_mask(int i) const { return assembler_names::Opmask(2 + i); }
+  assembler_names::Opmask packed_mask() const { return k6; }
+  void load_pack_masks() {
+    if (b_.pack == 1) return;
+    const unsigned lanes = static_cast<unsigned>(b_.lanes / b_.pack);
+    const unsigned columns = (1u << tail()) - 1;
+    unsigned all = 0;
+    for (unsigned i = 0; i < static_cast<unsigned>(b_.pack); ++i) {
+      all |= columns << (i * lanes);
+      if (i == 0) continue;
+      mov(eax, ((1u << lanes) - 1) << (i * lanes));
+      kmovw(row_mask(static_cast<int>(i)), eax);
+    }
+    mov(eax, all);
+    kmovw(packed_mask(), eax);
+  }
+
   bool masked(const block& k, int j) const { return k.masked && j == k.columns - 1; }
 
   template <class Each>
@@ -159,7 +184,11 @@ class jit_block : public jit_assembler {
       if (ldc_in_register_ && r + 1 < k.rows) add(rcx, r15);
     }
   }
-  std::size_t column_of_c(int j) const { return static_cast<std::size_t>(j * b_.lanes * size_c_); }
+  /// Bytes from the block's first column to vector j, of elements of this size.
+  std::size_t column_bytes(int j, index size) const {
+    return static_cast<std::size_t>((first_column_ + j) * b_.lanes * size);
+  }
+  std::size_t column_of_c(int j) const { return column_bytes(j, size_c_); }
 
   /// The scalar in every lane of `to`, rounded to the accumulator's type.
   void broadcast_scalar(int to, double arguments::*member) {
@@ -190,6 +219,7 @@ class jit_block : public jit_assembler {
   const desc& d_;
   const blocking& b_;
   bool f64_;
+  int first_column_ = 0;     // vectors of the block before the part that is being ended
   bool in_integers_ = true;  // s32 sums have not become f32 yet
   index size_a_, size_b_, size_c_;
   index group_;        // k of one lane

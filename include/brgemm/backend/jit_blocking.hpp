@@ -46,6 +46,7 @@ struct blocking {
   /// The broadcasts of a step stay in registers and vectors of B pass by; else the other way round.
   bool hold_a = false;
   bool embed = false;  ///< what passes by is an operand in memory of the multiplying instruction
+  int pack = 1;        ///< rows that share a vector in the last column, where that has at most lanes / pack columns
   int unroll = 1;      ///< steps of k in the loop's body
   index steps = 0;     ///< full groups of k
   int rest = 0;        ///< k left over in the last group
@@ -117,14 +118,45 @@ inline int epilogue_registers(const desc& d, const vector_unit& unit) {
   return std::max(most, converts || d.c == type::f16 ? 4 : 1);
 }
 
-/// Cycles of one step of k for a block of `rows` x `vectors`, operands in L1.
-inline double step_cycles(const desc& d, const vector_unit& unit, const blocking& b, int rows, int vectors) {
-  const double multiplying = rows * vectors * product_cycles(b.how, unit);
-  const int b_loads = b_is_direct(d) ? 1 : d.layout_b == layout::plain ? static_cast<int>(k_group_of(d)) : 1;
-  const double loads =
-      (b.embed ? rows * vectors + (b.hold_a ? rows : vectors * b_loads) : rows + vectors * b_loads) / 2.0;
-  const double preparing = (b_is_direct(d) ? 0 : vectors * b_loads * 1.0) + (b.a_registers - 1) * rows * 0.5;
-  return std::max({multiplying + preparing * 0.5, loads, product_latency(b.how) / b.chains});
+/// What one step of a block asks of the core, per cycle: two products, and with them four vector operations in all
+/// (three measured); two loads (broadcasts: 1.8 measured); and the latency of a product for each of the chains.
+struct step_cost {
+  double products = 0;
+  double operations = 0;
+  double loads = 0;
+  double latency = 0;
+  double bound() const { return std::max({products, operations / 4, loads / 2, latency}); }
+  double predicted() const { return std::max({products, operations / 3, loads / 1.8, latency}); }
+};
+
+inline int packed_rows(const blocking& b, int rows, const section& columns) {
+  return columns.masked && rows > 1 ? b.pack : 1;
+}
+
+inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
+                              const section& columns) {
+  step_cost cost;
+  cost.latency = product_latency(b.how) / b.chains;
+  const int pack = packed_rows(b, rows, columns);
+  if (pack > 1) {
+    const int groups = (rows + pack - 1) / pack;
+    const int whole = rows * (columns.size - 1);
+    cost.products = (whole + groups) * product_cycles(b.how, unit);
+    const bool four_steps = columns.size == 1 && d.layout_a == layout::plain;
+    cost.operations = whole + groups + (four_steps ? groups + rows / 4.0 : rows - groups);
+    cost.loads = four_steps ? rows / 4.0 + 1 : rows + columns.size;
+    return cost;
+  }
+  const int vectors = columns.size;
+  const int b_loads = d.layout_b == layout::plain ? static_cast<int>(k_group_of(d)) : 1;
+  const double preparing =
+      b_is_direct(d) ? 0 : vectors * (2 * b_loads - 1) + (d.layout_b == layout::transposed ? 5 : 0);
+  cost.products = rows * vectors * product_cycles(b.how, unit);
+  cost.operations = cost.products * 2 + preparing + (b.a_registers - 1) * rows + (b.b_registers - 1) * vectors +
+                    (d.a == type::f16 ? rows : 0) + (shifts_a(d, b.how) ? rows + vectors : 0);
+  cost.loads = b.embed && b.hold_a ? rows + rows * vectors
+                                   : rows + vectors * b_loads * (d.layout_b == layout::transposed ? 4 : 1);
+  return cost;
 }
 
 inline void divide(index total, index size, section& first, section& second) {
@@ -135,20 +167,30 @@ inline void divide(index total, index size, section& first, section& second) {
   if (first.count == 0) first = second, second = {};
 }
 
-/// How many registers a block of `rows` x `vectors` leaves free; negative if it does not fit. Chooses the order of a
-/// step.
-inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, int vectors) {
+/// How many registers a block of `rows` leaves free; negative if it does not fit. Chooses the order of a step.
+inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, const section& columns) {
+  const int registers = unit.registers();
+  const int at_the_end = epilogue_registers(d, unit);
+  const int vectors = columns.size;
+  const int pack = packed_rows(b, rows, columns);
+  if (pack > 1) {
+    const int sums = rows * (vectors - 1) + (rows + pack - 1) / pack;
+    const int loop = vectors == 1 ? std::max(6, 1 + pack) : vectors + pack;
+    b.hold_a = true;  // where a last row is alone
+    b.embed = true;
+    return std::min({registers - sums - std::max(loop, at_the_end), registers - rows - at_the_end});
+  }
   const bool a_may_pass =
-      b.how == product::fma_f32 ? d.a == type::f32 : b.how == product::fma_f64 || (b.how == product::dot_bf16);
-  const int accumulators = rows * vectors * b.chains + (shifts_a(d, b.how) ? vectors + 2 : 0);
-  const int column_sums = accumulators - rows * vectors * b.chains;
-  const int after_sums = unit.registers() - rows * vectors - column_sums - epilogue_registers(d, unit);
+      b.how == product::fma_f32 ? d.a == type::f32 : b.how == product::fma_f64 || b.how == product::dot_bf16;
+  const int beside = shifts_a(d, b.how) ? vectors + 2 : 0;  // sums of B's columns and two constants
+  const int after_sums = registers - rows * vectors - beside - at_the_end;
+  const int free = registers - rows * vectors * b.chains - beside;
   if (d.layout_b == layout::transposed) {  // a tile of B rests in 5 registers; one more for its loads, halves of a step
     if (vectors > 1) return -1;
     b.hold_a = false;
     b.embed = a_may_pass && unit.wide;
     const int loop = 6 + (b.b_registers > 1 ? 2 : 0) + b.a_registers + (b.how == product::madd_8bit ? 1 : 0);
-    return std::min(unit.registers() - accumulators - loop, after_sums);
+    return std::min(free - loop, after_sums);
   }
   const int spare = b.how == product::madd_8bit ? 1 : b.b_registers > 1 || !b_is_direct(d) ? 1 : 0;
   b.hold_a = rows * b.a_registers < vectors * b.b_registers;
@@ -156,29 +198,32 @@ inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, in
   b.embed = b.hold_a ? rows == 1 && b_may_pass : vectors == 1 && a_may_pass && unit.wide;
   const int held = b.hold_a ? rows * b.a_registers : vectors * b.b_registers;
   const int passing = b.embed ? 0 : b.hold_a ? b.b_registers : b.a_registers;
-  const int loop = held + passing + spare;
-  return std::min(unit.registers() - accumulators - loop, after_sums);
+  return std::min(free - held - passing - spare, after_sums);
 }
 
-/// Predicted cycles of one batch entry over all blocks, without what is done once a call.
-inline double entry_cycles(const desc& d, const vector_unit& unit, blocking& b) {
-  const double steps = static_cast<double>(b.steps) + (b.rest != 0 ? 1.5 : 0.0);
+/// Whether every block of the division fits. The order of a step is that of the largest block.
+inline bool fits(const desc& d, const vector_unit& unit, blocking& b) {
+  for (int i = 2; i >= 0; --i) {
+    if (b.columns[i].count != 0 && fit(d, unit, b, b.rows[0].size, b.columns[i]) < 0) return false;
+  }
+  return true;
+}
+
+/// Sums a cost over all blocks for one entry of the batch.
+template <class Cycles>
+inline double sum_over_blocks(const blocking& b, Cycles cycles) {
   double sum = 0;
   for (const section& r : b.rows) {
     for (const section& c : b.columns) {
-      if (r.count == 0 || c.count == 0) continue;
-      sum += static_cast<double>(r.count * c.count) * (steps * step_cycles(d, unit, b, r.size, c.size) + 3);
+      if (r.count != 0 && c.count != 0) sum += static_cast<double>(r.count * c.count) * cycles(r.size, c);
     }
   }
   return sum;
 }
 
+/// Once a call: stores, and what the next block cannot hide.
 inline double once_cycles(const blocking& b) {
-  double sum = 12;
-  for (const section& r : b.rows) {
-    for (const section& c : b.columns) sum += static_cast<double>(r.count * c.count) * (r.size * c.size * 1.0 + 14);
-  }
-  return sum;
+  return 10 + sum_over_blocks(b, [](int rows, const section& c) { return 4 + 0.25 * rows * c.size; });
 }
 
 inline void divide_columns(index n, index size, blocking& b) {
@@ -194,6 +239,12 @@ inline void divide_columns(index n, index size, blocking& b) {
     section& own = b.columns[1].count != 0 ? b.columns[2] : b.columns[1];
     own = {1, last.size, true};
   }
+}
+
+inline void divide_rows(const desc& d, int height, blocking& b) {
+  if (d.m_extent == extent_kind::fixed) return divide(d.m, height, b.rows[0], b.rows[1]);
+  b.rows[0] = {d.m / height, height};
+  b.rows[1] = {d.m % height != 0, static_cast<int>(d.m % height)};
 }
 
 /// Where a batch of 16 would not stay in L2, C is summed in groups of entries that do; in between it rests in memory.
@@ -235,23 +286,33 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
   b.rest = static_cast<int>(d.k % k_group_of(d));
 
   const index vectors = (d.n + b.lanes - 1) / b.lanes;
-  const int most_rows = d.lda == at_call && d.layout_a == layout::plain ? 15 : 30;
+  const int most_rows =
+      static_cast<int>(std::min<index>(d.m, d.lda == at_call && d.layout_a == layout::plain ? 15 : 30));
+  const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && detail::b_is_direct(d) && !split &&
+                     !detail::shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8;
+  const int most_packed = !packs || b.tail > 8 ? 1 : b.tail > 4 ? 2 : 4;
+  const double steps = static_cast<double>(b.steps) + (b.rest != 0 ? 1.5 : 0.0);
   blocking best;
   double best_cost = 0;
   double best_bound = 0;
-  for (int width = 1; width <= std::min<index>(vectors, 30); ++width) {
-    for (int height = static_cast<int>(std::min<index>(d.m, most_rows)); height >= 1; --height) {
-      if (detail::fit(d, unit, b, height, width) < 0) continue;
-      detail::divide(d.m, height, b.rows[0], b.rows[1]);
-      if (d.m_extent == extent_kind::at_call)
-        b.rows[0] = {d.m / height, height}, b.rows[1] = {d.m % height != 0, static_cast<int>(d.m % height)};
+  for (b.pack = most_packed; b.pack >= 1; b.pack /= 2) {
+    for (int width = 1; width <= std::min<index>(vectors, 30); ++width) {
       detail::divide_columns(d.n, width, b);
-      b.cycles = detail::entry_cycles(d, unit, b);
-      b.block_cycles = detail::once_cycles(b);
-      const double cost = b.cycles * 16 + b.block_cycles + 2 * (b.rows[1].count != 0) + 2 * (b.columns[1].count != 0);
-      if (best_cost == 0 || cost < best_cost) best = b, best_cost = cost;
-      if (best_bound == 0 || b.cycles < best_bound) best_bound = b.cycles;
-      if (b.rows[0].size < height) height = b.rows[0].size;  // the same division again
+      for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1; --height) {
+        detail::divide_rows(d, height, b);
+        if (!detail::fits(d, unit, b)) continue;
+        const double bound = steps * detail::sum_over_blocks(b, [&](int rows, const section& c) {
+                               return detail::cost_of_step(d, unit, b, rows, c).bound();
+                             });
+        b.cycles = detail::sum_over_blocks(b, [&](int rows, const section& c) {
+          return steps * detail::cost_of_step(d, unit, b, rows, c).predicted();
+        });
+        b.block_cycles = detail::once_cycles(b);
+        const double cost = b.cycles * 16 + b.block_cycles + 4 * (b.rows[1].count != 0) + 4 * (b.columns[1].count != 0);
+        if (best_cost == 0 || cost < best_cost) best = b, best_cost = cost;
+        if (best_bound == 0 || bound < best_bound) best_bound = bound;
+        if (b.rows[0].size < height) height = b.rows[0].size;  // the same division again
+      }
     }
   }
   if (best_cost == 0) return best;  // no block fits: accumulators() is 0

@@ -32,6 +32,36 @@ class jit_epilogue : public jit_block {
   }
 
   void end(const block& k) {
+    if (pack(k) == 1) return end_part(k);
+    parts(k, [&](const block& part) { end_part(part); });
+  }
+  void store_c(const block& k) {
+    if (pack(k) == 1) return store_part(k);
+    parts(k, [&](const block& part) { store_part(part); });
+  }
+
+  /// Ends the whole vectors of a block, then gives each packed row a vector of its own and ends those.
+  template <class End>
+  void parts(const block& k, End end_of_part) {
+    if (k.columns > 1) end_of_part(whole_part(k));
+    const block narrow = narrow_part(k);
+    for (int group = (k.rows - 1) / pack(k); group >= 0; --group) {
+      const int from = packed(k, group);
+      const int first = group * pack(k);
+      for (int i = std::min(pack(k), k.rows - first) - 1; i > 0; --i) {
+        const int to = accumulator(narrow, first + i, 0);
+        b_.pack == 2 ? vextractf32x8(Ymm(to), zmm(from), 1)
+                     : vextractf32x4(quarter(to), zmm(from), static_cast<std::uint8_t>(i));
+      }
+      if (accumulator(narrow, first, 0) != from) vmovaps(v(accumulator(narrow, first, 0)), v(from));
+    }
+    first_column_ = k.columns - 1;
+    end_of_part(narrow);
+    first_column_ = 0;
+  }
+
+ private:
+  void end_part(const block& k) {
     in_integers_ = accumulator_of(d_) == type::s32;
     join_chains(k);
     if (shifts_a_) subtract_shift(k);
@@ -43,10 +73,10 @@ class jit_epilogue : public jit_block {
       in_integers_ = false;
     }
     for (int i = 0; i < d_.epilogue_size; ++i) apply(k, i);
-    store_c(k);
+    store_part(k);
   }
 
-  void store_c(const block& k) {
+  void store_part(const block& k) {
     rows_of_c(k, [&](int r, const RegExp& row) {
       static constexpr int temporaries_of_store[] = {0, 1, 2};
       for (int j = 0; j < k.columns; ++j) {
@@ -55,7 +85,6 @@ class jit_epilogue : public jit_block {
     });
   }
 
- private:
   /// ((0+1)+(2+3))+((4+5)+(6+7))
   void join_chains(const block& k) {
     for (int apart = 1; apart < b_.chains; apart *= 2) {
@@ -85,7 +114,7 @@ class jit_epilogue : public jit_block {
     lea(rax, ptr[rax + rcx * 4]);
     vpbroadcastd(v(0), dword[rdi + offset_of(&arguments::zero_a)]);
     for (int j = 0; j < k.columns; ++j) {
-      load_lanes(1, rax + static_cast<std::size_t>(j * b_.lanes * 4), masked(k, j));
+      load_lanes(1, rax + column_bytes(j, 4), masked(k, j));
       vpmulld(v(1), v(1), v(0));
       for (int r = 0; r < k.rows; ++r) vpsubd(v(accumulator(k, r, j)), v(accumulator(k, r, j)), v(1));
     }
@@ -166,7 +195,7 @@ class jit_epilogue : public jit_block {
   }
   void reduce_quadwords(int sum, int other) {
     if (wide()) {
-      vextracti64x4(half(other), assembler_names::Zmm(sum), 1);
+      vextracti64x4(half(other), zmm(sum), 1);
       vpaddq(half(sum), half(sum), half(other));
     }
     vextracti128(quarter(other), Ymm(sum), 1);
@@ -252,8 +281,8 @@ class jit_epilogue : public jit_block {
     for_each(k, [&](int r, int j) {
       const int x = accumulator(k, r, j);
       if (wide()) {
-        compare(k2, x, zero, 1);
-        f64_ ? vmulpd(v(x) | k2, v(x), v(slope)) : vmulps(v(x) | k2, v(x), v(slope));
+        compare(k7, x, zero, 1);
+        f64_ ? vmulpd(v(x) | k7, v(x), v(slope)) : vmulps(v(x) | k7, v(x), v(slope));
       } else {
         // a register for the comparison: zero is cleared again
         multiply_lanes(scaled, x, slope);
@@ -294,7 +323,7 @@ class jit_epilogue : public jit_block {
     }
     if (o.along == axis::column) {
       for (int j = 0; j < k.columns; ++j) {
-        load_as_accumulator(0, rax + static_cast<std::size_t>(j * b_.lanes * size), o.operand, masked(k, j));
+        load_as_accumulator(0, rax + column_bytes(j, size), o.operand, masked(k, j));
         for (int r = 0; r < k.rows; ++r) combine(accumulator(k, r, j), 0);
       }
       return;
@@ -333,7 +362,7 @@ class jit_epilogue : public jit_block {
     find_matrix(i, size, 1);
     for (int r = 0; r < k.rows; ++r) {
       for (int j = 0; j < k.columns; ++j) {
-        load_as_accumulator(0, rax + static_cast<std::size_t>(j * b_.lanes * size), o.operand, masked(k, j));
+        load_as_accumulator(0, rax + column_bytes(j, size), o.operand, masked(k, j));
         combine(accumulator(k, r, j), 0);
       }
       if (r + 1 < k.rows) add(rax, rdx);
@@ -353,10 +382,10 @@ class jit_epilogue : public jit_block {
     for (int r = 0; r < k.rows; ++r) {
       for (int j = 0; j < k.columns; ++j) {
         const int x = accumulator(k, r, j);
-        const RegExp at = rax + static_cast<std::size_t>(j * b_.lanes / 8);
+        const RegExp at = rax + column_bytes(j, 1) / 8;
         if (wide()) {
-          compare(masked(k, j) ? k2 | k1 : k2, x, zero, 30);
-          mask_bytes(k, j) == 2 ? kmovw(ptr[at], k2) : kmovb(ptr[at], k2);
+          compare(masked(k, j) ? k7 | k1 : k7, x, zero, 30);
+          mask_bytes(k, j) == 2 ? kmovw(ptr[at], k7) : kmovb(ptr[at], k7);
         } else {
           vcmpps(v(greater), v(x), v(zero), 30);
           vmovmskps(ecx, v(greater));
@@ -375,10 +404,10 @@ class jit_epilogue : public jit_block {
     for (int r = 0; r < k.rows; ++r) {
       for (int j = 0; j < k.columns; ++j) {
         const int x = accumulator(k, r, j);
-        const RegExp at = rax + static_cast<std::size_t>(j * b_.lanes / 8);
+        const RegExp at = rax + column_bytes(j, 1) / 8;
         if (wide()) {
-          mask_bytes(k, j) == 2 ? kmovw(k2, ptr[at]) : kmovb(k2, ptr[at]);
-          f64_ ? vmovapd(v(x) | k2 | T_z, v(x)) : vmovaps(v(x) | k2 | T_z, v(x));
+          mask_bytes(k, j) == 2 ? kmovw(k7, ptr[at]) : kmovb(k7, ptr[at]);
+          f64_ ? vmovapd(v(x) | k7 | T_z, v(x)) : vmovaps(v(x) | k7 | T_z, v(x));
         } else {  // a bit a byte, then a lane, then all ones or none
           movzx(ecx, byte[at]);
           pdep(rcx, rcx, r8);

@@ -1,0 +1,223 @@
+// One entry of the batch, step by step of k: the three ways a block of a generated kernel can sum.
+//
+// - Plain: vectors of B are held while broadcasts of A pass, or the other way round.
+// - B stored (n,k): a tile of B is turned in registers, then its steps are summed.
+// - Packed rows: where the last vector of a row of C has at most 8 (or 4) columns, 2 (or 4) rows share one vector of
+//   accumulators. B's vector is loaded once for each of them, A's broadcasts are blended: one product for 2 (or 4)
+//   rows.
+#pragma once
+
+#include "jit_operands.hpp"
+
+namespace brgemm::inline abi_0::backend {
+inline namespace BRGEMM_WITH_XBYAK {
+
+class jit_steps : public jit_operands {
+ public:
+  using jit_operands::jit_operands;
+
+ protected:
+  void entry(const block& k) {
+    if (lda_in_register_ && a_rows_ && k.rows > 5) lea(r12, ptr[rax + r9 * 4]), add(r12, r9);
+    if (lda_in_register_ && a_rows_ && k.rows > 10) lea(r13, ptr[r12 + r9 * 4]), add(r13, r9);
+    if (transposed_b_) return entry_of_tiles(k);
+    if (pack(k) > 1 && k.columns == 1 && a_rows_) return entry_of_packed_rows(k);
+    const index loops = b_.steps / b_.unroll;
+    index done = 0;  // steps that the pointers do not count yet
+    if (loops > 1) {
+      mov(rcx, static_cast<std::uint64_t>(loops));
+      const std::uint8_t* top = getCurr();
+      for (int s = 0; s < b_.unroll; ++s) step(k, s, s, static_cast<int>(group_));
+      advance(k, b_.unroll);
+      sub(rcx, 1);
+      jnz(static_cast<const void*>(top));
+    } else {
+      for (int s = 0; s < loops * b_.unroll; ++s) step(k, s, s, static_cast<int>(group_));
+      done = loops * b_.unroll;
+    }
+    const index left = b_.steps - loops * b_.unroll;
+    for (index s = 0; s < left; ++s) step(k, static_cast<int>(done + s), static_cast<int>(s), static_cast<int>(group_));
+    if (b_.rest != 0) step(k, static_cast<int>(done + left), static_cast<int>(left), b_.rest);
+  }
+
+  /// Moves A and B by `steps`, as far as the steps did not do it themselves.
+  void advance(const block& k, int steps) {
+    if (a_rows_) {
+      const index bytes = steps * group_ * size_a_;
+      add_constant(rax, bytes, r12);
+      if (lda_in_register_ && k.rows > 5) add(r12, static_cast<std::uint32_t>(bytes));
+      if (lda_in_register_ && k.rows > 10) add(r13, static_cast<std::uint32_t>(bytes));
+    } else if (!lda_in_register_) {
+      add(rax, static_cast<std::uint32_t>(steps * lda_));
+    }
+    if (transposed_b_) {
+      add(rdx, static_cast<std::uint32_t>(steps * group_ * size_b_));
+    } else if (!ldb_in_register_) {
+      add(rdx, static_cast<std::uint32_t>(steps * step_b_));
+    }
+  }
+
+  /// One step: `s` counts from the pointers, `chain_step` from the entry's first step modulo the chains; `valid`
+  /// elements of the group of k exist.
+  void step(const block& k, int s, int chain_step, int valid) {
+    if (pack(k) > 1) return packed_step(k, s, valid);
+    const int chain = chain_step % b_.chains;
+    const bool whole = valid == group_;
+    if (b_.hold_a) {
+      const int passing = k.rows * b_.a_registers;
+      for (int r = 0; r < k.rows; ++r) load_a(k, r * b_.a_registers, r, s, valid);
+      for (int j = 0; j < k.columns; ++j) {
+        if (b_.embed && whole && k.rows == 1) {
+          product_in_memory(accumulator(k, 0, j, chain), 0, ptr[b_at(j, s)], masked(k, j));
+          continue;
+        }
+        load_b(k, passing, passing + b_.b_registers, j, s, valid);
+        sum_column(k, j, passing);
+        for (int r = 0; r < k.rows; ++r) {
+          multiply(accumulator(k, r, j, chain), r * b_.a_registers, passing, passing + b_.b_registers);
+        }
+      }
+    } else {
+      const int passing = k.columns * b_.b_registers;
+      for (int j = 0; j < k.columns; ++j) {
+        load_b(k, j * b_.b_registers, passing, j, s, valid);
+        sum_column(k, j, j * b_.b_registers);
+      }
+      for (int r = 0; r < k.rows; ++r) {
+        if (b_.embed && whole && k.columns == 1) {
+          product_in_memory(accumulator(k, r, 0, chain), 0, ptr_b[a_at(r, s)], false);
+          continue;
+        }
+        load_a(k, passing, r, s, valid);
+        for (int j = 0; j < k.columns; ++j) {
+          multiply(accumulator(k, r, j, chain), passing, j * b_.b_registers, passing + b_.a_registers);
+        }
+      }
+    }
+    next_step();
+  }
+
+  /// Moves what a constant displacement cannot.
+  void next_step() {
+    if (ldb_in_register_) {
+      rows_of_step_ == 1 ? add(rdx, r11) : lea(rdx, ptr[rdx + r11 * rows_of_step_]);
+    }
+    if (lda_in_register_ && !a_rows_) add(rax, r9);
+  }
+
+  // ---- B stored (n,k) ----------------------------------------------------------------------------
+
+  void entry_of_tiles(const block& k) {
+    const int in_tile = steps_of_tile();
+    const int tiles = std::max(1, b_.chains / in_tile);  // in the loop's body, so that chains keep their place
+    const index loops = b_.steps / (tiles * in_tile);
+    if (loops > 0) {
+      mov(rcx, static_cast<std::uint64_t>(loops));
+      const std::uint8_t* top = getCurr();
+      for (int t = 0; t < tiles; ++t) steps_of_a_tile(k, t * in_tile, in_tile, 0);
+      sub(rcx, 1);
+      jnz(static_cast<const void*>(top));
+    }
+    const int left = static_cast<int>(b_.steps - loops * tiles * in_tile);
+    for (int first = 0; first < left + (b_.rest != 0); first += in_tile) {
+      const int whole = std::min(left - first, in_tile);
+      steps_of_a_tile(k, first, whole, whole < in_tile ? b_.rest : 0);
+    }
+  }
+
+  /// `whole` steps and then one of `rest` elements, from one tile; moves A and B.
+  void steps_of_a_tile(const block& k, int chain_step, int whole, int rest) {
+    static constexpr int order_of_32_bits[] = {3, 4, 1, 0};  // where turn_tile leaves the steps
+    static constexpr int order_of_64_bits[] = {4, 1};
+    const int halves = 6;
+    const int a = halves + (b_.b_registers == 2 ? 2 : 0);
+    load_tile(k, static_cast<int>(whole * group_ + rest));
+    for (int s = 0; s < whole + (rest != 0); ++s) {
+      const int valid = s < whole ? static_cast<int>(group_) : rest;
+      int b = (f64_ ? order_of_64_bits : order_of_32_bits)[s];
+      if (b_.b_registers == 2) {
+        vmovaps(v(halves), v(b));
+        split(b = halves, d_.b);
+      }
+      sum_column(k, 0, b);
+      for (int r = 0; r < k.rows; ++r) {
+        const int sum = accumulator(k, r, 0, (chain_step + s) % b_.chains);
+        if (b_.embed && valid == group_) {
+          product_in_memory(sum, b, ptr_b[a_at(r, s)], false);
+        } else {
+          load_a(k, a, r, s, valid);
+          multiply(sum, a, b, a + b_.a_registers);
+        }
+      }
+      if (lda_in_register_ && !a_rows_) add(rax, r9);
+    }
+    advance(k, whole + (rest != 0));
+  }
+
+  void entry_of_packed_rows(const block& k) {
+    const index loops = b_.steps / 4;
+    if (loops > 0) {
+      mov(rcx, static_cast<std::uint64_t>(loops));
+      const std::uint8_t* top = getCurr();
+      four_packed_steps(k);
+      advance(k, 4);
+      sub(rcx, 1);
+      jnz(static_cast<const void*>(top));
+    }
+    const int left = static_cast<int>(b_.steps % 4);
+    for (int s = 0; s < left; ++s) step(k, s, s, static_cast<int>(group_));
+    if (b_.rest != 0) step(k, left, left, b_.rest);
+  }
+
+  // ---- packed rows ------------------------------------------------------------------------------
+
+  /// One step of a block with packed rows. Registers: vectors of B from 0, then the broadcasts of the rows of a group.
+  void packed_step(const block& k, int s, int valid) {
+    const int whole_columns = k.columns - 1;
+    const int a = k.columns;
+    for (int j = 0; j < whole_columns; ++j) load_b(k, j, a, j, s, valid);
+    load_packed_b(whole_columns, b_at(whole_columns, s), valid);
+    for (int first = 0; first < k.rows; first += pack(k)) {
+      const int rows = std::min(pack(k), k.rows - first);
+      for (int i = 0; i < rows; ++i) {
+        load_a(k, a + i, first + i, s, valid);
+        for (int j = 0; j < whole_columns; ++j) multiply(accumulator(whole_part(k), first + i, j), a + i, j, a + i);
+      }
+      for (int i = 1; i < rows; ++i) vblendmps(v(a) | row_mask(i), v(a), v(a + i));
+      multiply(packed(k, first / pack(k)), a, whole_columns, a);
+    }
+    next_step();
+  }
+
+  /// Four steps of a block of packed rows only: 16 bytes of each row of A are loaded once, and each step takes its
+  /// lane.
+  void four_packed_steps(const block& k) {
+    const int a = 4;
+    const int lane = 5;
+    for (int s = 0; s < 4; ++s) {
+      load_packed_b(s, b_at(0, ldb_in_register_ ? 0 : s), static_cast<int>(group_));
+      if (ldb_in_register_) add(rdx, r11);
+    }
+    for (int first = 0; first < k.rows; first += pack(k)) {
+      const int rows = std::min(pack(k), k.rows - first);
+      vbroadcastf32x4(zmm(a), ptr[a_at(first, 0)]);
+      for (int i = 1; i < rows; ++i) vbroadcastf32x4(zmm(a) | row_mask(i), ptr[a_at(first + i, 0)]);
+      for (int s = 0; s < 4; ++s) {
+        vpermilps(v(lane), v(a), static_cast<std::uint8_t>(s * 0x55));
+        multiply(packed(k, first / pack(k)), lane, s, lane);
+      }
+    }
+  }
+
+  void load_packed_b(int to, const RegExp& at, int valid) {
+    if (b_.pack == 2) {
+      vbroadcastf32x8(zmm(to) | packed_mask() | T_z, ptr[at]);
+    } else {
+      vbroadcastf32x4(zmm(to) | packed_mask() | T_z, ptr[at]);
+    }
+    if (valid != group_) drop_padding(to);
+  }
+};
+
+}  // namespace BRGEMM_WITH_XBYAK
+}  // namespace brgemm::inline abi_0::backend
