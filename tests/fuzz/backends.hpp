@@ -54,11 +54,10 @@ class backend_fuzzer {
  private:
   /// Backends that can do it make it; nothing is called, as the sizes may be anything.
   std::string run_damaged(const desc& d) {
-    const bool valid = static_cast<bool>(validate(d));
+    if (!validate(d)) return {};  // make_kernel asks no backend then
     for (const auto& backend : brgemm::backend::built_in()) {
       if (!backend.runs_here()) continue;
       const bool can = static_cast<bool>(backend.supports(d));
-      if (can && !valid) return std::string(backend.name) + " supports an invalid desc";
       if (can != static_cast<bool>(runner_.make(backend, d)))
         return std::string(backend.name) + ": supports and make differ";
     }
