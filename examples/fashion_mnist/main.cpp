@@ -283,12 +283,13 @@ int run(int argc, char** argv) {
   std::printf("%s-10, %s, %s, %d thread%s, batch %ld, seed %lu%s\n", sizes.c_str(), s.type.c_str(),
               std::string(t.network().backend()).c_str(), threads, threads == 1 ? "" : "s", static_cast<long>(s.batch),
               static_cast<unsigned long>(s.seed), resume ? ", resumed" : "");
+  std::fflush(stdout);
   const bool finished = t.run();
   t.keep();
   save(c, checkpoint_path);
   if (!finished) {
-    std::printf("\nInterrupted in epoch %ld; %s has it all. Go on with --resume.\n",
-                static_cast<long>(c.done.epoch + 1), checkpoint_path.c_str());
+    std::printf("%sInterrupted in epoch %ld; %s has it all. Go on with --resume.\n",
+                isatty(STDOUT_FILENO) != 0 ? "\n" : "", static_cast<long>(c.done.epoch + 1), checkpoint_path.c_str());
     return 130;
   }
   const std::vector<int> predicted = t.predictions();
