@@ -122,6 +122,7 @@ struct matrix {
 
 /// Random rows; the gaps are left alone.
 inline void draw_rows(entropy& e, const matrix& x, values v, std::byte* to) {
+  if (x.size() == 0) return;
   for (index r = 0; r < x.stored.rows; ++r) {
     draw_elements(e, x.element, v, to + r * x.pitch(), x.stored.columns * x.stored.group);
   }
