@@ -5,6 +5,7 @@
 #include <brgemm/backend/list.hpp>
 
 #include "support/code_runner.hpp"
+#include "support/features.hpp"
 #include "support/problem.hpp"
 
 namespace brgemm_test {
@@ -43,10 +44,10 @@ class backend_fuzzer {
   backend_fuzzer() : memory_(fuzz_entries, 200 * 200 * 8) {}
 
   std::string run(entropy e) {
-    brgemm::hide_cpu_features(draw_features(e));
+    hide_features(draw_features(e));
     drawn_desc drawn = draw_any_desc(e);
     std::string text = e.one_in(8) ? run_damaged(damage(e, drawn.d)) : run_valid(e, drawn);
-    brgemm::hide_cpu_features("");
+    hide_features("");
     return text;
   }
   long compared() const { return compared_; }

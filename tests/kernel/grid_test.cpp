@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "support/code_runner.hpp"
+#include "support/features.hpp"
 #include "support/problem.hpp"
 
 namespace brgemm_test {
@@ -92,7 +93,7 @@ constexpr int feature_set_count = std::size(feature_sets);
 constexpr int max_backends = 4;
 
 bool cpu_has_all(const char* hidden) {
-  const auto all = brgemm::detail::detect_cpu();
+  const auto all = all_features();
   for (const auto& [name, bit] : brgemm::detail::feature_names) {
     const auto without = brgemm::detail::hide(all, "-" + std::string(name));
     const bool named = (std::string(hidden) + ",").find("-" + std::string(name) + ",") != std::string::npos;
@@ -163,7 +164,7 @@ class worker {
     const problem p = problem_of(number);
     combination_ =
         number < small_cases ? number % type_combination_count : (number - small_cases) % type_combination_count;
-    brgemm::hide_cpu_features("");
+    hide_features("");
     const auto& reference = brgemm::backend::built_in().back();
     const auto expected_by = runner_.make(reference, p.d);
     if (!expected_by) return fail(expected_by.error().message());
@@ -215,12 +216,12 @@ class worker {
   std::vector<candidate> make_candidates(const problem& p, const runnable& reference) {
     std::vector<candidate> all;
     for (int features = 0; features < feature_set_count; ++features) {
-      brgemm::hide_cpu_features(feature_sets[features].hidden);
+      hide_features(feature_sets[features].hidden);
       for (int backend = 0; backend < std::ssize(brgemm::backend::built_in()); ++backend) {
         make_for(p, backend, features, reference, all);
       }
     }
-    brgemm::hide_cpu_features("");
+    hide_features("");
     return all;
   }
 
@@ -280,9 +281,9 @@ void print_and_check(const shared_state& shared) {
     for (int f = 0; f < feature_set_count; ++f) {
       const row& r = shared.rows[b][f];
       const auto& [hidden, changes] = feature_sets[f];
-      brgemm::hide_cpu_features(hidden);
+      hide_features(hidden);
       const bool runs = entry.runs_here();
-      brgemm::hide_cpu_features("");
+      hide_features("");
       if (!runs) {
         if (f == 0) std::printf("%-10s does not run on this CPU\n", entry.name.data());
         continue;

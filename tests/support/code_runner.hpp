@@ -2,7 +2,9 @@
 // through another, so that hundreds of thousands of kernels cost no system call each.
 #pragma once
 
+#include <linux/membarrier.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <brgemm/backend/backend.hpp>
@@ -46,6 +48,7 @@ class code_runner {
     written_ = map(file, PROT_READ | PROT_WRITE);
     run_ = map(file, PROT_READ | PROT_EXEC);
     ::close(file);
+    ::syscall(SYS_membarrier, MEMBARRIER_CMD_REGISTER_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0);
   }
   code_runner(const code_runner&) = delete;
   ~code_runner() {
@@ -65,6 +68,14 @@ class code_runner {
   }
 
  private:
+  /// The code was written at another address than it runs at: the core must drop what it fetched. A virtual machine may
+  /// take microseconds for a cpuid, so that is the second choice.
+  static void serialize() {
+    if (::syscall(SYS_membarrier, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, 0, 0) == 0) return;
+    unsigned a = 0, b = 0, c = 0, d = 0;
+    __cpuid(0, a, b, c, d);
+  }
+
   static constexpr std::size_t room = 64u << 20;
 
   static std::uint8_t* map(int file, int protection) {
@@ -77,8 +88,7 @@ class code_runner {
     std::memcpy(written_ + used_, buffer_.data(), size);
     std::uint8_t* const code = run_ + used_;
     used_ += (size + 63) / 64 * 64;
-    unsigned a = 0, b = 0, c = 0, d = 0;
-    __cpuid(0, a, b, c, d);  // serialises: the code was written at another address
+    serialize();
     return reinterpret_cast<brgemm::entry_point>(code);
   }
 
