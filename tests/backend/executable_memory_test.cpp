@@ -254,6 +254,23 @@ void fork_is_independent(F prepare) {
 TEST_F(ExecutableMemory, ForkByMemoryFile) {
   fork_is_independent([] {});
 }
+
+TEST_F(ExecutableMemory, AChildDoesNotWriteToItsParentsMemory) {
+  const auto before = backend::install_code(returning(1));
+  ASSERT_TRUE(before);
+  const std::uint8_t* next = backend::code_memory::state.next;  // where both will write, each to its own
+  backend::code_memory::before_fork();
+  const int status = in_child([&] {
+    backend::code_memory::after_fork(true);
+    const auto own = backend::install_code(returning(2));
+    return own && own->address == next ? 0 : 1;
+  });
+  backend::code_memory::after_fork(false);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(next[0], 0);
+  backend::release_code(*before, true);
+}
+
 TEST_F(ExecutableMemory, ForkByProtection) { fork_is_independent(deny_memory_file); }
 TEST_F(ExecutableMemory, ForkByFile) { fork_is_independent(deny_protection); }
 

@@ -130,6 +130,21 @@ TEST_F(CodeCache, HiddenFeaturesMakeAnotherKernel) {
   EXPECT_EQ(&all->description(), &again->description());
 }
 
+/// The same where nothing but the desc tells the first guess what to look for.
+TEST_F(CodeCache, HiddenFeaturesAndRestrictionsAreSeenByTheGuess) {
+  restrict_backend("fake");
+  const auto all = make_kernel(problem(5));
+  hide_cpu_features("-avx2");
+  const auto fewer = make_kernel(problem(5));
+  hide_cpu_features("");
+  restrict_backend("fake_function");
+  const auto function = make_kernel(problem(5));
+  restrict_backend("");
+  ASSERT_TRUE(all && fewer && function);
+  EXPECT_NE(&all->description(), &fewer->description());
+  EXPECT_EQ(function->backend(), "fake_function");
+}
+
 TEST_F(CodeCache, ManyThreadsGenerateTheSameOnce) {
   fake::in_make = [] { std::this_thread::sleep_for(std::chrono::milliseconds(20)); };
   in_threads(8, [](int) {
@@ -267,6 +282,26 @@ TEST_F(CodeCache, AContextIsReleasedWithItsKernel) {
   }
   clear_code_cache();
   EXPECT_EQ(fake::contexts, 0);
+}
+
+/// A thread that pins a kernel while its eviction is on the way, after the first look and before the second.
+TEST_F(CodeCache, APinDuringEvictionStopsIt) {
+  kernel held = *make(7);
+  static detail::record* r;
+  r = const_cast<detail::record*>(&kernel_access::record_of(held));
+  held = {};
+  backend::current_system_calls.barrier = [](int) noexcept {
+    r->shards[detail::shared_shard].acquired.fetch_add(1);
+    return 0;
+  };
+  clear_code_cache();
+  backend::current_system_calls = backend::real_system_calls;
+  EXPECT_EQ(code_cache_stats().kernels, 1u);
+  const auto again = make(7);
+  ASSERT_TRUE(again);
+  EXPECT_EQ(&kernel_access::record_of(*again), r);
+  EXPECT_EQ(run(*again), 7);
+  r->shards[detail::shared_shard].released.fetch_add(1);
 }
 
 /// Threads make, call, keep and drop the same kernels and others while most of them do not fit.
@@ -416,13 +451,18 @@ TEST_F(CodeCache, ForkWhileOtherThreadsGenerate) {
   for (auto& t : threads) t.join();
 }
 
+/// More threads at a time than there are counters of threads' own.
 TEST_F(CodeCache, HitsAreCountedInEveryThread) {
+  constexpr int threads = 24;
+  constexpr int requests = 20000;
   const kernel held = *make(3);
   const auto start = code_cache_stats();
-  in_threads(20, [](int) {
-    for (int i = 0; i < 500; ++i) ASSERT_TRUE(make(3));
+  std::atomic<int> ready{0};
+  in_threads(threads, [&ready](int) {
+    for (++ready; ready < threads;) std::this_thread::yield();
+    for (int i = 0; i < requests; ++i) ASSERT_TRUE(make(3));
   });
-  EXPECT_EQ(code_cache_stats().hits - start.hits, 10000u);
+  EXPECT_EQ(code_cache_stats().hits - start.hits, std::uint64_t{threads} * requests);
 }
 
 /// The last test: what it leaves is destroyed after main, and the exit status tells.
