@@ -161,63 +161,71 @@ void emit_tanh(E& e, typename E::reg x, const typename E::reg* t) {
   e.or_bits(x, x, t[1]);
 }
 
-/// max(x, 0) - a Phi(-a), a = |x|, where a Phi(-a) = 2^(n-r) a y h(y), y = 1 / (a + 3) to a factor.
+/// max(x, 0) - a Phi(-a), a = |x|, where a Phi(-a) = q (1 + w(q)) 2^(-c q - a^2 log2(e) / 2), q = h a / (a + k).
+///
+/// The power of two takes most of how erfc(a / sqrt(2)) exp(a^2 / 2) (a + k) varies; what is left is a small w.
 template <class E>
 void emit_gelu_erf(E& e, typename E::reg x, const typename E::reg* t) {
-  constexpr float k_high = 0x1.715476p-1f;  // log2(e) / 2
-  constexpr float k_low = 0x1.4ae0cp-27f;
-  constexpr float h0 = 0x1.a5de02p-1f;  // h(y0)
-  constexpr float y0 = 0x1.49bb0ep-3f;
+  constexpr float half_log2e = 0x1.715476p-1f;
+  constexpr float half_log2e_low = 0x1.4ae0cp-27f;
+  constexpr float k = 0x1.3p+2f, h = 0x1.3p+1f, c = 0x1.63d198p+0f;
   e.and_bits(t[0], x, 0x7fffffffu);
   e.min(t[0], t[0], 14.5f);
-  // n - r = -a^2 log2(e) / 2
-  e.mul(t[1], t[0], -k_high);
-  e.mul(t[2], t[0], k_high);
-  e.fma(t[2], t[0], -k_high);
-  e.fma(t[2], t[0], -k_low);  // -a log2(e) / 2 = t1 + t2
-  e.mul(t[3], t[0], t[1]);
-  e.round(t[3], t[3]);
+  // -a^2 log2(e) / 2 = t3 - t4
+  e.mul(t[1], t[0], t[0]);
+  e.move(t[2], t[1]);
+  e.fnma(t[2], t[0], t[0]);
+  e.mul(t[3], t[1], -half_log2e);
   e.move(t[4], t[3]);
-  e.fnma(t[4], t[0], t[1]);
-  e.fnma(t[4], t[0], t[2]);
-  // y = h0 / (a + 3), and its relative error taken into r
-  e.add(t[1], t[0], 3.0f);
-  e.sub(t[2], t[1], 3.0f);
+  e.fma(t[4], t[1], half_log2e);
+  e.fma(t[4], t[1], half_log2e_low);
+  e.fnma(t[4], t[2], half_log2e);
+  // y = h / (a + k) = t5, and -h times its relative error, t1
+  e.add(t[1], t[0], k);
+  e.sub(t[2], t[1], k);
   e.sub(t[2], t[0], t[2]);
-  e.constant(t[5], h0);
+  e.constant(t[5], h);
   e.div(t[5], t[5], t[1]);
-  e.horner(t[1], t[5], -h0);
+  e.horner(t[1], t[5], -h);
   e.fma(t[1], t[2], t[5]);
-  e.mul(t[2], t[5], 9.2f);
-  e.add(t[2], t[2], 1.68f);
-  e.fma(t[4], t[1], t[2]);
-  // v = 2^-r - 1
-  emit_exp2_series(e, t[1], t[4]);
-  e.mul(t[1], t[1], t[4]);
-  // a y in two parts, t2 - t4
+  // q = a y = t2 - t1; what both roundings change in the result is put right in the exponent, to first order
   e.mul(t[2], t[0], t[5]);
-  e.move(t[4], t[2]);
-  e.fnma(t[4], t[0], t[5]);
-  // w = h(y) / h0 - 1
-  e.sub(t[5], t[5], y0);
-  e.constant(t[0], 0x1.b50256p14f);
-  e.horner(t[0], t[5], -0x1.4252c2p11f);
-  e.horner(t[0], t[5], -0x1.c38922p11f);
-  e.horner(t[0], t[5], 0x1.82e584p9f);
-  e.horner(t[0], t[5], 0x1.6dc23p8f);
-  e.horner(t[0], t[5], -0x1.09c01ap7f);
-  e.horner(t[0], t[5], -0x1.b0955cp5f);
-  e.horner(t[0], t[5], 0x1.1dc274p4f);
-  e.horner(t[0], t[5], 0x1.03be7ap4f);
-  e.horner(t[0], t[5], 0x1.4f3046p2f);
-  e.mul(t[0], t[0], t[5]);
-  // a y (1 + v) (1 + w) 2^n
-  e.move(t[5], t[0]);
-  e.horner(t[5], t[1], t[0]);
-  e.add(t[5], t[5], t[1]);
-  e.fnma(t[4], t[2], t[5]);
+  e.fma(t[4], t[1], 0.5271f);
+  e.mul(t[1], t[1], t[2]);
+  e.fma(t[4], t[1], -0.3272f);
+  e.move(t[1], t[2]);
+  e.fnma(t[1], t[0], t[5]);
+  e.fnma(t[4], t[1], 1.2899f);
+  // the whole exponent, n - r = t0 - t3
+  e.move(t[0], t[3]);
+  e.fnma(t[0], t[2], c);
+  e.round(t[0], t[0]);
+  e.sub(t[3], t[0], t[3]);
+  e.fma(t[3], t[2], c);
+  e.add(t[3], t[3], t[4]);
+  // -w q
+  e.constant(t[4], -0x1.e5c426p-14f);
+  e.horner(t[4], t[2], 0x1.033062p-10f);
+  e.horner(t[4], t[2], -0x1.785654p-9f);
+  e.horner(t[4], t[2], -0x1.ae0766p-11f);
+  e.horner(t[4], t[2], 0x1.e4309cp-7f);
+  e.horner(t[4], t[2], -0x1.005f0ep-5f);
+  e.horner(t[4], t[2], -0x1.53a326p-3f);
+  e.horner(t[4], t[2], 0x1.b0be24p-3f);
+  e.mul(t[4], t[4], t[2]);
+  // q (1 + w) = t5 + t2
+  e.horner(t[4], t[2], t[1]);
+  e.sub(t[5], t[2], t[4]);
+  e.sub(t[2], t[2], t[5]);
   e.sub(t[2], t[2], t[4]);
-  e.scale(t[2], t[2], t[3]);
+  // v = 2^-r - 1
+  emit_exp2_series(e, t[4], t[3]);
+  e.mul(t[3], t[3], t[4]);
+  // q (1 + w) (1 + v)
+  e.horner(t[2], t[3], t[2]);
+  e.fma(t[2], t[3], t[5]);
+  e.add(t[2], t[2], t[5]);
+  e.scale(t[2], t[2], t[0]);
   e.constant_bits(t[0], 0x80000000u);
   e.max(x, t[0], x);  // this order keeps NaN, and the sign of a zero
   e.sub(x, x, t[2]);
