@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROBLEMS = os.path.join(HERE, "problems")
@@ -130,7 +131,8 @@ def measured(results, name, unit=None):
     work, seconds = results.get(name, "work"), results.get(name, "seconds ours")
     best = fastest(results, name)
     reading = results.get(name, "reading") == 1
-    found = {"unit": unit or ("GB/s" if reading else "GFLOP/s"), "share": results.get(name, "share ours")}
+    operations = "GOP/s" if "u8s8" in name else "GFLOP/s"
+    found = {"unit": unit or ("GB/s" if reading else operations), "share": results.get(name, "share ours")}
     if work and seconds:
         found["ours"] = work / seconds * 1e-9
     if best:
@@ -460,8 +462,9 @@ def measure_suite(options, driver, results, folder):
     files = primitive_files(options, folder) if options.suite == "primitive" else [
         os.path.join(PROBLEMS, name) for name in FILES[options.suite]]
     rows_of = primitive_rows if options.suite == "primitive" else train_rows
-    only = None
+    only, begin = None, time.monotonic()
     for attempt in range(3):
+        started = time.monotonic()
         turns = 3 if options.suite == "train" else 1
         for _ in range(turns):
             results.add(driver.run(files, only))
@@ -469,6 +472,11 @@ def measure_suite(options, driver, results, folder):
                 measure_pytorch(options, results, only or results.names())
         again = {c for r in rows_of(results) if r["met"] is False for c in r["cases"]} | set(void_cases(results))
         if not again or attempt == 2:
+            break
+        took = (time.monotonic() - started) / (len(only) if only else len(results.names()))
+        left = options.minutes * 60 - (time.monotonic() - begin)
+        if took * len(again) > left:
+            print(f"no time to measure {len(again)} cases again", file=sys.stderr)
             break
         only = sorted(again)
         print(f"measuring {len(only)} cases again", file=sys.stderr)
@@ -488,6 +496,7 @@ def parse_arguments():
     parser.add_argument("--rounds", type=int, help="interleaved rounds a case")
     parser.add_argument("--sample-us", type=float, help="microseconds a contestant runs in one round")
     parser.add_argument("--repeats", type=int, help="repetitions of a case")
+    parser.add_argument("--minutes", type=float, help="no row is measured again that would not end in this time")
     parser.add_argument("--seed", type=int, default=int.from_bytes(os.urandom(4), "little"), help="of the fresh shapes")
     parser.add_argument("--python", default=sys.executable, help="an interpreter that has torch, for the suite train")
     parser.add_argument("--draw", type=int, metavar="COUNT", help="print a list of shapes drawn with --seed, and end")
@@ -497,6 +506,7 @@ def parse_arguments():
         parser.error("name a suite")
     options.rounds = options.rounds or (5 if options.quick else 11)
     options.sample_us = options.sample_us or (150 if options.quick else 300)
+    options.minutes = options.minutes or (2 if options.quick else 22)
     options.repeats = options.repeats or (1 if options.quick else 3)
     return options
 

@@ -95,40 +95,31 @@ inline contestant on_threads(const ceiling& c, int threads) {
           }};
 }
 
-// Reading: 1 KiB a trip from each of `Streams` places. Loads only; nothing waits for them but the end.
-template <int Streams>
-[[gnu::target("avx2"), gnu::noinline]] inline void read_256(const char* data, std::int64_t bytes) {
-  const std::int64_t part = bytes / Streams / 1024 * 1024;
-  for (std::int64_t at = 0; at < part; at += 1024) {
-    for (int s = 0; s < Streams; ++s) {
-      const char* from = data + s * part + at;
-      for (int i = 0; i < 1024; i += 128) {
-        __asm__ volatile(
-            "vmovdqu (%0),%%ymm0\nvmovdqu 32(%0),%%ymm1\nvmovdqu 64(%0),%%ymm2\nvmovdqu 96(%0),%%ymm3\n" ::"r"(from + i)
-            : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
-      }
-    }
+// Reading: 1 KiB a trip from each of `Streams` places, with a prefetch `Ahead` bytes before them where that is not 0.
+// Loads only; nothing waits for them but the end.
+#define BENCH_READ(name, isa, step, loads)                                                           \
+  template <int Streams, int Ahead>                                                                  \
+  [[gnu::target(isa), gnu::noinline]] inline void name(const char* data, std::int64_t bytes) {       \
+    const std::int64_t part = bytes / Streams / 1024 * 1024;                                         \
+    for (std::int64_t at = 0; at < part; at += 1024) {                                               \
+      for (int s = 0; s < Streams; ++s) {                                                            \
+        const char* from = data + s * part + at;                                                     \
+        for (int i = 0; i < 1024; i += step) {                                                       \
+          if constexpr (Ahead > 0) {                                                                 \
+            for (int line = 0; line < step; line += 64) __builtin_prefetch(from + i + line + Ahead); \
+          }                                                                                          \
+          __asm__ volatile(loads ::"r"(from + i) : "memory", "xmm0", "xmm1", "xmm2", "xmm3");        \
+        }                                                                                            \
+      }                                                                                              \
+    }                                                                                                \
   }
-}
-
-template <int Streams>
-[[gnu::target("avx512f"), gnu::noinline]] inline void read_512(const char* data, std::int64_t bytes) {
-  const std::int64_t part = bytes / Streams / 1024 * 1024;
-  for (std::int64_t at = 0; at < part; at += 1024) {
-    for (int s = 0; s < Streams; ++s) {
-      const char* from = data + s * part + at;
-      for (int i = 0; i < 1024; i += 256) {
-        __asm__ volatile(
-            "vmovdqu64 (%0),%%zmm0\nvmovdqu64 64(%0),%%zmm1\nvmovdqu64 128(%0),%%zmm2\nvmovdqu64 192(%0),%%zmm3\n" ::
-                "r"(from + i)
-            : "memory", "xmm0", "xmm1", "xmm2", "xmm3");
-      }
-    }
-  }
-}
+BENCH_READ(read_256, "avx2", 128,
+           "vmovdqu (%0),%%ymm0\nvmovdqu 32(%0),%%ymm1\nvmovdqu 64(%0),%%ymm2\nvmovdqu 96(%0),%%ymm3\n")
+BENCH_READ(read_512, "avx512f", 256,
+           "vmovdqu64 (%0),%%zmm0\nvmovdqu64 64(%0),%%zmm1\nvmovdqu64 128(%0),%%zmm2\nvmovdqu64 192(%0),%%zmm3\n")
 
 /// Reading `bytes` bytes (a multiple of 64 KiB a thread) again and again: the bandwidth of the level that holds them.
-/// One stream or several, whichever is quicker here.
+/// One stream or several, prefetched or not, whichever is quickest here.
 class read_bandwidth {
  public:
   read_bandwidth(std::int64_t bytes, int threads)
@@ -136,14 +127,18 @@ class read_bandwidth {
         threads_(threads),
         data_(static_cast<std::size_t>(bytes_) + 64) {
     const bool wide = brgemm::detail::detect_cpu().has(brgemm::feature::avx512);
-    void (*const ways[2][3])(const char*, std::int64_t) = {{read_256<1>, read_256<2>, read_256<4>},
-                                                           {read_512<1>, read_512<2>, read_512<4>}};
-    double best = 0;
+    void (*const ways[2][6])(const char*, std::int64_t) = {
+        {read_256<1, 0>, read_256<2, 0>, read_256<4, 0>, read_256<1, 4096>, read_256<4, 1024>, read_256<8, 512>},
+        {read_512<1, 0>, read_512<2, 0>, read_512<4, 0>, read_512<1, 4096>, read_512<4, 1024>, read_512<8, 512>}};
+    std::vector<contestant> candidates;
     for (const auto way : ways[wide ? 1 : 0]) {
-      const contestant candidate{"", [this, way](std::int64_t times) { run(way, times); }};
-      const std::int64_t times = calls_for(candidate, 10e-3);
-      const double seconds = seconds_of(candidate.run, times) / static_cast<double>(times);
-      if (best == 0 || seconds < best) best = seconds, way_ = way;
+      candidates.push_back({"", [this, way](std::int64_t times) { run(way, times); }});
+    }
+    const auto seconds = interleave(candidates, {5, 5e-3, 0});
+    double best = 0;
+    for (std::size_t i = 0; i < seconds.size(); ++i) {
+      const double least = *std::min_element(seconds[i].begin(), seconds[i].end());
+      if (best == 0 || least < best) best = least, way_ = ways[wide ? 1 : 0][i];
     }
   }
   void operator()(std::int64_t times) const { run(way_, times); }

@@ -2,6 +2,7 @@
 //   linear TYPE ROWS IN OUT THREADS          f32 or bf16: forward, backward by data, weight update
 // Ours and oneDNN keep activations and weights in the layout they like best, prepared outside the timing. In bf16 the
 // weight update writes f32, as training with f32 master weights needs. With one row the limit is reading the weights.
+#include <algorithm>
 #include <brgemm/loops/parallel_for.hpp>
 #include <brgemm/nn/linear.hpp>
 #include <memory>
@@ -195,6 +196,7 @@ void run_linear(benchmark::State& state, const layer& l, const settings& s) {
     std::vector<std::unique_ptr<peer_task>> tasks;
     add_peers(state, l, plain, expected, s, tasks, contestants);
     effort e = s.layers;
+    e.sample_seconds = std::max(e.sample_seconds, l.threads > 1 ? 8e-3 : 2e-3);  // starting threads is then little
     if (l.threads > 1) e.settle_seconds = 30e-3;
     const double work = reading ? static_cast<double>(weights_bytes) : 2.0 * static_cast<double>(l.rows * l.in * l.out);
     report(state, contestants, interleave(contestants, e), work,
