@@ -10,10 +10,11 @@
 #include <immintrin.h>
 #pragma GCC diagnostic pop
 
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
-#include <vector>
+#include <limits>
 
 namespace {
 
@@ -125,6 +126,15 @@ void activate_scalar(op_kind kind, vector& x) {
   for (float& lane : x.lane) lane = brgemm::activate(kind, lane);
 }
 
+bool full_range() { return std::getenv("BRGEMM_FULL") != nullptr; }
+
+float from_bits(std::uint64_t u) { return std::bit_cast<float>(static_cast<std::uint32_t>(u)); }
+
+/// Equal bits, or both NaN.
+bool same_bits(float a, float b) {
+  return std::bit_cast<std::uint32_t>(a) == std::bit_cast<std::uint32_t>(b) || (std::isnan(a) && std::isnan(b));
+}
+
 struct worst {
   double ulp = 0;
   float at = 0;
@@ -147,21 +157,109 @@ void measure(op_kind kind, const vector& x, worst& w) {
   }
 }
 
+/// Calls `f` with vectors of floats that cover every bit pattern (BRGEMM_FULL=1) or every 257th.
+template <class F>
+void for_all_floats(F f) {
+  const std::uint64_t stride = full_range() ? 1 : 257;
+  for (std::uint64_t first = 0; first < (1ull << 32); first += lanes * stride) {
+    vector x;
+    for (std::uint64_t i = 0; i < lanes; ++i) x.lane[i] = from_bits(first + i * stride);
+    f(x);
+  }
+}
+
+/// Calls `f` with the 2^14 floats on either side of each point where a program changes its path or its range, of both
+/// signs, and with the 2^14 subnormals next to zero and to the normal numbers.
+template <class F>
+void for_floats_at_boundaries(F f) {
+  constexpr float points[] = {0,    0x1p-126f, 0x1p-63f, 0x1p-24f, 0x1p-12f, 0.25f, 0.3465736f, 0.5f, 0.625f,  1,
+                              1.5f, 2,         3,        4.75f,    6,        8,     10,         11,   14.35f,  14.5f,
+                              17,   60,        87.3365f, 88.7228f, 103.972f, 106,   108,        120,  INFINITY};
+  for (const float point : points) {
+    for (const std::uint64_t sign : {0ull, 1ull << 31}) {
+      const std::uint64_t middle = std::bit_cast<std::uint32_t>(point);
+      const std::uint64_t first = middle < (1u << 14) ? 0 : middle - (1u << 14);
+      for (std::uint64_t u = first; u < middle + (1u << 14); u += lanes) {
+        vector x;
+        for (std::uint64_t i = 0; i < lanes; ++i) x.lane[i] = from_bits((u + i) | sign);
+        f(x);
+      }
+    }
+  }
+}
+
 class Activation : public testing::TestWithParam<op_kind> {};
 
 TEST_P(Activation, ErrorInUlp) {
-  const bool full = std::getenv("BRGEMM_FULL") != nullptr;
-  const std::uint64_t stride = full ? 1 : 257;
   worst w;
-  for (std::uint64_t first = 0; first < (1ull << 32); first += lanes * stride) {
-    vector x;
-    for (std::uint64_t i = 0; i < lanes; ++i)
-      x.lane[i] = std::bit_cast<float>(static_cast<std::uint32_t>(first + i * stride));
-    measure(GetParam(), x, w);
-  }
+  const auto one = [&w](const vector& x) { measure(GetParam(), x, w); };
+  for_all_floats(one);
+  for_floats_at_boundaries(one);
   std::printf("[ ulp ] %s %.4f at x=%a (%g), %s\n", name_of(GetParam()), w.ulp, static_cast<double>(w.at),
-              static_cast<double>(w.at), full ? "all floats" : "every 257th float");
+              static_cast<double>(w.at), full_range() ? "all floats" : "every 257th float and the boundaries");
   EXPECT_LE(w.ulp, 2.0);
+}
+
+TEST_P(Activation, ScalarHasTheBitsOfAvx512) {
+  if (!has_avx512()) GTEST_SKIP() << "no AVX-512 here";
+  int differences = 0;
+  int instructions = 0;
+  const auto one = [&](const vector& x) {
+    vector scalar = x, wide = x;
+    activate_scalar(GetParam(), scalar);
+    instructions = activate_avx512(GetParam(), wide);
+    for (int i = 0; i < lanes; ++i) {
+      if (same_bits(scalar.lane[i], wide.lane[i])) continue;
+      if (++differences <= 3) ADD_FAILURE() << x.lane[i] << ": " << scalar.lane[i] << " and " << wide.lane[i];
+    }
+  };
+  for_floats_at_boundaries(one);
+  for (std::uint64_t first = 0; first < (1ull << 32); first += lanes * 2053) {
+    vector x;
+    for (std::uint64_t i = 0; i < lanes; ++i) x.lane[i] = from_bits(first + i * 2053);
+    one(x);
+  }
+  std::printf("[ instructions ] %s %d\n", name_of(GetParam()), instructions);
+  EXPECT_EQ(differences, 0);
+}
+
+TEST_P(Activation, UsesNoMoreTemporariesThanItSays) {
+  const int count = brgemm::temporaries(GetParam());
+  ASSERT_LE(count, 6);
+  float t[6] = {};
+  float* registers[6] = {};  // one that is used in excess is null
+  for (int i = 0; i < count; ++i) registers[i] = &t[i];
+  float x = 1;
+  brgemm::detail::float_evaluator e;
+  brgemm::emit_activation(GetParam(), e, &x, registers);
+  EXPECT_TRUE(same_bits(x, brgemm::activate(GetParam(), 1)));
+}
+
+TEST_P(Activation, LimitsAndSpecialValues) {
+  const op_kind kind = GetParam();
+  const auto f = [kind](float x) { return brgemm::activate(kind, x); };
+  for (const std::uint64_t nan : {0x7fc00000ull, 0xffc00000ull, 0x7f800001ull, 0xffffffffull}) {
+    EXPECT_TRUE(std::isnan(f(from_bits(nan)))) << nan;
+  }
+  const float largest = std::numeric_limits<float>::max();
+  if (kind == op_kind::sigmoid) {
+    for (const float x : {INFINITY, largest}) EXPECT_TRUE(same_bits(f(x), 1)) << x;
+    for (const float x : {-INFINITY, -largest}) EXPECT_TRUE(same_bits(f(x), 0)) << x;
+    for (const float x : {0.0f, -0.0f}) EXPECT_TRUE(same_bits(f(x), 0.5f)) << x;
+    return;
+  }
+  for (const float x : {0.0f, -0.0f}) EXPECT_TRUE(same_bits(f(x), x)) << x;
+  for (const float x : {INFINITY, largest}) EXPECT_TRUE(same_bits(f(x), kind == op_kind::tanh ? 1 : x)) << x;
+  for (const float x : {-INFINITY, -largest}) {
+    EXPECT_TRUE(same_bits(f(x), kind == op_kind::tanh ? -1 : -0.0f)) << x << ' ' << f(x);
+  }
+}
+
+TEST(ActivationOfOtherSteps, IsTheIdentity) {
+  for (const op_kind kind : {op_kind::none, op_kind::relu, op_kind::bias}) {
+    EXPECT_EQ(brgemm::temporaries(kind), 0);
+    EXPECT_EQ(brgemm::activate(kind, 1.5f), 1.5f);
+  }
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, Activation, testing::ValuesIn(kinds), [](const auto& p) { return name_of(p.param); });
