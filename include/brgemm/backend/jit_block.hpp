@@ -36,6 +36,9 @@ class jit_block : public jit_assembler {
     step_b_ = ldb_ * (interleaved ? 1 : group_);
     rows_of_step_ = interleaved || transposed_b_ ? 1 : static_cast<int>(group_);
     shifts_a_ = detail::shifts_a(d, b.how);
+    one_row_ = d.m_extent == extent_kind::fixed && b.rows[0].count == 1 && b.rows[1].count == 0;
+    one_column_ = b.columns[0].count == 1 && b.columns[1].count == 0;
+    if (!lda_in_register_) c_ = r9;
     set_tail(b.tail);
   }
 
@@ -79,7 +82,7 @@ class jit_block : public jit_assembler {
     endbr64();
     push(rbp);
     mov(rbp, rsp);
-    for (const Reg64& r : {rbx, r12, r13, r14, r15}) push(r);
+    for_saved([this](const Reg64& r) { push(r); });
     sub(rsp, frame_bytes);
     load_tail_mask();
     load_pack_masks();
@@ -91,10 +94,21 @@ class jit_block : public jit_assembler {
   }
   void leave() {
     vzeroupper();
-    lea(rsp, ptr[rbp - 40]);
-    for (const Reg64& r : {r15, r14, r13, r12, rbx}) pop(r);
-    pop(rbp);
+    std::size_t below = 0;
+    for_saved([&](const Reg64& r) { mov(r, ptr[rbp - (below += 8)]); });
+    CodeGenerator::leave();
     ret();
+  }
+  /// The callee-saved registers that this kernel changes, in the order of their places below rbp.
+  template <class Each>
+  void for_saved(Each each) {
+    const bool row_sums = d_.zero_b != zero_point::none;
+    const bool far_rows = lda_in_register_ && a_rows_;
+    if (ldb_in_register_ && rows_of_step_ == 4) each(rbx);
+    if (row_sums || (far_rows && b_.rows[0].size > 5)) each(r12);
+    if (row_sums || (far_rows && b_.rows[0].size > 10)) each(r13);
+    if (lda_in_register_ || (transposed_b_ && ldb_in_register_)) each(r14);
+    if (ldc_in_register_) each(r15);
   }
   void leading_dimension(const Reg64& r, index ld, const Address& at_the_call, index bytes) {
     if (ld != at_call) return mov(r, static_cast<std::uint64_t>(ld * bytes));
@@ -178,9 +192,9 @@ class jit_block : public jit_assembler {
   /// Calls each(row, address of the row's first element of C in this block).
   template <class Each>
   void rows_of_c(const block& k, Each each) {
-    if (ldc_in_register_) mov(rcx, r14);
+    if (ldc_in_register_) mov(rcx, c_);
     for (int r = 0; r < k.rows; ++r) {
-      each(r, ldc_in_register_ ? RegExp(rcx) : r14 + static_cast<std::size_t>(r * ldc_));
+      each(r, ldc_in_register_ ? RegExp(rcx) : c_ + static_cast<std::size_t>(r * ldc_));
       if (ldc_in_register_ && r + 1 < k.rows) add(rcx, r15);
     }
   }
@@ -231,6 +245,8 @@ class jit_block : public jit_assembler {
   index step_b_;           // bytes of B's rows of one step
   int rows_of_step_;       // rows of B that one step reads
   bool shifts_a_;
+  bool one_row_, one_column_;  // of blocks: what their places would be added to stays as it is
+  Reg64 c_ = r14;              // C of the block; r9 where that is free
 };
 
 }  // namespace BRGEMM_WITH_XBYAK

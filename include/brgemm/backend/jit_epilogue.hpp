@@ -110,8 +110,10 @@ class jit_epilogue : public jit_block {
   /// - zero_a * column_sums[j]
   void subtract_column_sums(const block& k) {
     mov(rax, argument(&arguments::column_sums));
-    mov(rcx, word_at(column_index));
-    lea(rax, ptr[rax + rcx * 4]);
+    if (!one_column_) {
+      mov(rcx, word_at(column_index));
+      lea(rax, ptr[rax + rcx * 4]);
+    }
     vpbroadcastd(v(0), dword[rdi + offset_of(&arguments::zero_a)]);
     for (int j = 0; j < k.columns; ++j) {
       load_lanes(1, rax + column_bytes(j, 4), masked(k, j));
@@ -133,7 +135,7 @@ class jit_epilogue : public jit_block {
     const bool is_signed = d_.a == type::s8;
     const int sum = 0, data = 1, zero = 2;
     clear(zero);
-    mov(r12, word_at(a_offset));
+    one_row_ ? mov(r12d, 0) : mov(r12, word_at(a_offset));
     xor_(r13d, r13d);
     const std::uint8_t* row = getCurr();
     clear(sum);
@@ -317,7 +319,7 @@ class jit_epilogue : public jit_block {
     const epilogue_op& o = d_.epilogue[i];
     const index size = size_of(o.operand);
     mov(rax, operand(i));
-    if (o.along != axis::none) {
+    if (o.along != axis::none && !(o.along == axis::column ? one_column_ : one_row_)) {
       mov(rcx, word_at(o.along == axis::column ? column_index : row_index));
       lea(rax, ptr[rax + rcx * static_cast<int>(size)]);
     }
@@ -346,10 +348,13 @@ class jit_epilogue : public jit_block {
     } else {
       mov(rdx, static_cast<std::uint64_t>(o.ld * size));
     }
-    mov(rcx, word_at(row_index));
-    imul(rcx, rdx);
     mov(rax, operand(i));
-    add(rax, rcx);
+    if (!one_row_) {
+      mov(rcx, word_at(row_index));
+      imul(rcx, rdx);
+      add(rax, rcx);
+    }
+    if (one_column_) return;
     mov(rcx, word_at(column_index));
     if (columns_a_unit > 1) shr(rcx, std::countr_zero(static_cast<unsigned>(columns_a_unit)));
     lea(rax, ptr[rax + rcx * static_cast<int>(size)]);

@@ -59,14 +59,17 @@ class jit_generator : public jit_steps {
   // ----------------------------------------------------------------------------------------------------
 
   void blocks() {
-    mov(rax, argument(&arguments::c));
-    mov(word_at(c_column), rax);
-    zero_word(b_offset);
-    zero_word(column_index);
+    if (!one_column_) {
+      mov(rax, argument(&arguments::c));
+      mov(word_at(c_column), rax);
+      zero_word(b_offset);
+      zero_word(column_index);
+    }
     for (const section& s : b_.columns) {
       if (s.count == 0) continue;
       repeat(s.count, blocks_left, [&] {
         column_of_blocks(s);
+        if (one_column_) return;
         add_word(c_column, s.size * b_.lanes * size_c_, rax);
         if (!transposed_b_) {
           add_word(b_offset, s.size * vector_b_, rax);
@@ -82,9 +85,11 @@ class jit_generator : public jit_steps {
   }
 
   void column_of_blocks(const section& columns) {
-    zero_word(a_offset);
-    zero_word(row_index);
-    mov(r14, word_at(c_column));
+    if (!one_row_) {
+      zero_word(a_offset);
+      zero_word(row_index);
+    }
+    mov(c_, one_column_ ? argument(&arguments::c) : word_at(c_column));
     if (d_.m_extent == extent_kind::at_call) return rows_at_call(columns);
     for (const section& s : b_.rows) {
       if (s.count == 0) continue;
@@ -129,7 +134,7 @@ class jit_generator : public jit_steps {
       either(
           condition::greater, [&] { store_c(k); }, [&] { end(k); });
     }
-    if (d_.m <= k.rows) return;  // the only block of its column
+    if (one_row_) return;
     if (lda_in_register_ && a_rows_) {
       imul(rax, r9, k.rows);
       add(word_at(a_offset), rax);
@@ -138,9 +143,9 @@ class jit_generator : public jit_steps {
     }
     if (ldc_in_register_) {
       imul(rax, r15, k.rows);
-      add(r14, rax);
+      add(c_, rax);
     } else {
-      add_constant(r14, k.rows * ldc_, rax);
+      add_constant(c_, k.rows * ldc_, rax);
     }
     add_word(row_index, k.rows, rax);
   }
@@ -217,10 +222,11 @@ class jit_generator : public jit_steps {
     mov(rsi, grouped ? word_at(entries) : argument(&arguments::batch));
     if (d_.batch == batch_kind::strides) {
       mov(r8, grouped ? word_at(group_a) : argument(&arguments::a));
-      add(r8, word_at(a_offset));
-      mov(rax, grouped ? word_at(group_b) : argument(&arguments::b));
-      add(rax, word_at(b_offset));
-      mov(word_at(b_base), rax);
+      if (!one_row_) add(r8, word_at(a_offset));
+      const Reg64& next_b = b_in_register() ? r10 : rax;
+      mov(next_b, grouped ? word_at(group_b) : argument(&arguments::b));
+      if (!one_column_) add(next_b, word_at(b_offset));
+      if (!b_in_register()) mov(word_at(b_base), rax);
     } else {
       mov(r8, grouped ? word_at(group_a) : argument(&arguments::pairs));
     }
@@ -250,16 +256,20 @@ class jit_generator : public jit_steps {
     switch (d_.batch) {
       case batch_kind::strides:
         mov(rax, r8);
-        mov(rdx, word_at(b_base));
         add_constant(r8, d_.stride_a * size_a_, rcx);
-        add_word(b_base, d_.stride_b * size_b_, rcx);
+        if (b_in_register()) {
+          mov(rdx, r10);
+          add_constant(r10, d_.stride_b * size_b_, rcx);
+        } else {
+          mov(rdx, word_at(b_base));
+          add_word(b_base, d_.stride_b * size_b_, rcx);
+        }
         break;
       case batch_kind::addresses:
         mov(rax, ptr[r8]);
         mov(rdx, ptr[r8 + 8]);
         add(r8, 16);
-        add(rax, word_at(a_offset));
-        add(rdx, word_at(b_offset));
+        add_places();
         break;
       case batch_kind::offsets:
         mov(rax, ptr[r8]);
@@ -269,11 +279,16 @@ class jit_generator : public jit_steps {
         if (size_b_ > 1) shl(rdx, std::countr_zero(static_cast<std::uint64_t>(size_b_)));
         add(rax, argument(&arguments::a));
         add(rdx, argument(&arguments::b));
-        add(rax, word_at(a_offset));
-        add(rdx, word_at(b_offset));
+        add_places();
         break;
     }
   }
+  void add_places() {
+    if (!one_row_) add(rax, word_at(a_offset));
+    if (!one_column_) add(rdx, word_at(b_offset));
+  }
+  /// Strides: r10 holds the next entry's B where 3 lda does not need it.
+  bool b_in_register() const { return !(lda_in_register_ && a_rows_); }
 };
 
 }  // namespace BRGEMM_WITH_XBYAK
