@@ -1,7 +1,7 @@
 // The activations with a transcendental or a division in them: sigmoid, tanh, gelu (both forms), silu, hardswish, in
 // f32. Each is one straight-line program over a few vector operations, written once for every evaluator: plain floats
 // (`activate`, below), and the code generators, which emit an instruction or two for each operation. All operations are
-// exactly specified, so all evaluators give the same bits. Errors and how they are kept small: docs/activations.md.
+// exactly specified, so all evaluators give the same bits. Errors and how they are kept small: docs/numerics.md.
 #pragma once
 
 #include "desc.hpp"
@@ -14,20 +14,19 @@ namespace detail {
 // destination d comes first and may be any of the sources. Where a source may be a constant it is the last one, so that
 // an instruction can take it from memory.
 //
-//   constant(d, float)  constant_bits(d, uint32)    move(d, s)
-//   add sub mul div (d, a, b)                       b register or float
-//   min(d, a, b)  a < b ? a : b                     b register or float; x86 meaning: b if one is NaN or both are zero
-//   max(d, a, b)  a > b ? a : b
-//   fma(d, a, b)  d = a*b + d                       b register or float; one rounding
-//   fnma(d, a, b) d = d - a*b                       b register or float; one rounding
-//   horner(d, a, b) d = d*a + b                     b register or float; one rounding
-//   and_bits or_bits xor_bits (d, a, b)             b register or uint32
-//   shift_left(d, a, int)                           of the bits, as uint32
-//   round(d, s)                                     to an integer, ties to even
-//   scale(d, a, n)                                  a * 2^n rounded once, into subnormals too; n an integer, |n| <=
-//   252,
-//                                                   where a * 2^(n/2) is exact
-//   select_less(d, a, b, x, y) a < b ? x : y        b register or float; y if one is NaN
+//   constant(d, float)          constant_bits(d, uint32)          move(d, s)
+//   add sub mul div (d, a, b)   b register or float
+//   min(d, a, b)                a < b ? a : b, b register or float: b if one is NaN or both are zero, as x86
+//   max(d, a, b)                a > b ? a : b, the same
+//   fma(d, a, b)                d = a*b + d, b register or float; one rounding
+//   fnma(d, a, b)               d = d - a*b
+//   horner(d, a, b)             d = d*a + b
+//   and_bits or_bits xor_bits (d, a, b)   b register or uint32
+//   shift_left(d, a, int)       of the bits, as uint32
+//   round(d, s)                 to an integer, ties to even
+//   scale(d, a, n)              a * 2^n rounded once, also to a subnormal; n an integer, |n| <= 252. Either
+//                               a * 2^floor(n/2) is exact, or n is 0 or -1. Infinity and NaN stay what they are
+//   select_less(d, a, b, x, y)  a < b ? x : y, b register or float: y if one is NaN
 
 /// d = 2^n for a register of integers in [-126, 127].
 template <class E>
@@ -36,7 +35,7 @@ void emit_power_of_two(E& e, typename E::reg d, typename E::reg n) {
   e.shift_left(d, d, 23);
 }
 
-/// d = (2^-r - 1) / r for |r| <= 0.5; r*d is off by at most 2^-27.8.
+/// d = (2^-r - 1) / r for |r| <= 0.5: degree 5, r*d off by at most 2^-27.8 before rounding (minimax, by fpminimax).
 template <class E>
 void emit_exp2_series(E& e, typename E::reg d, typename E::reg r) {
   e.constant(d, 0x1.442512p-13f);
@@ -70,7 +69,7 @@ void emit_logistic(E& e, typename E::reg x, typename E::reg n, typename E::reg r
   e.scale(x, x, n);
 }
 
-/// n - r = -x * log2(e), n an integer, |r| <= 0.5.
+/// n - r = -x * log2(e), n an integer, |r| <= 0.5; log2(e) in two parts.
 template <class E>
 void emit_negative_exponent(E& e, typename E::reg n, typename E::reg r, typename E::reg x) {
   e.mul(n, x, -0x1.715476p0f);
@@ -100,7 +99,8 @@ void emit_silu(E& e, typename E::reg x, const typename E::reg* t) {
   emit_logistic(e, x, t[0], t[1], t + 2);
 }
 
-/// The exponent is -2u log2(e) = -x (a + b x^2), formed in two parts because an error in it is relative in the result.
+/// x / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3), 0.044715 the decimal number. The exponent is
+/// -2u log2(e) = -x (a + b x^2), formed in two parts because an error in it is relative in the result.
 template <class E>
 void emit_gelu_tanh(E& e, typename E::reg x, const typename E::reg* t) {
   constexpr float a_high = -0x1.26aecp+1f;  // -2 sqrt(2/pi) log2(e); few bits, so that t4 below is exact
@@ -129,7 +129,7 @@ void emit_gelu_tanh(E& e, typename E::reg x, const typename E::reg* t) {
   emit_logistic(e, x, t[1], t[2], rest);
 }
 
-/// x + x^3 p(x^2) up to 0.625, 1 - 2 / (1 + 2^n 2^-r) above.
+/// x + x^3 p(x^2) up to 0.625, p of degree 4 with relative error 2^-27.8 (minimax); 1 - 2 / (1 + 2^n 2^-r) above.
 template <class E>
 void emit_tanh(E& e, typename E::reg x, const typename E::reg* t) {
   e.and_bits(t[0], x, 0x7fffffffu);
@@ -163,7 +163,10 @@ void emit_tanh(E& e, typename E::reg x, const typename E::reg* t) {
 
 /// max(x, 0) - a Phi(-a), a = |x|, where a Phi(-a) = q (1 + w(q)) 2^(-c q - a^2 log2(e) / 2), q = h a / (a + k).
 ///
-/// The power of two takes most of how erfc(a / sqrt(2)) exp(a^2 / 2) (a + k) varies; what is left is a small w.
+/// The power of two takes most of how erfc(a / sqrt(2)) exp(a^2 / 2) (a + k) varies; what is left is w, a polynomial of
+/// degree 8 without constant term on 0 <= q <= 1.79 (a <= 14.4; the result is below 2^-150 from there), 1 + w with
+/// relative error 2^-26.7 (weighted least squares by Lawson's iteration). -0.07 < w < 0.25, and w(0) = 0: small |x|
+/// lose nothing.
 template <class E>
 void emit_gelu_erf(E& e, typename E::reg x, const typename E::reg* t) {
   constexpr float half_log2e = 0x1.715476p-1f;
