@@ -304,6 +304,16 @@ TEST_F(CodeCache, APinDuringEvictionStopsIt) {
   r->shards[detail::shared_shard].released.fetch_add(1);
 }
 
+/// Without it a pin could go unseen.
+TEST_F(CodeCache, NothingIsEvictedWhereTheBarrierIsForbiddenLater) {
+  ASSERT_TRUE(make(7));
+  if (!detail::cache.asymmetric) GTEST_SKIP() << "no membarrier here";
+  backend::current_system_calls.barrier = [](int) noexcept { return -1; };
+  clear_code_cache();
+  EXPECT_EQ(code_cache_stats().kernels, 1u);
+  EXPECT_EQ(run(*make(7)), 7);
+}
+
 /// Threads make, call, keep and drop the same kernels and others while most of them do not fit.
 void make_call_and_evict() {
   set_code_cache_limit(12 * per_kernel);

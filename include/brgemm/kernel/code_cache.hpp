@@ -319,7 +319,8 @@ inline bool evict_locked(record* r) noexcept {
   if (pins_of(*r) != 0) return false;
   r->live.store(false, std::memory_order_seq_cst);
   const bool serialised = backend::code_memory::serialise_cores();
-  if (pins_of(*r) != 0) {
+  const bool all_seen = serialised || !cache.asymmetric.load(std::memory_order_relaxed);
+  if (!all_seen || pins_of(*r) != 0) {
     r->live.store(true, std::memory_order_release);
     return false;
   }
@@ -439,8 +440,8 @@ inline record* take_record_locked(const cache_key& key, std::uint64_t hash) noex
     if (block == nullptr) return nullptr;
     const auto address = (reinterpret_cast<std::uintptr_t>(block) + align - 1) / align * align;
     r = new (reinterpret_cast<void*>(address)) record;
+    r->owner = &cache;
   }
-  r->owner = &cache;
   r->description = *key.description;
   r->circumstances = key.circumstances;
   r->state = record_state::pending;
