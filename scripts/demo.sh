@@ -34,6 +34,9 @@ for argument in "$@"; do
   previous=$argument
 done
 
+# Threads that wait sleep: with them spinning, other work on the same cores would slow the training tenfold.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
+
 # Ctrl-C is the program's to handle; it then exits with 130 and so does this script.
 trap : INT
 "$build/examples/fashion_mnist/fashion_mnist" "$@"

@@ -1,6 +1,8 @@
 // What the member functions of nn::linear do: the checks, then loops of kernel calls and copies.
 #pragma once
 
+#include <emmintrin.h>
+
 #include <cstring>
 #include <span>
 
@@ -81,6 +83,39 @@ inline void transpose_words(const float* from, index ld_from, float* to, index l
     for (index r = c < whole_columns ? whole_rows : 0; r < rows; ++r) {
       std::memcpy(to + c * ld_to + r, from + r * ld_from + c, 4);
     }
+  }
+}
+
+/// Rows of 16-bit elements, two by two: to[r/2 * ld_to + c] = (from[r][c], from[r+1][c]); a missing last row is zero.
+inline void interleave_rows(const std::uint16_t* from, index ld_from, std::uint32_t* to, index ld_to, index rows,
+                            index columns) noexcept {
+  for (index r = 0; r < rows; r += 2) {
+    const std::uint16_t* const even = from + r * ld_from;
+    const std::uint16_t* const odd = even + ld_from;
+    std::uint32_t* const pairs = to + r / 2 * ld_to;
+    const bool both = r + 1 < rows;
+    index c = 0;
+    for (; both && c + 8 <= columns; c += 8) {
+      const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(even + c));
+      const __m128i y = _mm_loadu_si128(reinterpret_cast<const __m128i*>(odd + c));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(pairs + c), _mm_unpacklo_epi16(x, y));
+      _mm_storeu_si128(reinterpret_cast<__m128i*>(pairs + c + 4), _mm_unpackhi_epi16(x, y));
+    }
+    for (; c < columns; ++c) pairs[c] = even[c] | (both ? static_cast<std::uint32_t>(odd[c]) << 16 : 0u);
+  }
+}
+
+/// The transpose of at most 64 rows of 16-bit elements: to[c * ld_to + r] = from[r * ld_from + c], ld_to even; an odd
+/// last row is followed by zeros. Pairs of rows first, then 32-bit words.
+inline void transpose_rows(const std::uint16_t* from, index ld_from, std::uint16_t* to, index ld_to, index rows,
+                           index columns) noexcept {
+  constexpr index strip = 16;
+  alignas(64) std::uint32_t pairs[nn::block_rows / 2 * strip];  // (32, 16)
+  for (index c = 0; c < columns; c += strip) {
+    const index here = columns - c < strip ? columns - c : strip;
+    interleave_rows(from + c, ld_from, pairs, strip, rows, here);
+    transpose_words(reinterpret_cast<const float*>(pairs), strip, reinterpret_cast<float*>(to + c * ld_to), ld_to / 2,
+                    (rows + 1) / 2, here);
   }
 }
 
@@ -516,11 +551,8 @@ inline void linear::copy_x(loops::executor_ref threads, index rows, const void* 
                         static_cast<float*>(to) + blocks.offset(block, panel), blocks.ld, height, columns);
       return;
     }
-    std::uint16_t* const block_to = static_cast<std::uint16_t*>(to) + blocks.offset(block, panel);
-    detail::transpose(static_cast<const std::uint16_t*>(x) + from.offset(block, panel), from.ld, block_to, block_rows,
-                      height, columns);
-    if (height % 2 == 0) return;
-    for (index c = 0; c < columns; ++c) block_to[c * block_rows + height] = 0;
+    detail::transpose_rows(static_cast<const std::uint16_t*>(x) + from.offset(block, panel), from.ld,
+                           static_cast<std::uint16_t*>(to) + blocks.offset(block, panel), block_rows, height, columns);
   });
 }
 
@@ -536,9 +568,9 @@ inline void linear::copy_z(loops::executor_ref threads, index rows, const void* 
       detail::copy_rows(static_cast<const float*>(dz) + from.offset(block, panel), from.ld,
                         static_cast<float*>(to) + blocks.offset(block, panel), blocks.ld, height, columns);
     } else {
-      detail::interleave<std::uint16_t, 2>(static_cast<const std::uint16_t*>(dz) + from.offset(block, panel), from.ld,
-                                           static_cast<std::uint16_t*>(to) + blocks.offset(block, panel), blocks.ld,
-                                           height, columns);
+      detail::interleave_rows(static_cast<const std::uint16_t*>(dz) + from.offset(block, panel), from.ld,
+                              static_cast<std::uint32_t*>(to) + blocks.offset(block, panel) / 2, blocks.ld, height,
+                              columns);
     }
   });
 }

@@ -208,7 +208,8 @@ class gradient_product {
       const index entry = entry_rows(part);
       arguments call;
       call.batch = part < 2 ? (rows - done) / entry : (rows - done + entry - 1) / entry;
-      if (call.batch == 0 && part > 0) continue;  // part 0 without an entry still sets C to zero
+      if (call.batch == 0) continue;
+      call.beta = done == 0 ? 0 : 1;  // C is not read before it is written
       call.a = static_cast<const char*>(x) + (x_moves ? x_row(done) * size_of(data_) : 0);
       call.b = z + (done / nn::block_rows * z_.row_step + done % nn::block_rows * z_.ld) * size_of(data_);
       call.c = c;
@@ -232,7 +233,7 @@ class gradient_product {
     d.stride_b = part == 0 ? z_.row_step : d.k * z_.ld;
     d.a = d.b = data_;
     d.layout_b = data_ == type::f32 ? layout::plain : layout::interleaved;
-    d.beta = part == 0 ? beta_kind::zero : beta_kind::one;
+    d.beta = part == 0 ? beta_kind::zero : beta_kind::at_call;
     return d;
   }
   desc kernel_desc(int part, index m, index n) const noexcept {
