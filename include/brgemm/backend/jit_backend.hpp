@@ -2,14 +2,17 @@
 // it.
 #pragma once
 
+#include <cstdarg>
 #include <cstdio>
 
 #include "jit_generator.hpp"
 
 namespace brgemm::inline abi_0::backend {
 
-/// Bytes of stack that a generated kernel uses at most, its return address and saved registers included.
-inline constexpr std::size_t max_stack_bytes = 320;
+/// Bytes of stack that a generated kernel uses at most, return addresses included.
+inline constexpr std::size_t max_stack_bytes = 400;
+
+static_assert(jit_generator::stack_bytes() <= max_stack_bytes);
 
 namespace detail {
 
@@ -29,7 +32,7 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
     return error(errc::unsupported, "sums", "bf16 sums in order %d: generated code has order::pair (%d)",
                  static_cast<int>(d.sums), static_cast<int>(order::pair));
   }
-  if (choose_blocking(d, unit).accumulators() == 0) {
+  if (!unit.wide && d.chains > 1 && choose_blocking(d, unit).accumulators() == 0) {
     return error(errc::unsupported, "chains",
                  "%d chains, B of %s stored as layout %d and the epilogue need more than %d registers",
                  static_cast<int>(d.chains), name_of(d.b).data(), static_cast<int>(d.layout_b), unit.registers());
@@ -93,28 +96,50 @@ inline const char* instruction_of(product how) noexcept {
   return "?";
 }
 
+/// Appends to a text of bounded size.
+class paragraph {
+ public:
+  paragraph(char* text, std::size_t size) : text_(text), size_(size) {}
+  [[gnu::format(printf, 2, 3)]] void add(const char* format, ...) {
+    if (length_ >= size_) return;
+    std::va_list arguments;
+    va_start(arguments, format);
+    const int written = std::vsnprintf(text_ + length_, size_ - length_, format, arguments);
+    va_end(arguments);
+    if (written > 0) length_ = std::min(size_ - 1, length_ + static_cast<std::size_t>(written));
+  }
+  std::size_t length() const { return length_; }
+
+ private:
+  char* text_;
+  std::size_t size_;
+  std::size_t length_ = 0;
+};
+
 inline std::size_t explain(const desc& d, char* text, std::size_t size, const vector_unit& unit) noexcept {
   const blocking b = choose_blocking(d, unit);
-  const int rows = b.rows[0].size;
-  const int columns = b.columns[0].size;
-  const double predicted = 16 * b.cycles + b.block_cycles;
-  const double bound = 16 * b.bound;
-  const int written = std::snprintf(
-      text, size,
-      "Products by %s on %d-bit vectors. Blocks of C of %d rows x %d vectors (%d accumulators in %d chain%s; %lld x %d "
-      "and %lld x %d rows, "
-      "%lld vectors a row of C); %s; k in steps of %d, %d steps in the loop's body. One step of a block takes %.1f "
-      "cycles: "
-      "%d products, %d loads, latency %.0f. One call with a batch of 16, operands in L1: bound %.0f cycles, predicted "
-      "%.0f cycles. "
-      "At most %zu bytes of stack.",
-      instruction_of(b.how), unit.bytes() * 8, rows, columns, b.accumulators(), b.chains, b.chains == 1 ? "" : "s",
-      static_cast<long long>(b.rows[0].count), rows, static_cast<long long>(b.rows[1].count), b.rows[1].size,
-      static_cast<long long>((d.n + b.lanes - 1) / b.lanes),
-      b.hold_a ? "the broadcasts of A are held, vectors of B pass" : "the vectors of B are held, broadcasts of A pass",
-      static_cast<int>(k_group_of(d)), b.unroll, cost_of_step(d, unit, b, rows, b.columns[0]).predicted(),
-      rows * columns, rows + columns, product_latency(b.how), bound, predicted, max_stack_bytes);
-  return written < 0 ? 0 : std::min(static_cast<std::size_t>(written), size > 0 ? size - 1 : 0);
+  const section& rows = b.rows[0];
+  const section& columns = b.columns[0];
+  paragraph p(text, size);
+  p.add("Products by %s on vectors of %d bits, %d columns of C each. ", instruction_of(b.how), unit.bytes() * 8,
+        b.lanes);
+  p.add("C is divided into blocks of %d rows (%lld times", rows.size, static_cast<long long>(rows.count));
+  if (b.rows[1].count != 0) p.add(", then %lld of %d", static_cast<long long>(b.rows[1].count), b.rows[1].size);
+  p.add(") x %d vectors (%lld a row of C), %d chain%s of sums. ", columns.size,
+        static_cast<long long>((d.n + b.lanes - 1) / b.lanes), b.chains, b.chains == 1 ? "" : "s");
+  if (b.pack > 1) p.add("The last %d columns of %d rows share a vector. ", b.tail, b.pack);
+  if (b.pack == 1 || !columns.masked)
+    p.add("In a step of %d k %s stay in registers, %s pass by%s; %d steps in the loop's body. ",
+          static_cast<int>(k_group_of(d)), b.hold_a ? "broadcasts of A" : "vectors of B",
+          b.hold_a ? "vectors of B" : "broadcasts of A", b.embed ? " as operands in memory" : "", b.unroll);
+  if (b.group != 0) p.add("C rests in memory between groups of %lld entries. ", static_cast<long long>(b.group));
+  const step_cost cost = cost_of_step(d, unit, b, rows.size, columns);
+  p.add("A step of the first block needs %.1f cycles for products, %.1f for loads, %.1f for latency. ", cost.products,
+        cost.loads / 2, cost.latency);
+  p.add("One call with a batch of 16, operands in L1: bound %.0f cycles, predicted %.0f cycles. ", 16 * b.bound,
+        16 * b.cycles + b.block_cycles);
+  p.add("At most %zu bytes of stack.", max_stack_bytes);
+  return p.length();
 }
 
 }  // namespace detail

@@ -15,6 +15,9 @@ inline namespace BRGEMM_WITH_XBYAK {
 
 class jit_block : public jit_assembler {
  public:
+  /// Return addresses of the kernel and of an activation, rbp, the frame.
+  static constexpr std::size_t stack_bytes() { return 24 + frame_bytes; }
+
   jit_block(std::span<std::uint8_t> buffer, const desc& d, const vector_unit& unit, const blocking& b)
       : jit_assembler(buffer, unit), d_(d), b_(b) {
     f64_ = accumulator_of(d) == type::f64;
@@ -72,18 +75,20 @@ class jit_block : public jit_assembler {
     row_term,  // one 32-bit word for each of at most 30 rows
     word_count = row_term + 16
   };
-  static constexpr std::size_t frame_bytes = (8 * word_count + 15) / 16 * 16 + 8;
+  static constexpr std::size_t saved_bytes = 40;  // the places below rbp of at most five registers
+  static constexpr std::size_t frame_bytes = saved_bytes + 8 * word_count;
 
-  Address word_at(slot w) { return qword[rbp - (48 + 8 * w)]; }
-  Address scratch_at(std::size_t i) { return dword[rbp - (48 + 8 * scratch - 4 * i)]; }
-  RegExp row_terms() { return rbp - (40 + 8 * word_count); }
+  Address word_at(slot w) { return qword[rbp - (saved_bytes + 8 + 8 * w)]; }
+  Address scratch_at(std::size_t i) { return dword[rbp - (saved_bytes + 8 + 8 * scratch - 4 * i)]; }
+  RegExp row_terms() { return rbp - frame_bytes; }
 
   void prologue() {
     endbr64();
     push(rbp);
     mov(rbp, rsp);
-    for_saved([this](const Reg64& r) { push(r); });
     sub(rsp, frame_bytes);
+    std::size_t below = 0;
+    for_saved([&](const Reg64& r) { mov(ptr[rbp - (below += 8)], r); });
     load_tail_mask();
     load_pack_masks();
     if (lda_in_register_) leading_dimension(r9, d_.lda, argument(&arguments::lda), size_a_);
