@@ -93,11 +93,10 @@ constexpr int feature_set_count = std::size(feature_sets);
 constexpr int max_backends = 4;
 
 bool cpu_has_all(const char* hidden) {
-  const auto all = all_features();
-  for (const auto& [name, bit] : brgemm::detail::feature_names) {
-    const auto without = brgemm::detail::hide(all, "-" + std::string(name));
-    const bool named = (std::string(hidden) + ",").find("-" + std::string(name) + ",") != std::string::npos;
-    if (named && without == all) return false;
+  for (std::string_view list = hidden; !list.empty();) {
+    const std::string_view word = list.substr(0, list.find(','));
+    if (brgemm::detail::hide(all_features(), word) == all_features()) return false;
+    list.remove_prefix(std::min(word.size() + 1, list.size()));
   }
   return true;
 }
