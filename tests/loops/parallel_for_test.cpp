@@ -84,6 +84,39 @@ TEST(ParallelFor, CarriesRoundingMode) {
   });
 }
 
+/// An executor that compares its thread's MXCSR before and after a task.
+struct watching {
+  mutable bool restored = false;
+  int threads() const { return 1; }
+  void run(index count, loops::range_task task, void* context) const {
+    std::thread([=, this] {
+      const unsigned own = _mm_getcsr();
+      task(context, 0, count);
+      restored = _mm_getcsr() == own;
+    }).join();
+  }
+};
+
+TEST(ParallelFor, GivesTheThreadItsRoundingModeBack) {
+  const watching e;
+  const unsigned before = _mm_getcsr();
+  std::thread([&] {
+    _mm_setcsr(before | 0x6000u);  // a thread inherits the mode of the one that makes it, so it is set in between
+    struct other {
+      const watching& w;
+      int threads() const { return 1; }
+      void run(index count, loops::range_task task, void* context) const {
+        const unsigned mode = _mm_getcsr();
+        _mm_setcsr(mode & ~0x6000u);
+        w.run(count, task, context);
+        _mm_setcsr(mode);
+      }
+    } const between{e};
+    loops::parallel_for(between, {1}, [](index) {});
+  }).join();
+  EXPECT_TRUE(e.restored);
+}
+
 TEST(ParallelFor, SeesWhatTheCallerWroteThousandsOfTimes) {
   auto pool = loops::thread_pool::make(3);
   ASSERT_TRUE(pool);

@@ -61,7 +61,7 @@ class memory {
   explicit memory(index bytes) : bytes_(static_cast<std::size_t>(bytes)), words_((bytes_ + 192) / 8, pattern) {}
   ~memory() {
     const auto* end = reinterpret_cast<const unsigned char*>(start()) + bytes_;
-    for (int i = 0; i < 64; ++i) EXPECT_EQ(end[i], 0xa5) << "byte " << i << " behind a buffer was written";
+    for (int i = 0; i < 64; ++i) EXPECT_EQ(end[i], 0xff) << "byte " << i << " behind a buffer was written";
   }
   void* get() { return bytes_ == 0 ? nullptr : start(); }
   template <class T>
@@ -74,7 +74,7 @@ class memory {
   }
 
  private:
-  static constexpr std::uint64_t pattern = 0xa5a5a5a5a5a5a5a5u;
+  static constexpr std::uint64_t pattern = ~std::uint64_t{0};  // NaN in every type
   char* start() {
     auto p = reinterpret_cast<std::uintptr_t>(words_.data());
     return reinterpret_cast<char*>((p + 63) / 64 * 64);
