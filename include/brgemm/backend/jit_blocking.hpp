@@ -118,45 +118,71 @@ inline int epilogue_registers(const desc& d, const vector_unit& unit) {
   return std::max(most, converts || d.c == type::f16 ? 4 : 1);
 }
 
-/// What one step of a block asks of the core, per cycle: two products, and with them four vector operations in all
-/// (three measured); two loads (broadcasts: 1.8 measured); and the latency of a product for each of the chains.
+/// What one step of a block asks of the core. Of its four vector pipes two multiply and two move lanes, one of them the
+/// same: products and moves of lanes together have three. Blends may take any of the four and count as 3/4 of an
+/// operation. Loads: two a cycle; where each is a broadcast 1.8 were measured.
 struct step_cost {
   double products = 0;
   double operations = 0;
   double loads = 0;
   double latency = 0;
-  double bound() const { return std::max({products, operations / 4, loads / 2, latency}); }
-  double predicted() const { return std::max({products, operations / 3, loads / 1.8, latency}); }
+  double bound() const { return std::max({products, operations / 3, loads / 2, latency}); }
+  double predicted() const { return std::max({products, operations / 3, loads / 1.8, latency}) + hidden(); }
+  /// A little for what should hide behind the rest, so that of equals the one with less of it is chosen.
+  double hidden() const { return 0.005 * (operations + loads); }
 };
 
 inline int packed_rows(const blocking& b, int rows, const section& columns) {
   return columns.masked && rows > 1 ? b.pack : 1;
 }
 
-inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
-                              const section& columns) {
+/// Whether a block of one vector a row loads 16 bytes of a row of A at once, for four steps: all rows where they are
+/// packed, else every fourth one. See jit_steps.hpp.
+inline bool reads_by_four(const desc& d, const vector_unit& unit, const blocking& b, int rows, const section& columns) {
+  if (columns.size != 1 || d.layout_a != layout::plain) return false;
+  if (packed_rows(b, rows, columns) > 1) return true;
+  return unit.wide && b.embed && !b.hold_a && b.chains == 1 && rows >= 8 && b_is_direct(d) &&
+         (b.how == product::fma_f32 || b.how == product::dot_bf16);
+}
+
+inline step_cost cost_of_packed_step(const vector_unit& unit, const blocking& b, int rows, const section& columns,
+                                     bool by_four) {
   step_cost cost;
-  cost.latency = product_latency(b.how) / b.chains;
-  const int pack = packed_rows(b, rows, columns);
-  if (pack > 1) {
-    const int groups = (rows + pack - 1) / pack;
-    const int whole = rows * (columns.size - 1);
-    cost.products = (whole + groups) * product_cycles(b.how, unit);
-    const bool four_steps = columns.size == 1 && d.layout_a == layout::plain;
-    cost.operations = whole + groups + (four_steps ? groups + rows / 4.0 : rows - groups);
-    cost.loads = four_steps ? rows / 4.0 + 1 : rows + columns.size;
-    return cost;
-  }
+  const int groups = (rows + b.pack - 1) / b.pack;
+  const int whole = rows * (columns.size - 1);
+  cost.latency = product_latency(b.how);
+  cost.products = (whole + groups) * product_cycles(b.how, unit);
+  cost.operations = whole + groups + (by_four ? groups + rows / 4.0 : 0.75 * (rows - groups));
+  cost.loads = by_four ? rows / 4.0 + 1 : rows + columns.size;
+  return cost;
+}
+
+inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
+                              const section& columns, bool by_four) {
+  if (packed_rows(b, rows, columns) > 1) return cost_of_packed_step(unit, b, rows, columns, by_four);
+  step_cost cost;
   const int vectors = columns.size;
-  const int b_loads = d.layout_b == layout::plain ? static_cast<int>(k_group_of(d)) : 1;
-  const double preparing =
-      b_is_direct(d) ? 0 : vectors * (2 * b_loads - 1) + (d.layout_b == layout::transposed ? 5 : 0);
+  const bool turned = d.layout_b == layout::transposed;
+  const int b_loads = turned ? 4 : d.layout_b == layout::plain ? static_cast<int>(k_group_of(d)) : 1;
+  const double preparing = b_is_direct(d) ? 0 : turned ? 6 : vectors * (2 * b_loads - 1);
+  cost.latency = product_latency(b.how) / b.chains;
   cost.products = rows * vectors * product_cycles(b.how, unit);
   cost.operations = cost.products * 2 + preparing + (b.a_registers - 1) * rows + (b.b_registers - 1) * vectors +
-                    (d.a == type::f16 ? rows : 0) + (shifts_a(d, b.how) ? rows + vectors : 0);
-  cost.loads = b.embed && b.hold_a ? rows + rows * vectors
-                                   : rows + vectors * b_loads * (d.layout_b == layout::transposed ? 4 : 1);
+                    (d.a == type::f16 ? rows : 0) + (shifts_a(d, b.how) ? rows + vectors : 0) +
+                    (by_four ? rows / 4.0 : 0);
+  cost.loads = by_four ? rows * 13 / 16.0 + 1 : b.embed && b.hold_a ? rows + rows * vectors : rows + vectors * b_loads;
   return cost;
+}
+
+/// One entry of the batch in one block: `cycles` of each step's cost.
+template <class Cycles>
+inline double entry_cycles(const desc& d, const vector_unit& unit, const blocking& b, int rows, const section& columns,
+                           Cycles cycles) {
+  const double steps = static_cast<double>(b.steps) + (b.rest != 0 ? 1.5 : 0.0);
+  const double single = cycles(cost_of_step(d, unit, b, rows, columns, false));
+  if (!reads_by_four(d, unit, b, rows, columns)) return steps * single;
+  const auto fours = static_cast<double>(b.steps / 4 * 4);
+  return fours * cycles(cost_of_step(d, unit, b, rows, columns, true)) + (steps - fours) * single;
 }
 
 inline void divide(index total, index size, section& first, section& second) {
@@ -197,6 +223,7 @@ inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, co
   const bool b_may_pass = b_is_direct(d) && b.b_registers == 1 && unit.wide && !shifts_a(d, b.how) && d.b != type::u8;
   b.embed = b.hold_a ? rows == 1 && b_may_pass : vectors == 1 && a_may_pass && unit.wide;
   const int held = b.hold_a ? rows * b.a_registers : vectors * b.b_registers;
+  if (reads_by_four(d, unit, b, rows, columns)) return std::min(free - 6, after_sums);
   const int passing = b.embed ? 0 : b.hold_a ? b.b_registers : b.a_registers;
   return std::min(free - held - passing - spare, after_sums);
 }
@@ -295,7 +322,6 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
   const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && detail::b_is_direct(d) && !split &&
                      !detail::shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8;
   const int most_packed = !packs || b.tail > 8 ? 1 : b.tail > 4 ? 2 : 4;
-  const double steps = static_cast<double>(b.steps) + (b.rest != 0 ? 1.5 : 0.0);
   blocking best;
   double best_cost = 0;
   double best_bound = 0;
@@ -305,11 +331,11 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
       for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1; --height) {
         detail::divide_rows(d, height, b);
         if (!detail::fits(d, unit, b)) continue;
-        const double bound = steps * detail::sum_over_blocks(b, [&](int rows, const section& c) {
-                               return detail::cost_of_step(d, unit, b, rows, c).bound();
-                             });
+        const double bound = detail::sum_over_blocks(b, [&](int rows, const section& c) {
+          return detail::entry_cycles(d, unit, b, rows, c, [](const detail::step_cost& s) { return s.bound(); });
+        });
         b.cycles = detail::sum_over_blocks(b, [&](int rows, const section& c) {
-          return steps * detail::cost_of_step(d, unit, b, rows, c).predicted();
+          return detail::entry_cycles(d, unit, b, rows, c, [](const detail::step_cost& s) { return s.predicted(); });
         });
         b.block_cycles = detail::once_cycles(b);
         const double cost = b.cycles * 16 + b.block_cycles + 4 * (b.rows[1].count != 0) + 4 * (b.columns[1].count != 0);

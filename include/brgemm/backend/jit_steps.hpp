@@ -21,7 +21,7 @@ class jit_steps : public jit_operands {
     if (lda_in_register_ && a_rows_ && k.rows > 5) lea(r12, ptr[rax + r9 * 4]), add(r12, r9);
     if (lda_in_register_ && a_rows_ && k.rows > 10) lea(r13, ptr[r12 + r9 * 4]), add(r13, r9);
     if (transposed_b_) return entry_of_tiles(k);
-    if (pack(k) > 1 && k.columns == 1 && a_rows_) return entry_of_packed_rows(k);
+    if (detail::reads_by_four(d_, unit_, b_, k.rows, {1, k.columns, k.masked})) return entry_by_four(k);
     const index loops = b_.steps / b_.unroll;
     index done = 0;  // steps that the pointers do not count yet
     if (loops > 1) {
@@ -154,12 +154,13 @@ class jit_steps : public jit_operands {
     advance(k, whole + (rest != 0));
   }
 
-  void entry_of_packed_rows(const block& k) {
+  /// Four steps at a time, so that 16 bytes of a row of A can be loaded at once.
+  void entry_by_four(const block& k) {
     const index loops = b_.steps / 4;
     if (loops > 0) {
       mov(rcx, static_cast<std::uint64_t>(loops));
       const std::uint8_t* top = getCurr();
-      four_packed_steps(k);
+      pack(k) > 1 ? four_packed_steps(k) : four_steps(k);
       advance(k, 4);
       sub(rcx, 1);
       jnz(static_cast<const void*>(top));
@@ -205,6 +206,27 @@ class jit_steps : public jit_operands {
       for (int s = 0; s < 4; ++s) {
         vpermilps(v(lane), v(a), static_cast<std::uint8_t>(s * 0x55));
         multiply(packed(k, first / pack(k)), lane, s, lane);
+      }
+    }
+  }
+
+  /// Four steps of one vector of columns. Each row needs its own broadcast a step, which two loads a cycle cannot quite
+  /// keep up with: every fourth row takes lanes of one load instead.
+  void four_steps(const block& k) {
+    const int a = 4;
+    const int lane = 5;
+    for (int s = 0; s < 4; ++s) {
+      load_lanes(s, b_at(0, ldb_in_register_ ? 0 : s), masked(k, 0));
+      if (ldb_in_register_) add(rdx, r11);
+    }
+    for (int first = 0; first < k.rows; first += 4) {
+      const int last = std::min(first + 3, k.rows);
+      if (last < k.rows) vbroadcastf32x4(zmm(a), ptr[a_at(last, 0)]);
+      for (int s = 0; s < 4; ++s) {
+        for (int r = first; r < last; ++r) product_in_memory(accumulator(k, r, 0), s, ptr_b[a_at(r, s)], false);
+        if (last == k.rows) continue;
+        vpermilps(v(lane), v(a), static_cast<std::uint8_t>(s * 0x55));
+        multiply(accumulator(k, last, 0), lane, s, lane);
       }
     }
   }
