@@ -51,18 +51,17 @@ void emit_exp2_series(E& e, typename E::reg d, typename E::reg r) {
 /// The quotient is formed as x / (2^-n + 2^-r) where n > 0 and scaled last, so that a subnormal result is rounded once.
 template <class E>
 void emit_logistic(E& e, typename E::reg x, typename E::reg n, typename E::reg r, const typename E::reg* t) {
-  emit_exp2_series(e, t[0], r);
   e.or_bits(t[1], n, 0x80000000u);
   e.max(t[1], t[1], -126.0f);
   emit_power_of_two(e, t[1], t[1]);  // 2^-|n|
-  e.mul(t[2], r, t[1]);
-  e.select_less(r, n, 0.0f, t[2], r);
-  e.add(t[2], t[1], 1.0f);  // 1 + 2^-|n| in two parts, t[2] + t[1]
-  e.mul(r, r, t[0]);
+  e.add(t[2], t[1], 1.0f);
   e.sub(t[0], t[2], 1.0f);
-  e.sub(t[1], t[1], t[0]);
-  e.add(t[1], t[1], r);
-  e.add(t[2], t[2], t[1]);
+  e.sub(t[0], t[1], t[0]);
+  e.fnma(r, t[0], 0x1.715476p0f);  // what 1 + 2^-|n| lost is nearly enough put right in the exponent
+  emit_exp2_series(e, t[0], r);
+  e.mul(t[1], t[1], r);
+  e.select_less(t[1], n, 0.0f, t[1], r);
+  e.fma(t[2], t[1], t[0]);
   e.div(x, x, t[2]);
   e.max(n, n, 0.0f);
   e.xor_bits(n, n, 0x80000000u);
@@ -198,7 +197,7 @@ void emit_gelu_erf(E& e, typename E::reg x, const typename E::reg* t) {
   e.fma(t[4], t[1], -0.3272f);
   e.move(t[1], t[2]);
   e.fnma(t[1], t[0], t[5]);
-  e.fnma(t[4], t[1], 1.2899f);
+  e.fnma(t[4], t[1], 0.9399f);
   // the whole exponent, n - r = t0 - t3
   e.move(t[0], t[3]);
   e.fnma(t[0], t[2], c);
