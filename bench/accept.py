@@ -273,7 +273,8 @@ def primitive_rows(results):
     rows = [share_row(suite, results, f"gemm/{case}/batch16", limit) for case, limit in
             [("f32/32x32x32", 0.97), ("f32/64x64x64", 0.97), ("f32/128x128x128", 0.94), ("f64/64x64x64", 0.96),
              ("bf16/64x64x64", 0.95), ("u8s8/64x64x64", 0.92)]]
-    rows += shape_rows(suite, results, "shapes_1000", "f32, 1,000 shapes")
+    count = sum(n.startswith("shapes_1000/") and n.endswith("/batch16") for n in results.names())
+    rows += shape_rows(suite, results, "shapes_1000", f"f32, {count:,} shapes")
     rows += shape_rows(suite, results, "shapes_fresh", "f32, fresh shapes")
     for case, limit in [("f32/64x64x64/batch16/bias,relu", 0.03), ("f32/64x64x64/batch16/bias,gelu_tanh", 0.12),
                         ("f32/64x64x64/batch16/bias,gelu_erf", 0.12), ("u8s8/64x64x64/batch16/requantise", 0.05)]:
@@ -303,7 +304,7 @@ def train_rows(results):
         ratio = rate / peer if rate and peer else None
         rows.append(row("train", name, "ours/peer >= 1.2", ours=rate, unit="pictures/s", peer=peer,
                         peer_name=results.labels.get("PyTorch", "PyTorch"), ratio=ratio,
-                        met=compare(ratio, ">=", 1.2), reason=reason, cases=[name]))
+                        share=results.get(name, "share ours"), met=compare(ratio, ">=", 1.2), reason=reason, cases=[name]))
     return rows
 
 
@@ -525,7 +526,8 @@ def main():
         for case in r["cases"]:
             if case in void and r["case"].startswith(case):
                 r.update(met=False, reason=f"void: {void[case]}")
-    print(f"machine: {machine()}\npeers: {results.context.get('peers', '')}\nfresh shapes: seed {options.seed}\n")
+    print(f"machine: {machine()}\npeers: {results.context.get('peers', '')}")
+    print(f"fresh shapes: seed {options.seed}\n" if options.suite == "primitive" else "")
     print(table(rows))
     for name, reason in void.items():
         print(f"VOID: {name}: {reason}")

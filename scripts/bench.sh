@@ -5,16 +5,17 @@
 #
 #   primitive       kernels, handles and layers against LIBXSMM, oneDNN, OpenBLAS and BLIS: at most 25 minutes on two
 #                   cores, with --quick at most 3
-#   train           the demo's training step against PyTorch, which it installs
+#   train           the demo's training step against PyTorch, which it installs (PyPI's wheel: 5 GB with its libraries)
 #   --libxsmm PATH  measure a LIBXSMM 2.x too: a folder with include/ and lib/ (or LIBXSMM_ROOT)
 #   --onednn PATH   measure another oneDNN too, as PyPI's onednn-devel installs it into a virtual environment: a folder
 #                   with include/ and lib/ (or ONEDNN_ROOT)
+#   --python PATH   an interpreter that has torch; nothing is installed for the suite train then
 #
 # BUILD_DIR names another build folder than build/release. bench/accept.py --help lists its options.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-usage() { sed -n '2,14s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
 suite="${1:-}"
 case "$suite" in
   primitive | train) shift ;;
@@ -25,10 +26,12 @@ libxsmm="${LIBXSMM_ROOT:-}"
 onednn="${ONEDNN_ROOT:-}"
 options=()
 plot=no
+torch_python=""
 while [ $# -gt 0 ]; do
   case "$1" in
     --libxsmm) libxsmm="$(realpath "${2:?--libxsmm needs a path}")"; shift ;;
     --onednn) onednn="$(realpath "${2:?--onednn needs a path}")"; shift ;;
+    --python) torch_python="$(realpath -s "${2:?--python needs a path}")"; shift ;;
     --plot | --plot=*) plot=yes; options+=("$1") ;;
     *) options+=("$1") ;;
   esac
@@ -47,7 +50,7 @@ environment="$build_dir/bench-python"
 python="$environment/bin/python"
 [ -x "$python" ] || python3 -m venv "$environment"
 if [ "$plot" = yes ]; then "$python" -m pip install --quiet matplotlib; fi
-if [ "$suite" = train ]; then
+if [ "$suite" = train ] && [ -z "$torch_python" ]; then
   "$python" -c 'import torch' 2>/dev/null || "$python" -m pip install --quiet torch numpy
 fi
 
@@ -57,4 +60,5 @@ if [ -n "$onednn" ] && [ -e "$onednn/lib/libintelocl.so" ]; then
   export OCL_ICD_FILENAMES="$onednn/lib/libintelocl.so" OCL_ICD_VENDORS="$onednn/lib/libintelocl.so"
 fi
 export ONEDNN_VERBOSE="${ONEDNN_VERBOSE:-none}"
-exec "$python" bench/accept.py "$suite" --bench "$build_dir/bench/brgemm_bench" "${options[@]}"
+exec "$python" bench/accept.py "$suite" --bench "$build_dir/bench/brgemm_bench" \
+  --python "${torch_python:-$python}" "${options[@]}"
