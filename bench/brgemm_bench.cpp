@@ -19,8 +19,13 @@ class progress final : public benchmark::BenchmarkReporter {
       if (run.run_type != Run::RT_Iteration) continue;
       std::fprintf(stderr, "%s%s%s\n", run.benchmark_name().c_str(), run.error_occurred ? ": " : "",
                    run.error_message.c_str());
+      errors_ += run.error_occurred ? 1 : 0;
     }
   }
+  int errors() const { return errors_; }
+
+ private:
+  int errors_ = 0;
 };
 
 void register_all(const std::vector<std::string>& files, const bench::settings& settings) {
@@ -52,6 +57,8 @@ int main(int argc, char** argv) {
   app.add_option("--sample-us", sample_us, "Microseconds a contestant runs in one round")->capture_default_str();
   std::string only;
   app.add_option("--only", only, "File with the names of the cases to run, one a line")->check(CLI::ExistingFile);
+  bool strict = false;
+  app.add_flag("--strict", strict, "End with 1 where a case could not be measured");
   bool list_peers = false;
   app.add_flag("--list-peers", list_peers, "Print the peers that load, and end");
   CLI11_PARSE(app, argc, argv);
@@ -72,4 +79,5 @@ int main(int argc, char** argv) {
   progress reporter;
   benchmark::RunSpecifiedBenchmarks(&reporter);
   benchmark::Shutdown();
+  return strict && reporter.errors() > 0 ? 1 : 0;
 }
