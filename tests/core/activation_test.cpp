@@ -1,5 +1,5 @@
-// The activations against double, over a dense subset of the floats or all of them (BRGEMM_FULL=1), and the scalar
-// evaluator against AVX-512 instructions, bit for bit.
+// The activations against double, over a dense subset of the floats or all of them (BRGEMM_FULL=1: some ten minutes),
+// and the scalar evaluator against AVX-512 instructions, bit for bit.
 #include "brgemm/core/activation.hpp"
 
 #include <gtest/gtest.h>
@@ -157,15 +157,22 @@ void measure(op_kind kind, const vector& x, worst& w) {
   }
 }
 
-/// Calls `f` with vectors of floats that cover every bit pattern (BRGEMM_FULL=1) or every 257th.
+/// Calls `f` with vectors of every `stride`th bit pattern from `first` up to `last`.
 template <class F>
-void for_all_floats(F f) {
-  const std::uint64_t stride = full_range() ? 1 : 257;
-  for (std::uint64_t first = 0; first < (1ull << 32); first += lanes * stride) {
+void for_bit_patterns(std::uint64_t first, std::uint64_t last, std::uint64_t stride, F f) {
+  for (std::uint64_t u = first; u < last; u += lanes * stride) {
     vector x;
-    for (std::uint64_t i = 0; i < lanes; ++i) x.lane[i] = from_bits(first + i * stride);
+    for (std::uint64_t i = 0; i < lanes; ++i) x.lane[i] = from_bits(u + i * stride);
     f(x);
   }
+}
+
+/// All floats (BRGEMM_FULL=1), or every 257th, and every 13th where 2^-4 <= |x| < 2^7, where the errors are.
+template <class F>
+void for_all_floats(F f) {
+  for_bit_patterns(0, 1ull << 32, full_range() ? 1 : 257, f);
+  if (full_range()) return;
+  for (const std::uint64_t sign : {0ull, 1ull << 31}) for_bit_patterns(sign | 0x3d800000u, sign | 0x43000000u, 13, f);
 }
 
 /// Calls `f` with the 2^14 floats on either side of each point where a program changes its path or its range, of both
@@ -179,11 +186,7 @@ void for_floats_at_boundaries(F f) {
     for (const std::uint64_t sign : {0ull, 1ull << 31}) {
       const std::uint64_t middle = std::bit_cast<std::uint32_t>(point);
       const std::uint64_t first = middle < (1u << 14) ? 0 : middle - (1u << 14);
-      for (std::uint64_t u = first; u < middle + (1u << 14); u += lanes) {
-        vector x;
-        for (std::uint64_t i = 0; i < lanes; ++i) x.lane[i] = from_bits((u + i) | sign);
-        f(x);
-      }
+      for_bit_patterns(first | sign, (middle + (1u << 14)) | sign, 1, f);
     }
   }
 }
@@ -196,7 +199,7 @@ TEST_P(Activation, ErrorInUlp) {
   for_all_floats(one);
   for_floats_at_boundaries(one);
   std::printf("[ ulp ] %s %.4f at x=%a (%g), %s\n", name_of(GetParam()), w.ulp, static_cast<double>(w.at),
-              static_cast<double>(w.at), full_range() ? "all floats" : "every 257th float and the boundaries");
+              static_cast<double>(w.at), full_range() ? "all floats" : "a dense subset");
   EXPECT_LE(w.ulp, 2.0);
 }
 
@@ -214,11 +217,7 @@ TEST_P(Activation, ScalarHasTheBitsOfAvx512) {
     }
   };
   for_floats_at_boundaries(one);
-  for (std::uint64_t first = 0; first < (1ull << 32); first += lanes * 2053) {
-    vector x;
-    for (std::uint64_t i = 0; i < lanes; ++i) x.lane[i] = from_bits(first + i * 2053);
-    one(x);
-  }
+  for_bit_patterns(0, 1ull << 32, 2053, one);
   std::printf("[ instructions ] %s %d\n", name_of(GetParam()), instructions);
   EXPECT_EQ(differences, 0);
 }
