@@ -80,7 +80,10 @@ class jit_assembler : public assembler_names::CodeGenerator {
     }
   }
   void load_f16(int d, const RegExp& at, bool masked) {
-    if (!masked) {
+    if (emulates_f16()) {
+      load_words(d, at, masked);
+      widen_words(d);
+    } else if (!masked) {
       vcvtph2ps(v(d), ptr[at]);
     } else if (wide()) {
       vcvtph2ps(v(d) | k1 | T_z, ptr[at]);
@@ -103,9 +106,63 @@ class jit_assembler : public assembler_names::CodeGenerator {
     switch (t) {
       case type::f64: return vbroadcastsd(ymm_or_wider(d), ptr[at]);
       case type::bf16: vpbroadcastw(v(d), ptr[at]); return vpslld(v(d), v(d), 16);
-      case type::f16: vpbroadcastw(half(d), ptr[at]); return vcvtph2ps(v(d), half(d));
+      case type::f16: vpbroadcastw(half(d), ptr[at]); return widen_f16(d);
       default: return vbroadcastss(v(d), ptr[at]);
     }
+  }
+
+  /// AVX2 without F16C does the same by integers, in two registers that the block keeps for it.
+  bool emulates_f16() const { return !wide() && !has(feature::f16c); }
+  void set_f16_temporaries(int first, int second) { f16_temporary_[0] = first, f16_temporary_[1] = second; }
+
+  /// The f16 in the low half of d, to f32.
+  void widen_f16(int d) {
+    if (!emulates_f16()) return vcvtph2ps(v(d), half(d));
+    vpmovzxwd(v(d), quarter(d));
+    widen_words(d);
+  }
+  /// f16 in 32-bit lanes to f32, exactly: as the bits of an f32 they are too small by 2^112, subnormals included.
+  void widen_words(int d) {
+    const int sign = f16_temporary_[0];
+    const int infinite = f16_temporary_[1];
+    with_constant(0x8000u, [&](const Address& c) { vpand(v(sign), v(d), c); });
+    vpslld(v(sign), v(sign), 16);
+    with_constant(0x7fffu, [&](const Address& c) { vpand(v(d), v(d), c); });
+    vpslld(v(d), v(d), 13);
+    with_constant(0x0f7fffffu, [&](const Address& c) { vpcmpgtd(v(infinite), v(d), c); });
+    with_constant(0x7f800000u, [&](const Address& c) { vpand(v(infinite), v(infinite), c); });
+    with_constant(0x77800000u, [&](const Address& c) { vmulps(v(d), v(d), c); });
+    vpor(v(d), v(d), v(infinite));
+    vpor(v(d), v(d), v(sign));
+  }
+  /// f32 to f16 in the low half of s, to nearest even: subnormal results by adding 0.5, others by rounding the bits.
+  void narrow_to_f16(int s, const int* t) {
+    const int limit = f16_temporary_[0];
+    const int small = f16_temporary_[1];
+    const int magnitude = t[0];
+    const int result = t[1];
+    with_constant(0x7fffffffu, [&](const Address& c) { vpand(v(magnitude), v(s), c); });
+    with_constant(0x3f000000u, [&](const Address& c) { vaddps(v(small), v(magnitude), c); });
+    with_constant(0x3f000000u, [&](const Address& c) { vpsubd(v(small), v(small), c); });
+    vpsrld(v(result), v(magnitude), 13);
+    with_constant(1, [&](const Address& c) { vpand(v(result), v(result), c); });
+    vpaddd(v(result), v(result), v(magnitude));
+    with_constant(0xc8000fffu, [&](const Address& c) { vpaddd(v(result), v(result), c); });
+    vpsrld(v(result), v(result), 13);
+    set(limit, 0x38800000u);  // 2^-14
+    vpcmpgtd(v(limit), v(limit), v(magnitude));
+    vblendvps(v(result), v(result), v(small), v(limit));
+    with_constant(0x477fffffu, [&](const Address& c) { vpcmpgtd(v(small), v(magnitude), c); });
+    set(limit, 0x7c00u);
+    vblendvps(v(result), v(result), v(limit), v(small));
+    vcmpps(v(small), v(s), v(s), 3);
+    set(limit, 0x7e00u);
+    vblendvps(v(result), v(result), v(limit), v(small));
+    vpsrld(v(s), v(s), 16);
+    with_constant(0x8000u, [&](const Address& c) { vpand(v(s), v(s), c); });
+    vpor(v(s), v(s), v(result));
+    vextracti128(quarter(result), Ymm(s), 1);
+    vpackusdw(quarter(s), quarter(s), quarter(result));
   }
 
   // ---- stores of one vector of accumulators
@@ -116,7 +173,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
     switch (t) {
       case type::bf16: return store_bf16(at, s, masked, temporary);
       case type::f16: {
-        vcvtps2ph(half(s), v(s), 0);
+        emulates_f16() ? narrow_to_f16(s, temporary) : vcvtps2ph(half(s), v(s), 0);
         return store_words(at, s, masked);
       }
       case type::u8:
@@ -356,6 +413,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
   }
 
   int tail_ = 0;
+  int f16_temporary_[2] = {};
   bool uses_lane_mask_ = false;
   bool overflow_ = false;
   std::size_t constant_count_ = 0;

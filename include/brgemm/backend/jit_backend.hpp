@@ -38,14 +38,8 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
                  static_cast<int>(d.chains), name_of(d.b).data(), static_cast<int>(d.layout_b), unit.registers());
   }
   if (unit.wide) return {};
-  const bool f16 = a == type::f16 || d.c == type::f16;
-  if (f16 && !unit.features.has(feature::f16c))
-    return error(errc::unsupported, "a", "f16 needs F16C, which this CPU lacks or BRGEMM_CPU hides");
   for (int i = 0; i < d.epilogue_size; ++i) {
     const epilogue_op& o = d.epilogue[i];
-    if (o.operand == type::f16 && o.kind != op_kind::none && !unit.features.has(feature::f16c)) {
-      return error(errc::unsupported, "epilogue", "the f16 operand of step %d needs F16C", i);
-    }
     if (a == type::f64 && (o.kind == op_kind::relu_mask || o.kind == op_kind::multiply_mask)) {
       return error(errc::unsupported, "epilogue",
                    "step %d: AVX2 has 4 columns of f64 in a vector, and a mask's byte has 8", i);

@@ -107,6 +107,14 @@ constexpr double product_latency(product how) {
   }
 }
 
+/// AVX2 without F16C, and something of f16.
+inline bool emulates_f16(const desc& d, const vector_unit& unit) {
+  if (unit.wide || unit.features.has(feature::f16c)) return false;
+  bool any = d.a == type::f16 || d.c == type::f16;
+  for (int i = 0; i < d.epilogue_size; ++i) any = any || d.epilogue[i].operand == type::f16;
+  return any;
+}
+
 /// Registers that the epilogue needs beside the accumulators.
 inline int epilogue_registers(const desc& d, const vector_unit& unit) {
   int most = d.epilogue_size > 0 || d.alpha != alpha_kind::one || accumulator_of(d) == type::s32 ? 3 : 1;
@@ -208,7 +216,8 @@ inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, co
   }
   const bool a_may_pass =
       b.how == product::fma_f32 ? d.a == type::f32 : b.how == product::fma_f64 || b.how == product::dot_bf16;
-  const int beside = shifts_a(d, b.how) ? vectors + 2 : 0;  // sums of B's columns and two constants
+  // sums of B's columns and two constants; two registers for f16 by integers
+  const int beside = shifts_a(d, b.how) ? vectors + 2 : emulates_f16(d, unit) ? 2 : 0;
   const int after_sums = registers - rows * vectors - beside - at_the_end;
   const int free = registers - rows * vectors * b.chains - beside;
   if (d.layout_b == layout::transposed) {  // a tile of B rests in 5 registers; one more for its loads, halves of a step

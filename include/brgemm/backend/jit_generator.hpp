@@ -121,6 +121,7 @@ class jit_generator : public jit_steps {
   }
 
   void one_block(const block& k) {
+    set_f16_temporaries(below_accumulators(k), below_accumulators(k) - 1);
     if (b_.group == 0) {
       begin(k);
       sums(k);

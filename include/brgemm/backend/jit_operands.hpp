@@ -171,7 +171,7 @@ class jit_operands : public jit_epilogue {
     const int spare = 5;
     if (bytes == 16) return insert_lane(to, lane, ptr[at]);
     load_bytes(spare, at, bytes);
-    if (d_.b == type::f16) vcvtph2ps(quarter(spare), quarter(spare));
+    if (d_.b == type::f16) emulates_f16() ? widen_f16(spare) : vcvtph2ps(quarter(spare), quarter(spare));
     insert_lane(to, lane, quarter(spare));
   }
   void insert_lane(int to, int lane, const Operand& from) {
