@@ -507,7 +507,7 @@ def parse_arguments():
         parser.error("name a suite")
     options.rounds = options.rounds or (5 if options.quick else 11)
     options.sample_us = options.sample_us or (150 if options.quick else 300)
-    options.minutes = options.minutes or (2 if options.quick else 22)
+    options.minutes = options.minutes or (1.5 if options.quick else 20)
     options.repeats = options.repeats or (1 if options.quick else 3)
     return options
 
