@@ -10,3 +10,4 @@
 #include "kernel/kernel.hpp"
 #include "kernel/pack.hpp"
 #include "loops/parallel_for.hpp"
+#include "nn/mlp.hpp"

@@ -324,6 +324,35 @@ TEST(Linear, SameBitsForAnyThreads) {
   }
 }
 
+TEST(Linear, SameBitsOnEveryBackend) {
+  int compared = 0;
+  for (const auto& [data, y] : types) {
+    const problem p = draw({.rows = 75,
+                            .in = 128,
+                            .out = 70,
+                            .data = data,
+                            .y = y,
+                            .act = activation::relu,
+                            .training = true,
+                            .input_act = activation::silu,
+                            .x_storage = storage::blocked},
+                           350);
+    const outcome right = wanted(p);
+    for (const backend::entry& e : backend::built_in()) {
+      if (!e.runs_here()) continue;
+      const auto plan = nn::linear::plan(p.d, {.backend = e.name});
+      if (!plan) {
+        EXPECT_EQ(plan.error().code(), errc::unsupported) << e.name << ": " << plan.error().message();
+        continue;
+      }
+      EXPECT_EQ(plan->backend(), e.name);
+      EXPECT_TRUE(computed(p, alone, {.backend = e.name}) == right) << e.name << ' ' << text(p.d);
+      ++compared;
+    }
+  }
+  EXPECT_GE(compared, static_cast<int>(std::size(types)));  // the reference does all of them
+}
+
 TEST(Linear, SameBitsForARowAloneOrInABatch) {
   for (const auto& [data, y] : types) {
     const problem p = draw({.rows = 130, .in = 70, .out = 100, .data = data, .y = y, .act = activation::gelu_erf}, 400);
