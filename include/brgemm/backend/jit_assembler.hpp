@@ -16,6 +16,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
  public:
   using Address = assembler_names::Address;
   using RegExp = assembler_names::RegExp;
+  using Reg32 = assembler_names::Reg32;
   using Reg64 = assembler_names::Reg64;
   using Xmm = assembler_names::Xmm;
   using Ymm = assembler_names::Ymm;

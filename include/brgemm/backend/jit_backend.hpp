@@ -32,18 +32,11 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
     return error(errc::unsupported, "sums", "bf16 sums in order %d: generated code has order::pair (%d)",
                  static_cast<int>(d.sums), static_cast<int>(order::pair));
   }
-  if (!unit.wide && d.chains > 1 && choose_blocking(d, unit).accumulators() == 0) {
+  const bool may_not_fit = !unit.wide && (d.chains > 1 || masks_of_pairs(d, unit));
+  if (may_not_fit && choose_blocking(d, unit).accumulators() == 0) {
     return error(errc::unsupported, "chains",
-                 "%d chains, B of %s stored as layout %d and the epilogue need more than %d registers",
+                 "%d chains, B of %s stored as layout %d and the epilogue do not fit %d registers",
                  static_cast<int>(d.chains), name_of(d.b).data(), static_cast<int>(d.layout_b), unit.registers());
-  }
-  if (unit.wide) return {};
-  for (int i = 0; i < d.epilogue_size; ++i) {
-    const epilogue_op& o = d.epilogue[i];
-    if (a == type::f64 && (o.kind == op_kind::relu_mask || o.kind == op_kind::multiply_mask)) {
-      return error(errc::unsupported, "epilogue",
-                   "step %d: AVX2 has 4 columns of f64 in a vector, and a mask's byte has 8", i);
-    }
   }
   return {};
 }

@@ -266,6 +266,10 @@ inline void divide_columns(index n, index size, blocking& b) {
   const index vectors = (n + b.lanes - 1) / b.lanes;
   divide(vectors, size, b.columns[0], b.columns[1]);
   b.columns[2] = {};
+  if (b.lanes == 4 && vectors > size && size == 2) {  // only a last block may have one vector: see masks_of_pairs
+    b.columns[0] = {vectors / 2, 2};
+    b.columns[1] = {vectors % 2, 1};
+  }
   if (b.tail == 0) return;
   section& last = b.columns[1].count != 0 ? b.columns[1] : b.columns[0];
   if (last.count == 1) {
@@ -281,6 +285,15 @@ inline void divide_rows(const desc& d, int height, blocking& b) {
   if (d.m_extent == extent_kind::fixed) return divide(d.m, height, b.rows[0], b.rows[1]);
   b.rows[0] = {d.m / height, height};
   b.rows[1] = {d.m % height != 0, static_cast<int>(d.m % height)};
+}
+
+/// AVX2 has 4 columns of f64 in a vector, and a byte of a bit matrix has 8: blocks then have two vectors.
+inline bool masks_of_pairs(const desc& d, const vector_unit& unit) {
+  if (unit.wide || accumulator_of(d) != type::f64) return false;
+  for (int i = 0; i < d.epilogue_size; ++i) {
+    if (d.epilogue[i].kind == op_kind::relu_mask || d.epilogue[i].kind == op_kind::multiply_mask) return true;
+  }
+  return false;
 }
 
 /// Where a batch of 16 would not stay in L2, C is summed in groups of entries that do; in between it rests in memory.
@@ -336,6 +349,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
   double best_bound = 0;
   for (b.pack = most_packed; b.pack >= 1; b.pack /= 2) {
     for (int width = 1; width <= std::min<index>(vectors, 30); ++width) {
+      if (detail::masks_of_pairs(d, unit) && width != std::min<index>(vectors, 2)) continue;
       detail::divide_columns(d.n, width, b);
       for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1; --height) {
         detail::divide_rows(d, height, b);

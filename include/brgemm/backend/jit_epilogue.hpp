@@ -392,16 +392,24 @@ class jit_epilogue : public jit_block {
           compare(masked(k, j) ? k7 | k1 : k7, x, zero, 30);
           mask_bytes(k, j) == 2 ? kmovw(ptr[at], k7) : kmovb(ptr[at], k7);
         } else {
-          vcmpps(v(greater), v(x), v(zero), 30);
-          vmovmskps(ecx, v(greater));
-          if (masked(k, j)) and_(ecx, (1u << tail()) - 1);
-          mov(byte[at], cl);
+          f64_ ? vcmppd(v(greater), v(x), v(zero), 30) : vcmpps(v(greater), v(x), v(zero), 30);
+          const Reg32& bits = second_of_byte(j) ? esi : ecx;
+          f64_ ? vmovmskpd(bits, v(greater)) : vmovmskps(bits, v(greater));
+          if (masked(k, j)) and_(bits, (1u << tail()) - 1);
+          if (second_of_byte(j)) {
+            shl(esi, 4);
+            or_(ecx, esi);
+          }
+          if (!f64_ || second_of_byte(j) || j + 1 == k.columns) mov(byte[at], cl);
         }
         maximum(x, zero, x);
       }
       if (r + 1 < k.rows) add(rax, rdx);
     }
   }
+
+  /// AVX2 has 4 columns of f64 in a vector, so two vectors share a byte of a mask; blocks begin at whole bytes.
+  bool second_of_byte(int j) const { return !wide() && f64_ && j % 2 == 1; }
 
   void multiply_mask(const block& k, int i) {
     find_matrix(i, 1, 8);
@@ -415,11 +423,12 @@ class jit_epilogue : public jit_block {
           f64_ ? vmovapd(v(x) | k7 | T_z, v(x)) : vmovaps(v(x) | k7 | T_z, v(x));
         } else {  // a bit a byte, then a lane, then all ones or none
           movzx(ecx, byte[at]);
+          if (second_of_byte(j)) shr(ecx, 4);
           pdep(rcx, rcx, r8);
           vmovq(quarter(0), rcx);
-          vpmovzxbd(v(0), quarter(0));
+          f64_ ? vpmovzxbq(v(0), quarter(0)) : vpmovzxbd(v(0), quarter(0));
           clear(1);
-          vpsubd(v(0), v(1), v(0));
+          f64_ ? vpsubq(v(0), v(1), v(0)) : vpsubd(v(0), v(1), v(0));
           vandps(v(x), v(x), v(0));
         }
       }
