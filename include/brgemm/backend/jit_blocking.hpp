@@ -296,17 +296,27 @@ inline bool masks_of_pairs(const desc& d, const vector_unit& unit) {
   return false;
 }
 
+/// Whether C may hold sums that are not finished: its type is the accumulator's, and no step of the epilogue may read
+/// what C was before (`add` and `multiply` may be given C itself).
+inline bool sums_may_rest_in_c(const desc& d) {
+  for (int i = 0; i < d.epilogue_size; ++i) {
+    if (d.epilogue[i].kind == op_kind::add || d.epilogue[i].kind == op_kind::multiply) return false;
+  }
+  return d.c == accumulator_of(d) && d.alpha == alpha_kind::one && d.zero_a == zero_point::none &&
+         d.zero_b == zero_point::none;
+}
+
 /// Where a batch of 16 would not stay in L2, C is summed in groups of entries that do; in between it rests in memory.
-/// Its type must be the accumulator's, so that the bits are those of one pass.
 inline index choose_group(const desc& d, const blocking& b) {
-  const index bytes = d.m * d.k * size_of(d.a) + d.k * d.n * size_of(d.b);
-  const bool one_pass = b.rows[0].count + b.rows[1].count == 1 || b.columns[0].count + b.columns[1].count == 1;
-  const bool sums_rest = d.c == accumulator_of(d) && d.alpha == alpha_kind::one && b.chains == 1 &&
-                         d.zero_a == zero_point::none && d.zero_b == zero_point::none && d.stride_a != 0 &&
-                         d.stride_b != 0;
-  constexpr index l2 = 1 << 20;
-  if (one_pass || !sums_rest || d.m_extent == extent_kind::at_call || bytes * 16 <= l2 * 3 / 4) return 0;
-  return std::max<index>(1, l2 / 2 / bytes);
+  const index blocks_of_rows = b.rows[0].count + b.rows[1].count;
+  const index blocks_of_columns = b.columns[0].count + b.columns[1].count;
+  if (blocks_of_rows == 1 || blocks_of_columns == 1 || d.m_extent == extent_kind::at_call || b.chains > 1) return 0;
+  if (!sums_may_rest_in_c(d)) return 0;
+  constexpr double l2 = 1 << 20;
+  const double bytes =
+      static_cast<double>(d.k) * (static_cast<double>(d.m * size_of(d.a)) + static_cast<double>(d.n * size_of(d.b)));
+  if (bytes * 16 <= l2 * 3 / 4) return 0;
+  return std::max<index>(1, static_cast<index>(l2 / 2 / bytes));
 }
 
 /// As few steps as keep the loop's own instructions small beside them: prefetchers follow one load instruction by the
