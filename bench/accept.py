@@ -357,14 +357,19 @@ def table(rows, markdown=False):
     return "\n".join(" | ".join([*(line[i].ljust(widths[i]) for i in range(6)), line[6]]) for line in lines)
 
 
-def replace_in_page(path, suite, text):
+def split_page(path, suite):
+    """What stands before and after the place of the suite's table, and the two marks."""
     begin, end = f"<!-- begin {suite} -->", f"<!-- end {suite} -->"
     with open(path) as file:
-        page = file.read()
-    before, found_begin, rest = page.partition(begin)
+        before, found_begin, rest = file.read().partition(begin)
     _, found_end, after = rest.partition(end)
     if not found_begin or not found_end:
         sys.exit(f"{path} has no place for a table: {begin} and {end}")
+    return before, begin, end, after
+
+
+def replace_in_page(path, suite, text):
+    before, begin, end, after = split_page(path, suite)
     with open(path, "w") as file:
         file.write(f"{before}{begin}\n{text}\n{end}{after}")
 
@@ -518,6 +523,8 @@ def main():
         for shape in draw(options.draw, options.seed):
             print(*shape)
         return 0
+    if options.document:
+        split_page(options.document, options.suite)  # before the run, not after it
     results = Results()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure_suite(options, Driver(options), results, folder)
