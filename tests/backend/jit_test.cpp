@@ -1,0 +1,225 @@
+// What the exhaustive grid does not see of generated code: its first and last instructions, the state it leaves, the
+// blocking that is chosen for it, and shapes too large for the grid.
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <xmmintrin.h>
+
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "brgemm/kernel/dump.hpp"
+#include "brgemm/kernel/kernel.hpp"
+
+namespace {
+
+using namespace brgemm;
+
+desc f32_desc(brgemm::index m, brgemm::index n, brgemm::index k) {
+  desc d;
+  d.m = m, d.n = n, d.k = k;
+  d.lda = std::max<brgemm::index>(k, 1), d.ldb = n, d.ldc = n;
+  d.stride_a = m * k, d.stride_b = k * n;
+  return d;
+}
+
+/// The generating backends that run here.
+std::vector<const backend::entry*> generating() {
+  std::vector<const backend::entry*> all;
+  for (const backend::entry& e : backend::built_in()) {
+    if (e.name != "reference" && e.runs_here()) all.push_back(&e);
+  }
+  return all;
+}
+
+std::vector<float> random_floats(std::size_t count, unsigned seed) {
+  std::mt19937 generator(seed);
+  std::vector<float> v(count);
+  for (float& x : v) x = static_cast<float>(static_cast<int>(generator() % 2001) - 1000) / 256;
+  return v;
+}
+
+/// Runs d by this backend and by the reference, both from the same C, and compares bits. `operand_is_c`: step 0's
+/// operand.
+void expect_equal_bits(const desc& d, std::string_view name, brgemm::index batch, bool operand_is_c = false) {
+  const auto a = random_floats(static_cast<std::size_t>(std::max(d.m * d.k, d.stride_a * batch)), 1);
+  const auto b = random_floats(static_cast<std::size_t>(std::max(d.k * d.n, d.stride_b * batch)), 2);
+  const auto start = random_floats(static_cast<std::size_t>(d.m * d.ldc), 3);
+  const auto bias = random_floats(static_cast<std::size_t>(d.n), 4);
+  std::vector<float> result[2];
+  for (int i = 0; i < 2; ++i) {
+    const auto kernel = make_kernel(d, {.backend = i == 0 ? "reference" : name});
+    ASSERT_TRUE(kernel) << kernel.error().message();
+    result[i] = start;
+    arguments x;
+    x.a = a.data(), x.b = b.data(), x.c = result[i].data();
+    x.batch = batch;
+    x.beta = 0.5;
+    x.operand[0] = operand_is_c ? static_cast<void*>(result[i].data()) : const_cast<float*>(bias.data());
+    (*kernel)(x);
+  }
+  EXPECT_EQ(0, std::memcmp(result[0].data(), result[1].data(), start.size() * sizeof(float)))
+      << name << " " << d.m << "x" << d.n << "x" << d.k;
+}
+
+TEST(Jit, CodeBeginsAndEndsAsTheUnwindTablesSay) {
+  for (const backend::entry* e : generating()) {
+    for (const brgemm::index m : {1, 3, 64}) {
+      const auto kernel = make_kernel(f32_desc(m, 37, 19), {.backend = e->name});
+      ASSERT_TRUE(kernel);
+      const auto dumped = dump(*kernel);
+      ASSERT_TRUE(dumped);
+      const std::uint8_t begin[] = {0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5};  // endbr64; push rbp; mov rbp, rsp
+      ASSERT_GT(dumped->code().size(), sizeof begin);
+      EXPECT_EQ(0, std::memcmp(dumped->code().data(), begin, sizeof begin));
+      const std::uint8_t end[] = {0xc9, 0xc3};  // leave; ret
+      const auto found = std::search(dumped->code().begin(), dumped->code().end(), std::begin(end), std::end(end));
+      EXPECT_NE(found, dumped->code().end());
+    }
+  }
+}
+
+TEST(Jit, TheParagraphHasBoundAndPrediction) {
+  for (const backend::entry* e : generating()) {
+    const auto kernel = make_kernel(f32_desc(64, 20, 64), {.backend = e->name});
+    ASSERT_TRUE(kernel);
+    const auto dumped = dump(*kernel);
+    ASSERT_TRUE(dumped);
+    const std::string text(dumped->text());
+    double bound = 0;
+    double predicted = 0;
+    ASSERT_NE(text.find("bound "), std::string::npos) << text;
+    ASSERT_EQ(1, std::sscanf(text.c_str() + text.find("bound "), "bound %lf cycles", &bound)) << text;
+    ASSERT_EQ(1, std::sscanf(text.c_str() + text.find("predicted "), "predicted %lf cycles", &predicted)) << text;
+    EXPECT_GT(bound, 16 * 64 * 20 * 64 / 32.0 / 2);  // no more than two products of 16 columns a cycle
+    EXPECT_GE(predicted, bound);
+  }
+}
+
+TEST(Jit, EveryShapeAndTypeHasABlockingOrAReason) {
+  static constexpr type types[][2] = {{type::f32, type::f32}, {type::f64, type::f64}, {type::bf16, type::bf16},
+                                      {type::f16, type::f16}, {type::u8, type::s8},   {type::s8, type::s8},
+                                      {type::s8, type::u8},   {type::u8, type::u8}};
+  int count = 0;
+  for (const char* hidden : {"", "-bf16", "-vnni", "-bf16,-vnni", "-avx512", "-avx512,-vnni", "-avx512,-f16c,-vnni"}) {
+    hide_cpu_features(hidden);
+    for (const backend::entry* e : generating()) {
+      const backend::vector_unit unit{e->name == "avx512", cpu()};
+      for (const auto& t : types) {
+        for (const layout l : {layout::plain, layout::transposed, layout::interleaved}) {
+          for (const brgemm::index m : {1, 2, 7, 30, 31, 64}) {
+            for (brgemm::index n = 1; n <= 70; ++n) {
+              for (const std::uint8_t chains : {std::uint8_t{1}, std::uint8_t{8}}) {
+                for (const op_kind last : {op_kind::none, op_kind::gelu_erf}) {
+                  desc d = f32_desc(m, n, 9);
+                  d.a = t[0], d.b = t[1];
+                  d.c = accumulator_of(t[0]) == type::f64 ? type::f64 : type::f32;
+                  d.layout_b = l;
+                  d.ldb = l == layout::transposed ? 9 : n;
+                  d.chains = chains;
+                  if (last != op_kind::none) append(d, op::make(last));
+                  if (!validate(d) || !e->supports(d)) continue;
+                  ++count;
+                  ASSERT_GT(backend::choose_blocking(d, unit).accumulators(), 0)
+                      << e->name << " " << m << "x" << n << " " << name_of(t[0]) << " layout " << static_cast<int>(l);
+                }
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+  hide_cpu_features("");
+  std::printf("%d blockings\n", count);
+}
+
+TEST(Jit, GroupsOfEntriesHaveTheBitsOfOnePass) {
+  for (const backend::entry* e : generating()) {
+    for (const beta_kind beta : {beta_kind::zero, beta_kind::one, beta_kind::at_call}) {
+      desc d = f32_desc(120, 150, 130);
+      d.beta = beta;
+      append(d, op::bias());
+      append(d, op::gelu_tanh());
+      if (e->name == "avx512") {
+        const backend::vector_unit unit{true, cpu()};
+        ASSERT_GT(backend::choose_blocking(d, unit).group, 0);  // this test is about groups
+      }
+      for (const brgemm::index batch : {0, 1, 5, 16, 17}) expect_equal_bits(d, e->name, batch);
+    }
+  }
+}
+
+TEST(Jit, AStepMayReadWhatCWas) {
+  for (const backend::entry* e : generating()) {
+    for (const brgemm::index n : {4, 20, 150}) {
+      desc d = f32_desc(120, n, 130);
+      append(d, op::add(d.ldc));
+      expect_equal_bits(d, e->name, 16, true);
+    }
+  }
+}
+
+TEST(Jit, TheRoundingStateIsLeftAsItWas) {
+  hide_cpu_features("-bf16");  // these kernels flush subnormals while they sum
+  for (const backend::entry* e : generating()) {
+    desc d = f32_desc(5, 17, 6);
+    d.a = d.b = type::bf16;
+    const auto kernel = make_kernel(d, {.backend = e->name});
+    ASSERT_TRUE(kernel);
+    std::vector<bf16> a(5 * 6), b(6 * 17);
+    std::vector<float> c(5 * 17);
+    arguments x;
+    x.a = a.data(), x.b = b.data(), x.c = c.data();
+    const unsigned before = _mm_getcsr();
+    (*kernel)(x);
+    EXPECT_EQ(_mm_getcsr() & ~0x3fu, before & ~0x3fu);
+  }
+  hide_cpu_features("");
+}
+
+TEST(Jit, LongSumsAndFarMatrices) {
+  for (const backend::entry* e : generating()) {
+    expect_equal_bits(f32_desc(3, 5, 100'000), e->name, 1);  // many steps
+    expect_equal_bits(f32_desc(5000, 3, 2), e->name, 2);     // many blocks of rows
+    expect_equal_bits(f32_desc(2, 5000, 3), e->name, 2);     // many blocks of columns
+    desc back = f32_desc(9, 33, 21);
+    back.stride_a = 0;  // the same A for every B
+    expect_equal_bits(back, e->name, 3);
+  }
+}
+
+TEST(Jit, LeadingDimensionsBeyondAnInstructionsDisplacement) {
+  // Rows of A are 1 GiB apart: only the pages that are touched exist.
+  const brgemm::index far = brgemm::index{1} << 28;
+  void* memory = ::mmap(nullptr, static_cast<std::size_t>(4 * (8 * far + 64)), PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) GTEST_SKIP() << "no 8 GiB of addresses";
+  auto* a = static_cast<float*>(memory);
+  desc d = f32_desc(8, 20, 3);
+  d.lda = far;
+  const auto near = random_floats(8 * 3, 5);
+  for (int r = 0; r < 8; ++r) std::memcpy(a + r * far, &near[static_cast<std::size_t>(3 * r)], 3 * sizeof(float));
+  const auto b = random_floats(3 * 20, 6);
+  std::vector<float> expected(8 * 20);
+  for (const backend::entry* e : generating()) {
+    std::vector<float> c(8 * 20);
+    arguments x;
+    x.b = b.data();
+    x.a = near.data(), x.c = expected.data();
+    const auto plain = make_kernel(f32_desc(8, 20, 3), {.backend = "reference"});
+    ASSERT_TRUE(plain);
+    (*plain)(x);
+    x.a = a, x.c = c.data();
+    const auto kernel = make_kernel(d, {.backend = e->name});
+    ASSERT_TRUE(kernel) << kernel.error().message();
+    (*kernel)(x);
+    EXPECT_EQ(c, expected) << e->name;
+  }
+  ::munmap(memory, static_cast<std::size_t>(4 * (8 * far + 64)));
+}
+
+}  // namespace
