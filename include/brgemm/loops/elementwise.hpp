@@ -7,11 +7,13 @@
 // Marks a lambda for `widest_vectors`: only code that is inlined is compiled for the target of the caller.
 #define BRGEMM_ALWAYS_INLINE __attribute__((always_inline))
 
-// GCC vectorises loops of unknown length at -O2 only when told so.
+// GCC vectorises loops of unknown length at -O2 only when told so, and many arrays only when told that they are apart.
 #if defined(__clang__)
 #define BRGEMM_VECTORISE
+#define BRGEMM_INDEPENDENT _Pragma("clang loop vectorize(assume_safety)")
 #else
-#define BRGEMM_VECTORISE [[gnu::optimize("tree-vectorize", "vect-cost-model=dynamic", "no-math-errno")]]
+#define BRGEMM_VECTORISE [[gnu::optimize("tree-vectorize", "vect-cost-model=dynamic")]]
+#define BRGEMM_INDEPENDENT _Pragma("GCC ivdep")
 #endif
 
 namespace brgemm::inline abi_0::detail {

@@ -1,6 +1,8 @@
 // Optimizers: how a gradient changes the parameters. Elementwise, so the parameters' layout does not matter.
 #pragma once
 
+#include <xmmintrin.h>
+
 #include <cmath>
 #include <concepts>
 #include <span>
@@ -22,6 +24,7 @@ struct sgd {
   /// The update number `t` (from 1) of the parameters begin..end-1 of `count`.
   BRGEMM_ALWAYS_INLINE void update(index, float* __restrict w, const float* __restrict gradient,
                                    float* __restrict state, index, index begin, index end) const noexcept {
+    BRGEMM_INDEPENDENT
     for (index i = begin; i < end; ++i) {
       const float g = __builtin_fmaf(weight_decay, w[i], gradient[i]);
       state[i] = __builtin_fmaf(momentum, state[i], g);
@@ -51,12 +54,23 @@ struct adam {
     const auto correct1 = static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta1), step)));
     const auto correct2 = static_cast<float>(1 / (1 - std::pow(static_cast<double>(beta2), step)));
     const float keep = __builtin_fmaf(-learning_rate, weight_decay, 1.0f);
-    for (index i = begin; i < end; ++i) {
-      const float g = gradient[i];
-      m[i] = __builtin_fmaf(beta1, m[i], (1 - beta1) * g);
-      v[i] = __builtin_fmaf(beta2, v[i], (1 - beta2) * (g * g));
-      const float root = __builtin_sqrtf(v[i] * correct2);
-      w[i] = __builtin_fmaf(-learning_rate, (m[i] * correct1) / (root + epsilon), keep * w[i]);
+    constexpr index chunk = 64;
+    for (index first = begin; first < end; first += chunk) {
+      const index last = end - first < chunk ? end : first + chunk;
+      alignas(16) float root[chunk] = {};
+      BRGEMM_INDEPENDENT
+      for (index i = first; i < last; ++i) {
+        const float g = gradient[i];
+        m[i] = __builtin_fmaf(beta1, m[i], (1 - beta1) * g);
+        v[i] = __builtin_fmaf(beta2, v[i], (1 - beta2) * (g * g));
+        root[i - first] = v[i] * correct2;
+      }
+      // By intrinsics, because sqrtf may set errno and so keeps a loop from becoming vectors.
+      for (index i = 0; i < chunk; i += 4) _mm_store_ps(root + i, _mm_sqrt_ps(_mm_load_ps(root + i)));
+      BRGEMM_INDEPENDENT
+      for (index i = first; i < last; ++i) {
+        w[i] = __builtin_fmaf(-learning_rate, (m[i] * correct1) / (root[i - first] + epsilon), keep * w[i]);
+      }
     }
   }
 };
