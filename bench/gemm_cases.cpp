@@ -1,9 +1,10 @@
 // Kernels:
+//
 //   gemm TYPE M N K BATCH                     f32, f64, bf16, u8s8; against the peers
-//   shapes FILE BATCH                         the f32 shapes of a file, one "M N K" a line, as gemm; with `dump`'s
-//   cycles epilogue TYPE M N K BATCH STEP,STEP,...   against the plain kernel: bias, relu, gelu_erf, gelu_tanh,
-//   requantise at_call TYPE M N K BATCH                  m and the leading dimensions given at the call, against the
-//   plain kernel
+//   shapes FILE BATCH                         the f32 shapes of a file, one "M N K" a line, as gemm; with dump's cycles
+//   epilogue TYPE M N K BATCH STEP,STEP,...   against the plain kernel: bias, relu, gelu_erf, gelu_tanh, requantise
+//   at_call TYPE M N K BATCH                  m and the leading dimensions given at the call, against the plain kernel
+//
 // Operands of all entries are distinct and contiguous; every call works on the same ones, so they are as hot as they
 // fit.
 #include <brgemm/kernel/dump.hpp>
@@ -22,6 +23,7 @@ struct gemm {
   std::int64_t m = 1, n = 1, k = 1, batch = 1;
   std::string steps;     // of the epilogue
   bool at_call = false;  // m and the leading dimensions
+  int chains = 1;        // of the sums
 };
 
 struct element_types {
@@ -73,6 +75,7 @@ brgemm::desc desc_of(const gemm& g) {
   d.stride_b = (g.k + group - 1) / group * group * g.n;
   std::istringstream steps(g.steps);
   for (std::string step; std::getline(steps, step, ',');) append_step(d, step);
+  d.chains = static_cast<std::uint8_t>(g.chains);
   if (g.at_call) {
     d.m_extent = brgemm::extent_kind::at_call;
     d.lda = d.ldb = d.ldc = brgemm::at_call;
@@ -196,7 +199,8 @@ std::string name_of(const gemm& g, const std::string& type) {
 
 void add_shapes(const problem& p, const settings& s) {
   for (const problem& line : read_problems(p.folder + p.words.at(1))) {
-    const gemm g{peer_type::f32, std::stoll(line.words.at(0)), line.number(1), line.number(2), p.number(2), "", false};
+    gemm g{peer_type::f32, std::stoll(line.words.at(0)), line.number(1), line.number(2), p.number(2), "", false};
+    if (g.m * ((g.n + 15) / 16) < 8) g.chains = 2;  // too few sums to hide their latency: we ask to split them
     add_case(s, line.file + "/" + name_of(g, "f32"), [g, &s](benchmark::State& state) { run_gemm(state, g, s); });
   }
 }
