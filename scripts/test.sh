@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
 done
 
 scripts/install-packages.sh g++ clang cmake ninja-build pkg-config libxbyak-dev libgtest-dev libzip-dev \
-  libcli11-dev zlib1g-dev dataset-fashion-mnist
+  libcli11-dev zlib1g-dev libbenchmark-dev libxsmm-dev python3 dataset-fashion-mnist
 
 build_dir="${BUILD_DIR:-build/$preset}"
 target=(--target all)
