@@ -361,6 +361,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
     for (int width = 1; width <= std::min<index>(vectors, 30); ++width) {
       if (detail::masks_of_pairs(d, unit) && width != std::min<index>(vectors, 2)) continue;
       detail::divide_columns(d.n, width, b);
+      int tried = 0;
       for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1; --height) {
         detail::divide_rows(d, height, b);
         if (!detail::fits(d, unit, b)) continue;
@@ -375,6 +376,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
         if (best_cost == 0 || cost < best_cost) best = b, best_cost = cost;
         if (best_bound == 0 || bound < best_bound) best_bound = bound;
         if (b.rows[0].size < height) height = b.rows[0].size;  // the same division again
+        if (++tried == 4) break;                               // lower blocks only load B more often
       }
     }
   }
