@@ -160,7 +160,7 @@ TEST_F(JitRegistry, UnknownWordsAndUnwritableFilesAreErrors) {
   EXPECT_EQ(unknown.error().code(), errc::invalid_argument);
   EXPECT_EQ(unknown.error().field(), "BRGEMM_JIT_PROFILE");
   registry::set_targets("jitdump");
-  setenv("JITDUMPDIR", "/nonexistent", 1);
+  setenv("JITDUMPDIR", "/proc/nonexistent", 1);
   const auto unwritable = make();
   unsetenv("JITDUMPDIR");
   ASSERT_FALSE(unwritable);
