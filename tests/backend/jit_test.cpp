@@ -192,34 +192,89 @@ TEST(Jit, LongSumsAndFarMatrices) {
   }
 }
 
-TEST(Jit, LeadingDimensionsBeyondAnInstructionsDisplacement) {
-  // Rows of A are 1 GiB apart: only the pages that are touched exist.
-  const brgemm::index far = brgemm::index{1} << 28;
-  void* memory = ::mmap(nullptr, static_cast<std::size_t>(4 * (8 * far + 64)), PROT_READ | PROT_WRITE,
-                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (memory == MAP_FAILED) GTEST_SKIP() << "no 8 GiB of addresses";
-  auto* a = static_cast<float*>(memory);
-  desc d = f32_desc(8, 20, 3);
-  d.lda = far;
-  const auto near = random_floats(8 * 3, 5);
-  for (int r = 0; r < 8; ++r) std::memcpy(a + r * far, &near[static_cast<std::size_t>(3 * r)], 3 * sizeof(float));
-  const auto b = random_floats(3 * 20, 6);
-  std::vector<float> expected(8 * 20);
+TEST(Jit, GroupsOfSignedBytes) {
   for (const backend::entry* e : generating()) {
-    std::vector<float> c(8 * 20);
-    arguments x;
-    x.b = b.data();
-    x.a = near.data(), x.c = expected.data();
-    const auto plain = make_kernel(f32_desc(8, 20, 3), {.backend = "reference"});
-    ASSERT_TRUE(plain);
-    (*plain)(x);
+    desc d = f32_desc(130, 140, 260);
+    d.a = d.b = type::s8;
+    d.c = type::s32;
+    std::vector<std::int8_t> a(static_cast<std::size_t>(d.stride_a * 9)), b(static_cast<std::size_t>(d.stride_b * 9));
+    std::mt19937 generator(7);
+    for (std::int8_t& x : a) x = static_cast<std::int8_t>(generator());
+    for (std::int8_t& x : b) x = static_cast<std::int8_t>(generator());
+    std::vector<std::int32_t> c[2];
+    for (int i = 0; i < 2; ++i) {
+      c[i].resize(static_cast<std::size_t>(d.m * d.n));
+      const auto kernel = make_kernel(d, {.backend = i == 0 ? "reference" : e->name});
+      ASSERT_TRUE(kernel) << kernel.error().message();
+      arguments x;
+      x.a = a.data(), x.b = b.data(), x.c = c[i].data();
+      x.batch = 9;
+      (*kernel)(x);
+    }
+    EXPECT_EQ(c[0], c[1]) << e->name;
+  }
+}
+
+TEST(Jit, ManyActivationsAreCalledNotRefused) {
+  for (const backend::entry* e : generating()) {
+    desc d = f32_desc(334, 333, 5);
+    d.m_extent = extent_kind::at_call;
+    for (int i = 0; i < max_epilogue; ++i) append(d, op::sigmoid());
+    ASSERT_TRUE(e->supports(d));
+    const auto kernel = make_kernel(d, {.backend = e->name});
+    EXPECT_TRUE(kernel) << kernel.error().message();
+  }
+}
+
+TEST(Jit, RegistersAreSavedWhereTheUnwindTablesLook) {
+  for (const backend::entry* e : generating()) {
+    desc d = f32_desc(64, 64, 64);
+    d.lda = d.ldb = d.ldc = at_call;
+    const auto kernel = make_kernel(d, {.backend = e->name});
+    ASSERT_TRUE(kernel);
+    const auto dumped = dump(*kernel);
+    ASSERT_TRUE(dumped);
+    const std::uint8_t* next = dumped->code().data() + 8;  // push r12, r13, r14 or r15
+    EXPECT_TRUE(next[0] == 0x41 && next[1] >= 0x54 && next[1] <= 0x57) << e->name;
+  }
+}
+
+/// Rows of A are `far` elements apart: only the pages that are touched exist.
+void expect_far_rows(brgemm::index m, brgemm::index far) {
+  const auto bytes = static_cast<std::size_t>(4 * (m * far + 64));
+  void* memory = ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (memory == MAP_FAILED) GTEST_SKIP() << "no " << bytes << " bytes of addresses";
+  auto* a = static_cast<float*>(memory);
+  const desc near = f32_desc(m, 20, 3);
+  desc d = near;
+  d.lda = far;
+  const auto rows = random_floats(static_cast<std::size_t>(m * 3), 5);
+  for (brgemm::index r = 0; r < m; ++r) {
+    std::memcpy(a + r * far, &rows[static_cast<std::size_t>(3 * r)], 3 * sizeof(float));
+  }
+  const auto b = random_floats(3 * 20, 6);
+  std::vector<float> expected(static_cast<std::size_t>(m * 20));
+  arguments x;
+  x.b = b.data();
+  x.a = rows.data(), x.c = expected.data();
+  const auto plain = make_kernel(near, {.backend = "reference"});
+  ASSERT_TRUE(plain);
+  (*plain)(x);
+  for (const backend::entry* e : generating()) {
+    std::vector<float> c(expected.size());
     x.a = a, x.c = c.data();
     const auto kernel = make_kernel(d, {.backend = e->name});
     ASSERT_TRUE(kernel) << kernel.error().message();
     (*kernel)(x);
-    EXPECT_EQ(c, expected) << e->name;
+    EXPECT_EQ(c, expected) << e->name << " m=" << m << " lda=" << far;
   }
-  ::munmap(memory, static_cast<std::size_t>(4 * (8 * far + 64)));
+  ::munmap(memory, bytes);
+}
+
+TEST(Jit, LeadingDimensionsBeyondAnInstructionsDisplacement) {
+  expect_far_rows(8, brgemm::index{1} << 28);
+  expect_far_rows(24, 16776191);  // where constants end
+  expect_far_rows(24, 16776192);
 }
 
 }  // namespace

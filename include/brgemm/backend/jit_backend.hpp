@@ -34,7 +34,7 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
   }
   const bool may_not_fit = !unit.wide && (d.chains > 1 || masks_of_pairs(d, unit));
   if (may_not_fit && choose_blocking(d, unit).accumulators() == 0) {
-    return error(errc::unsupported, "chains",
+    return error(errc::unsupported, d.chains > 1 ? "chains" : "layout_b",
                  "%d chains, B of %s stored as layout %d and the epilogue do not fit %d registers",
                  static_cast<int>(d.chains), name_of(d.b).data(), static_cast<int>(d.layout_b), unit.registers());
   }
@@ -42,9 +42,8 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
 }
 
 inline result<void> too_long(const desc& d) noexcept {
-  return error(errc::unsupported, "epilogue_size", "the code of m=%lld n=%lld with %d steps would exceed %zu bytes",
-               static_cast<long long>(d.m), static_cast<long long>(d.n), static_cast<int>(d.epilogue_size),
-               max_code_bytes);
+  return error(errc::unsupported, "epilogue_size", "the code of m=%lld n=%lld with %d steps would be too long",
+               static_cast<long long>(d.m), static_cast<long long>(d.n), static_cast<int>(d.epilogue_size));
 }
 
 inline result<program> generate(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit) noexcept {
@@ -54,6 +53,7 @@ inline result<program> generate(const desc& d, std::span<std::uint8_t> buffer, c
 #if defined(__cpp_exceptions)
   try {
 #endif
+    assembler_names::ClearError();  // the user may use the same Xbyak
     jit_generator generator(buffer, d, unit, b);
     p.code_bytes = generator.generate();
 #if defined(__cpp_exceptions)

@@ -30,9 +30,9 @@ class jit_block : public jit_assembler {
     transposed_b_ = d.layout_b == layout::transposed;
     vector_b_ = b.lanes * unit_b;
     a_rows_ = d.layout_a == layout::plain;
-    lda_in_register_ = d.lda == at_call || !fits(d.lda * size_a_, a_rows_ ? 32 : 64);
-    ldb_in_register_ = d.ldb == at_call || !fits(d.ldb * unit_b, transposed_b_ ? 16 : 64 * group_);
-    ldc_in_register_ = d.ldc == at_call || !fits(d.ldc * size_c_, 32);
+    lda_in_register_ = detail::needs_register(d.lda, size_a_, a_rows_ ? 32 : 64);
+    ldb_in_register_ = detail::needs_register(d.ldb, unit_b, transposed_b_ ? 16 : 64 * group_);
+    ldc_in_register_ = detail::needs_register(d.ldc, size_c_, 32);
     lda_ = lda_in_register_ ? 0 : d.lda * size_a_;
     ldb_ = ldb_in_register_ ? 0 : d.ldb * unit_b;
     ldc_ = ldc_in_register_ ? 0 : d.ldc * size_c_;
@@ -86,9 +86,9 @@ class jit_block : public jit_assembler {
     endbr64();
     push(rbp);
     mov(rbp, rsp);
-    sub(rsp, frame_bytes);
-    std::size_t below = 0;
-    for_saved([&](const Reg64& r) { mov(ptr[rbp - (below += 8)], r); });
+    std::uint32_t below = 0;
+    for_saved([&](const Reg64& r) { push(r), below += 8; });
+    sub(rsp, static_cast<std::uint32_t>(frame_bytes) - below);
     load_tail_mask();
     load_pack_masks();
     if (lda_in_register_) leading_dimension(r9, d_.lda, argument(&arguments::lda), size_a_);
@@ -116,7 +116,7 @@ class jit_block : public jit_assembler {
     if (ldc_in_register_) each(r15);
   }
   void leading_dimension(const Reg64& r, index ld, const Address& at_the_call, index bytes) {
-    if (ld != at_call) return mov(r, static_cast<std::uint64_t>(ld * bytes));
+    if (ld != at_call) return mov(r, static_cast<std::uint64_t>(ld) * static_cast<std::uint64_t>(bytes));
     mov(r, at_the_call);
     times(r, bytes);
   }
@@ -135,7 +135,6 @@ class jit_block : public jit_assembler {
     return static_cast<std::size_t>(reinterpret_cast<const char*>(&(none.*member)) -
                                     reinterpret_cast<const char*>(&none));
   }
-  static bool fits(index bytes, index times) { return bytes < (index{1} << 31) / times - 4096; }
 
   void zero_word(slot w) { mov(word_at(w), 0); }
   void add_word(slot w, index value, const Reg64& temporary) {

@@ -57,7 +57,7 @@ struct blocking {
   section columns[3];
   double cycles = 0;        ///< predicted for one entry of the batch, operands in L1
   double block_cycles = 0;  ///< predicted once a call: start, epilogue, stores
-  double bound = 0;         ///< of one entry: what multiplying units, loads and latency leave with the best division
+  double bound = 0;  ///< of one entry: what multiplying units, loads and latency leave with the best of those tried
   int accumulators() const { return rows[0].size * columns[0].size * chains; }
 };
 
@@ -80,6 +80,15 @@ inline product choose_product(const desc& d, const vector_unit& unit) {
     }
     default: return product::fma_f32;
   }
+}
+
+/// Whether `times` leading dimensions reach further than a displacement of 32 bits; they then stand in a register.
+constexpr bool needs_register(index ld, index bytes, index times) {
+  return ld == at_call || ld >= ((index{1} << 31) / times - 4096) / bytes;
+}
+/// A stored (m,k) with its leading dimension in a register: three base registers reach 15 rows.
+constexpr bool has_few_bases(const desc& d) {
+  return d.layout_a == layout::plain && needs_register(d.lda, size_of(d.a), 32);
 }
 
 /// s8 x s8 by vpdpbusd: A + 128 is unsigned; 128 times the sums of B's columns, kept beside C, are subtracted at the
@@ -311,7 +320,7 @@ inline index choose_group(const desc& d, const blocking& b) {
   const index blocks_of_rows = b.rows[0].count + b.rows[1].count;
   const index blocks_of_columns = b.columns[0].count + b.columns[1].count;
   if (blocks_of_rows == 1 || blocks_of_columns == 1 || d.m_extent == extent_kind::at_call || b.chains > 1) return 0;
-  if (!sums_may_rest_in_c(d)) return 0;
+  if (!sums_may_rest_in_c(d) || shifts_a(d, b.how)) return 0;
   constexpr double l2 = 1 << 20;
   const double bytes =
       static_cast<double>(d.k) * (static_cast<double>(d.m * size_of(d.a)) + static_cast<double>(d.n * size_of(d.b)));
@@ -349,8 +358,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
   b.rest = static_cast<int>(d.k % k_group_of(d));
 
   const index vectors = (d.n + b.lanes - 1) / b.lanes;
-  const int most_rows =
-      static_cast<int>(std::min<index>(d.m, d.lda == at_call && d.layout_a == layout::plain ? 15 : 30));
+  const int most_rows = static_cast<int>(std::min<index>(d.m, detail::has_few_bases(d) ? 15 : 30));
   const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && detail::b_is_direct(d) && !split &&
                      !detail::shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8;
   const int most_packed = !packs || b.tail > 8 ? 1 : b.tail > 4 ? 2 : 4;

@@ -304,7 +304,7 @@ class jit_epilogue : public jit_block {
       vmovaps(v(0), v(accumulator(k, r, j)));
       db(0xe8);
       dd(0);
-      calls_.push({getSize(), kind});
+      calls_.push({static_cast<std::uint32_t>(getSize()), kind});
       vmovaps(v(accumulator(k, r, j)), v(0));
     });
   }
@@ -346,7 +346,7 @@ class jit_epilogue : public jit_block {
       mov(rdx, qword[rdi + offset_of(&arguments::operand_ld) + 8 * static_cast<std::size_t>(i)]);
       times(rdx, size);
     } else {
-      mov(rdx, static_cast<std::uint64_t>(o.ld * size));
+      mov(rdx, static_cast<std::uint64_t>(o.ld) * static_cast<std::uint64_t>(size));
     }
     mov(rax, operand(i));
     if (!one_row_) {
@@ -437,12 +437,12 @@ class jit_epilogue : public jit_block {
   }
 
   struct call {
-    std::size_t next;  // the instruction after it
-    op_kind kind;      // none: its target is set
+    std::uint32_t next;  // the instruction after it
+    op_kind kind;        // none: its target is set
   };
   struct {
     std::size_t count = 0;
-    call all[1024];
+    call all[4096];
     void push(const call& c) {
       if (count < std::size(all)) all[count++] = c;
     }

@@ -28,6 +28,11 @@ class jit_generator : public jit_steps {
   }
 
  private:
+  /// Modulo 2^64: the last addition of a stride is of no use, and must do no harm.
+  static index product_of(index x, index y) {
+    return static_cast<index>(static_cast<std::uint64_t>(x) * static_cast<std::uint64_t>(y));
+  }
+
   /// Goes over C once for each group of entries.
   void groups() {
     const bool strides = d_.batch == batch_kind::strides;
@@ -48,8 +53,8 @@ class jit_generator : public jit_steps {
     mov(word_at(entries), rax);
     sub(word_at(entries_left), rax);
     blocks();
-    add_word(group_a, b_.group * (strides ? d_.stride_a * size_a_ : 16), rax);
-    if (strides) add_word(group_b, b_.group * d_.stride_b * size_b_, rax);
+    add_word(group_a, strides ? product_of(b_.group * size_a_, d_.stride_a) : b_.group * 16, rax);
+    if (strides) add_word(group_b, product_of(b_.group * size_b_, d_.stride_b), rax);
     zero_word(first_group);
     cmp(word_at(entries_left), 0);
     jg(static_cast<const void*>(top));
@@ -257,13 +262,13 @@ class jit_generator : public jit_steps {
     switch (d_.batch) {
       case batch_kind::strides:
         mov(rax, r8);
-        add_constant(r8, d_.stride_a * size_a_, rcx);
+        add_constant(r8, product_of(d_.stride_a, size_a_), rcx);
         if (b_in_register()) {
           mov(rdx, r10);
-          add_constant(r10, d_.stride_b * size_b_, rcx);
+          add_constant(r10, product_of(d_.stride_b, size_b_), rcx);
         } else {
           mov(rdx, word_at(b_base));
-          add_word(b_base, d_.stride_b * size_b_, rcx);
+          add_word(b_base, product_of(d_.stride_b, size_b_), rcx);
         }
         break;
       case batch_kind::addresses:

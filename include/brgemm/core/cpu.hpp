@@ -11,7 +11,7 @@
 
 namespace brgemm::inline abi_0 {
 
-/// One bit a feature. AVX2 stands for AVX2 with FMA; AVX-512 for F, BW, DQ and VL together.
+/// One bit a feature. AVX2 stands for AVX2 with FMA and BMI2; AVX-512 for F, BW, DQ and VL together.
 enum class feature : std::uint32_t {
   avx2 = 1u << 0,
   f16c = 1u << 1,
@@ -71,7 +71,7 @@ inline cpu_features detect_cpu() noexcept {
   set(ymm && bit(c, 29), feature::f16c);
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;
   const unsigned leaves = a;
-  set(ymm && fma && bit(b, 5), feature::avx2);
+  set(ymm && fma && bit(b, 5) && bit(b, 8), feature::avx2);
   set(zmm && fma && bit(b, 16) && bit(b, 17) && bit(b, 30) && bit(b, 31), feature::avx512);
   const bool wide = f.has(feature::avx512);
   set(wide && bit(c, 11), feature::avx512_vnni);
