@@ -28,6 +28,23 @@
 
 namespace brgemm::inline abi_0::backend {
 
+/// A mutex for sections that take less than a microsecond: to sleep and be woken would take ten times as long, so it
+/// tries for a while first.
+class brief_mutex {
+ public:
+  void lock() noexcept {
+    for (int tries = 0; tries < 2000; ++tries) {
+      if (mutex_.try_lock()) return;
+      __builtin_ia32_pause();
+    }
+    mutex_.lock();
+  }
+  void unlock() noexcept { mutex_.unlock(); }
+
+ private:
+  std::mutex mutex_;
+};
+
 /// The calls to the system that memory needs, in a table so that tests can make each of them fail.
 struct system_calls {
   void* (*map)(void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset) noexcept;
@@ -71,7 +88,7 @@ struct code_pages {
 namespace code_memory {
 
 struct shared_state {
-  std::mutex lock;               // of the members below up to `reused`
+  brief_mutex lock;              // of the members below up to `reused`
   std::uint8_t* next = nullptr;  // reserved R+X pages that nothing was written to
   std::uint8_t* end = nullptr;
   int memory_file = -1;             // /proc/self/mem of this process

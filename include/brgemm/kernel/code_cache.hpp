@@ -112,7 +112,7 @@ struct code_cache {
   std::atomic<bool> started{false};
   std::atomic<bool> asymmetric{false};  // membarrier works: a pin needs no locked instruction
   alignas(64) std::atomic<record*> buckets[bucket_count] = {};
-  alignas(64) std::mutex lock;
+  alignas(64) backend::brief_mutex lock;
   record_list ready;
   record_list pending;
   record* free = nullptr;
