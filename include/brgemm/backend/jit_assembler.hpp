@@ -166,8 +166,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
     vpackusdw(quarter(s), quarter(s), quarter(result));
   }
 
-  // ---- stores of one vector of accumulators
-  // ---------------------------------------------------------------------------
+  // ---- stores of one vector of accumulators ------------------------------------------------------
 
   /// `s` may be changed on the way; t[0..2] are free.
   void store(const RegExp& at, int s, type t, bool masked, const int* temporary) {
@@ -212,8 +211,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
     note_constant(bits, bits, 0);
   }
 
-  // ---- jumps
-  // ------------------------------------------------------------------------------------------------------------
+  // ---- jumps -------------------------------------------------------------------------------------
 
   enum class condition : std::uint8_t { equal = 4, not_equal = 5, less = 12, less_or_equal = 14, greater = 15 };
   /// A jump forward whose target is set by `land`.

@@ -53,8 +53,7 @@ class jit_block : public jit_assembler {
     bool masked;
   };
 
-  // ---- frame: words below the five saved registers
-  // --------------------------------------------------------------------
+  // ---- frame: words below the five saved registers -----------------------------------------------
 
   enum slot : std::size_t {
     a_offset,  // bytes from A_i to the block's first row
@@ -144,8 +143,7 @@ class jit_block : public jit_assembler {
     add(word_at(w), temporary);
   }
 
-  // ---- registers of a block
-  // -------------------------------------------------------------------------------------------
+  // ---- registers of a block ----------------------------------------------------------------------
 
   int accumulator(const block& k, int r, int j, int chain = 0) const {
     return unit_.registers() - 1 - ((chain * k.rows + r) * k.columns + j);
@@ -190,8 +188,7 @@ class jit_block : public jit_assembler {
   }
   void clear(int i) { i < 16 ? vxorps(quarter(i), quarter(i), quarter(i)) : vpxord(v(i), v(i), v(i)); }
 
-  // ---- C
-  // --------------------------------------------------------------------------------------------------------------
+  // ---- C -----------------------------------------------------------------------------------------
 
   /// Calls each(row, address of the row's first element of C in this block).
   template <class Each>
@@ -223,8 +220,7 @@ class jit_block : public jit_assembler {
     return jump_forward(condition::equal);
   }
 
-  // ---- operations in the accumulator's type
-  // ---------------------------------------------------------------------------
+  // ---- operations in the accumulator's type ------------------------------------------------------
 
   void multiply_lanes(int d, int x, int y) { f64_ ? vmulpd(v(d), v(x), v(y)) : vmulps(v(d), v(x), v(y)); }
   void add_lanes(int d, int x, int y) {

@@ -97,8 +97,7 @@ class jit_epilogue : public jit_block {
     }
   }
 
-  // ---- 8-bit
-  // ----------------------------------------------------------------------------------------------------------
+  // ---- 8-bit -------------------------------------------------------------------------------------
 
   /// The products were (a + 128) * b.
   void subtract_shift(const block& k) {
@@ -206,8 +205,7 @@ class jit_epilogue : public jit_block {
     vpaddq(quarter(sum), quarter(sum), quarter(other));
   }
 
-  // ---- alpha
-  // ----------------------------------------------------------------------------------------------------------
+  // ---- alpha -------------------------------------------------------------------------------------
 
   /// fma(alpha, sum, start), the start being 0, C or round(beta * C).
   void apply_alpha(const block& k) {
@@ -236,8 +234,7 @@ class jit_epilogue : public jit_block {
     f64_ ? vfmadd213pd(v(sum), v(alpha), v(start)) : vfmadd213ps(v(sum), v(alpha), v(start));
   }
 
-  // ---- the steps
-  // ------------------------------------------------------------------------------------------------------
+  // ---- the steps ---------------------------------------------------------------------------------
 
   void apply(const block& k, int i) {
     const epilogue_op& o = d_.epilogue[i];
@@ -309,8 +306,7 @@ class jit_epilogue : public jit_block {
     });
   }
 
-  // ---- operands
-  // -------------------------------------------------------------------------------------------------------
+  // ---- operands ----------------------------------------------------------------------------------
 
   Address operand(int i) { return qword[rdi + offset_of(&arguments::operand) + 8 * static_cast<std::size_t>(i)]; }
 

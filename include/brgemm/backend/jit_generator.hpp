@@ -60,8 +60,7 @@ class jit_generator : public jit_steps {
     jg(static_cast<const void*>(top));
   }
 
-  // ---- blocks of C
-  // ----------------------------------------------------------------------------------------------------
+  // ---- blocks of C -------------------------------------------------------------------------------
 
   void blocks() {
     if (!one_column_) {
@@ -169,8 +168,7 @@ class jit_generator : public jit_steps {
       jnz(static_cast<const void*>(top));
     }
   }
-  // ---- start
-  // ----------------------------------------------------------------------------------------------------------
+  // ---- start -------------------------------------------------------------------------------------
 
   void begin(const block& k) {
     const bool starts_later = d_.alpha == alpha_kind::at_call;
@@ -218,8 +216,7 @@ class jit_generator : public jit_steps {
     b_.pack == 2 ? vinsertf32x8(group, group, Ymm(row), i) : vinsertf32x4(group, group, quarter(row), i);
   }
 
-  // ---- sums over the batch and k
-  // --------------------------------------------------------------------------------------
+  // ---- sums over the batch and k -----------------------------------------------------------------
 
   void sums(const block& k) {
     if (b_.steps == 0 && b_.rest == 0) return;
