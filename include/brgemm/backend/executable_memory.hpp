@@ -2,11 +2,10 @@
 //
 // Three ways, tried in this order at each kernel:
 //  1. Pages are reserved, made R+X while they are still untouched, and filled through /proc/self/mem. No page is ever
-//     writable, and no core has to drop a translation: 2.5 us a kernel from one thread or two.
-//  2. Where /proc/self/mem cannot be written: pages of its own are filled while they are R+W, then made R+X. That takes
-//     4 us, but 15 us when two threads do it, because each interrupts the other's core to drop the writable
-//     translation.
-//  3. Where mprotect is denied (SELinux, seccomp): a memfd is filled with pwrite and mapped R+X: 8 us.
+//     writable, and no core has to drop a translation.
+//  2. Where /proc/self/mem cannot be written: pages of its own are filled while they are R+W, then made R+X. Threads
+//     that do it at once interrupt each other's cores to drop the writable translation.
+//  3. Where mprotect is denied (SELinux, seccomp): a memfd is filled with pwrite and mapped R+X.
 // All mappings are private, so a fork's child is independent: 1 and 2 are copied on write; in 3 nobody can write.
 #pragma once
 
