@@ -131,6 +131,9 @@ class linear {
   static index bytes_of(storage s, index features, index ld, type t, index rows) noexcept {
     return extent_of(s, tiling_of(s, features, ld != 0 ? ld : features), rows, features) * size_of(t);
   }
+  /// Of `rows` rows of x or dx; of dz or dy.
+  index bytes_of_x(index rows) const noexcept { return bytes_of(d_.x_storage, d_.in, d_.ldx, d_.data, rows); }
+  index bytes_of_z(index rows) const noexcept { return bytes_of(d_.y_storage, d_.out, d_.ldy, d_.data, rows); }
   static index saved_bytes(activation a, storage s, index features, index rows) noexcept {
     if (a == activation::none) return 0;
     if (a == activation::relu) return extent_of(s, mask_tiling(s, features), rows, (features + 7) / 8);
@@ -154,10 +157,23 @@ class linear {
     if (d_.training) return {};
     return error(errc::invalid_argument, "training", "%s needs a plan with training = true", call);
   }
+  result<void> check_backward(const char* call, index rows) const noexcept;
+  template <class T>
+  result<void> check_weights(const view<T, 2>& w, layout stored) const noexcept;
   template <class T>
   result<void> check_view(const char* name, const view<const T, 2>& v, index features, index ld,
                           type wanted) const noexcept;
 
+  /// Other activations than relu keep z for the derivative, so while training the kernel writes z and `activate` the
+  /// rest.
+  bool activates_apart() const noexcept {
+    return d_.training && d_.act != activation::none && d_.act != activation::relu;
+  }
+  detail::row_product_desc forward_desc() const noexcept;
+  detail::row_product_desc backward_desc() const noexcept;
+
+  void pair_weights(loops::executor_ref threads, const float* from, std::uint32_t* to) const noexcept;
+  void transpose_weights(loops::executor_ref threads, const float* parameters, void* to) const noexcept;
   void activate(loops::executor_ref threads, index rows, void* y, float* saved) const noexcept;
   void copy_x(loops::executor_ref threads, index rows, const void* x, void* to) const noexcept;
   void copy_z(loops::executor_ref threads, index rows, const void* dz, void* to) const noexcept;
@@ -170,4 +186,7 @@ class linear {
 
 }  // namespace brgemm::inline abi_0::nn
 
-#include "linear_calls.hpp"
+#include "linear_backward.hpp"
+#include "linear_forward.hpp"
+#include "linear_plan.hpp"
+#include "linear_weights.hpp"

@@ -5,7 +5,10 @@
 #include <memory>
 #include <span>
 
+#include "../loops/elementwise.hpp"
 #include "linear.hpp"
+#include "rearrange.hpp"
+#include "tiles.hpp"
 
 namespace brgemm::inline abi_0::nn {
 
@@ -98,6 +101,7 @@ class mlp {
   float* floats(index offset) const noexcept { return reinterpret_cast<float*>(bytes(offset)); }
   float* weights_of(index l) const noexcept { return floats(parameters_at_) + at(l).parameters_at; }
   float* bias_of(index l) const noexcept { return floats(parameters_at_) + at(l).bias_at; }
+  static index whole_lines(index floats) noexcept { return (floats + 15) / 16 * 16; }
   index take(index size) noexcept {
     const index offset = size_;
     size_ += (size + 63) / 64 * 64;
@@ -181,9 +185,9 @@ inline result<mlp> mlp::make(const mlp_desc& d, const options& how) noexcept {
 inline void mlp::place(const mlp_desc& d) noexcept {
   for (index l = 0; l < count_; ++l) {
     at(l).parameters_at = parameters_;
-    parameters_ += detail::round_up(layer(l).parameters(), 16);
+    parameters_ += whole_lines(layer(l).parameters());
     at(l).bias_at = parameters_;
-    parameters_ += detail::round_up(layer(l).description().out, 16);
+    parameters_ += whole_lines(layer(l).description().out);
   }
   parameters_at_ = take(parameters_ * 4);
   gradients_at_ = take(d.training ? parameters_ * 4 : 0);
@@ -237,21 +241,17 @@ inline result<void> mlp::prepare(loops::executor_ref threads) noexcept {
 inline void mlp::load_input(loops::executor_ref threads, const view<const float, 2>& x) noexcept {
   const linear_desc& d = layer(0).description();
   const tiling t = tiling_of(d.x_storage, d.in, d.in);
-  const index width = block_width(d.in);
-  loops::parallel_for(threads, {row_blocks(x.extent(0)), panels(d.in)}, [&](index block, index panel) {
-    const index left = x.extent(0) - block * block_rows;
-    const index height = left < block_rows ? left : block_rows;
-    const index columns = d.in - panel * width < width ? d.in - panel * width : width;
-    const float* const from = x.data() + x.offset(block * block_rows, panel * width);
+  detail::for_each_tile(threads, x.extent(0), d.in, [&](index block, index panel, index height, index width) {
+    const float* const from = x.data() + x.offset(block * block_rows, panel * block_width(d.in));
     const index to = t.offset(block, panel);
     detail::widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
       for (index r = 0; r < height; ++r) {
         const float* const row = from + r * x.stride(0);
         if (data_ == type::f32) {
-          std::memcpy(floats(at(0).x_at) + to + r * t.ld, row, static_cast<std::size_t>(columns) * sizeof(float));
+          std::memcpy(floats(at(0).x_at) + to + r * t.ld, row, static_cast<std::size_t>(width) * sizeof(float));
         } else {
           auto* const row_to = reinterpret_cast<std::uint16_t*>(bytes(at(0).x_at)) + to + r * t.ld;
-          for (index c = 0; c < columns; ++c) row_to[c] = detail::bf16_bits(row[c]);
+          for (index c = 0; c < width; ++c) row_to[c] = detail::bf16_bits(row[c]);
         }
       }
     });

@@ -1,0 +1,63 @@
+// The checks of the buffers of a call: each is there, and what is written overlaps nothing else.
+#pragma once
+
+#include <cstdint>
+#include <span>
+
+#include "../core/result.hpp"
+#include "../core/types.hpp"
+#include "../core/view.hpp"
+
+namespace brgemm::inline abi_0::detail {
+
+/// A buffer of a call, for the checks of null and overlap.
+struct buffer {
+  const char* name;
+  const void* at;
+  index bytes;  ///< 0: not used, must be null
+};
+
+/// The elements of a matrix whose rows are adjacent elements.
+template <class T>
+buffer buffer_of(const char* name, const view<T, 2>& v) noexcept {
+  return {name, v.data(), ((v.extent(0) - 1) * v.stride(0) + v.extent(1)) * static_cast<index>(sizeof(T))};
+}
+
+inline result<void> check_buffer(const buffer& b) noexcept {
+  if (b.bytes > 0 && b.at == nullptr) {
+    return error(errc::invalid_argument, b.name, "%s is null; %ld bytes of it are used", b.name, b.bytes);
+  }
+  if (b.bytes == 0 && b.at != nullptr) {
+    return error(errc::invalid_argument, b.name, "%s is %p, but this plan uses none: it must be null", b.name, b.at);
+  }
+  return {};
+}
+
+inline bool overlap(const buffer& x, const buffer& y) noexcept {
+  const auto begin = [](const buffer& b) { return reinterpret_cast<std::uintptr_t>(b.at); };
+  const auto end = [&](const buffer& b) { return begin(b) + static_cast<std::uintptr_t>(b.bytes); };
+  return x.bytes > 0 && y.bytes > 0 && begin(x) < end(y) && begin(y) < end(x);
+}
+
+/// Every buffer is there, and what is written overlaps nothing else.
+template <std::size_t Written, std::size_t Read>
+result<void> check_buffers(const buffer (&written)[Written], const buffer (&read)[Read]) noexcept {
+  for (const buffer& b : written) {
+    if (auto r = check_buffer(b); !r) return r;
+  }
+  for (const buffer& b : read) {
+    if (auto r = check_buffer(b); !r) return r;
+  }
+  for (const buffer& w : written) {
+    for (const auto& others : {std::span<const buffer>(written), std::span<const buffer>(read)}) {
+      for (const buffer& o : others) {
+        if (&o == &w || !overlap(w, o)) continue;
+        return error(errc::invalid_argument, w.name, "%s (%ld bytes at %p) overlaps %s (%ld bytes at %p)", w.name,
+                     w.bytes, w.at, o.name, o.bytes, o.at);
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace brgemm::inline abi_0::detail

@@ -1,0 +1,145 @@
+// The backward passes of nn::linear: what their kernels compute, and the calls.
+#pragma once
+
+#include "buffers.hpp"
+#include "linear.hpp"
+#include "rearrange.hpp"
+#include "tiles.hpp"
+
+namespace brgemm::inline abi_0::nn {
+
+inline result<void> linear::check_backward(const char* call, index rows) const noexcept {
+  if (auto r = check_training(call); !r) return r;
+  return check_rows(rows);
+}
+
+// ---- by the activation ----
+
+inline result<void> linear::backward_activation(loops::executor_ref threads, index rows, const void* dy,
+                                                const void* saved, void* dz) const noexcept {
+  if (auto r = check_backward("backward_activation", rows); !r) return r;
+  const detail::buffer written[] = {{"dz", dz, bytes_of_z(rows)}};
+  const detail::buffer read[] = {{"dy", dy == dz ? nullptr : dy, dy == dz ? 0 : bytes_of_z(rows)},
+                                 {"saved", saved, saved_bytes(d_.act, d_.y_storage, d_.out, rows)}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  const tiling t = y_tiles();
+  const bool is_mask = d_.act == activation::relu;
+  const tiling s = is_mask ? mask_tiling(d_.y_storage, d_.out) : saved_tiles(d_.y_storage, d_.out);
+  detail::for_each_tile(threads, rows, d_.out, [&](index block, index panel, index height, index width) {
+    for (index r = 0; r < height; ++r) {
+      const index at = t.offset(block, panel) + r * t.ld;
+      const index saved_at = s.offset(block, panel) + r * s.ld;
+      for (index c = 0; c < width; ++c) {
+        const auto backward = [&](float g) {
+          if (d_.act == activation::none) return g;
+          if (!is_mask) return g * static_cast<const float*>(saved)[saved_at + c];
+          return (static_cast<const std::uint8_t*>(saved)[saved_at + c / 8] >> (c % 8) & 1) != 0 ? g : 0.0f;
+        };
+        if (d_.data == type::f32) {
+          static_cast<float*>(dz)[at + c] = backward(static_cast<const float*>(dy)[at + c]);
+        } else {
+          static_cast<bf16*>(dz)[at + c] = to_bf16(backward(to_f32(static_cast<const bf16*>(dy)[at + c])));
+        }
+      }
+    }
+  });
+  return {};
+}
+
+// ---- by the data ----
+
+/// dx = (dz * W^T) * input_act'.
+inline detail::row_product_desc linear::backward_desc() const noexcept {
+  detail::row_product_desc b;
+  b.rows = d_.rows;
+  b.n = d_.in;
+  b.k = d_.out;
+  b.k_entry = d_.y_storage == storage::blocked && d_.out > block_width(d_.out) ? block_width(d_.out) : d_.out;
+  b.a = b.b = b.c = d_.data;
+  b.a_tiles = y_tiles();
+  b.c_tiles = x_tiles();
+  if (d_.input_act == activation::relu) {
+    const tiling mask = mask_tiling(d_.x_storage, d_.in);
+    b.append(op::multiply_mask(mask.ld), mask.row_step, mask.column_step);
+  } else if (d_.input_act != activation::none) {
+    const tiling t = saved_tiles(d_.x_storage, d_.in);
+    b.append(op::multiply(t.ld), t.row_step * 4, t.column_step * 4);
+  }
+  return b;
+}
+
+inline result<void> linear::backward_data(loops::executor_ref threads, index rows, const void* dz,
+                                          const void* transposed, void* dx, const void* input_saved) const noexcept {
+  if (auto r = check_backward("backward_data", rows); !r) return r;
+  const detail::buffer written[] = {{"dx", dx, bytes_of_x(rows)}};
+  const detail::buffer read[] = {{"dz", dz, bytes_of_z(rows)},
+                                 {"transposed", transposed, transposed_bytes()},
+                                 {"input_saved", input_saved, saved_bytes(d_.input_act, d_.x_storage, d_.in, rows)}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  detail::row_product_arguments call;
+  call.a = dz;
+  call.b = transposed;
+  call.c = dx;
+  call.operands[0] = const_cast<void*>(input_saved);
+  (*backward_)(threads, rows, call);
+  return {};
+}
+
+// ---- by the weights ----
+
+inline result<void> linear::backward_weights(loops::executor_ref threads, index rows, const void* x, const void* dz,
+                                             float* dw, float* db, void* workspace) const noexcept {
+  if (auto r = check_backward("backward_weights", rows); !r) return r;
+  const detail::buffer written[] = {{"dw", dw, parameters() * 4},
+                                    {"db", db, db != nullptr ? d_.out * 4 : 0},
+                                    {"workspace", workspace, workspace_bytes()}};
+  const detail::buffer read[] = {{"x", x, bytes_of_x(rows)}, {"dz", dz, bytes_of_z(rows)}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  if (copies_x()) {
+    copy_x(threads, rows, x, workspace);
+    x = workspace;
+  }
+  if (copies_z()) {
+    void* const to = static_cast<char*>(workspace) + x_copy_bytes();
+    copy_z(threads, rows, dz, to);
+    dz = to;
+  }
+  (*gradient_)(threads, rows, x, dz, dw, db);
+  return {};
+}
+
+/// The blocks of x that gradient_product reads: f32 as they are; bf16 transposed, an odd last row followed by zeros.
+inline void linear::copy_x(loops::executor_ref threads, index rows, const void* x, void* to) const noexcept {
+  const tiling from = x_tiles();
+  const tiling blocks = blocked_tiling(d_.in);
+  detail::for_each_tile(threads, rows, d_.in, [&](index block, index panel, index height, index width) {
+    const index source = from.offset(block, panel);
+    const index target = blocks.offset(block, panel);
+    if (d_.data == type::f32) {
+      detail::copy_rows(static_cast<const float*>(x) + source, from.ld, static_cast<float*>(to) + target, blocks.ld,
+                        height, width);
+    } else {
+      detail::transpose_rows(static_cast<const std::uint16_t*>(x) + source, from.ld,
+                             static_cast<std::uint16_t*>(to) + target, block_rows, height, width);
+    }
+  });
+}
+
+/// The blocks of dz: f32 as they are; bf16 with pairs of rows beside each other, an odd last row paired with zeros.
+inline void linear::copy_z(loops::executor_ref threads, index rows, const void* dz, void* to) const noexcept {
+  const tiling from = y_tiles();
+  const tiling blocks = blocked_tiling(d_.out);
+  detail::for_each_tile(threads, rows, d_.out, [&](index block, index panel, index height, index width) {
+    const index source = from.offset(block, panel);
+    const index target = blocks.offset(block, panel);
+    if (d_.data == type::f32) {
+      detail::copy_rows(static_cast<const float*>(dz) + source, from.ld, static_cast<float*>(to) + target, blocks.ld,
+                        height, width);
+    } else {
+      detail::interleave_rows(static_cast<const std::uint16_t*>(dz) + source, from.ld,
+                              static_cast<std::uint32_t*>(to) + target / 2, blocks.ld, height, width);
+    }
+  });
+}
+
+}  // namespace brgemm::inline abi_0::nn

@@ -1,0 +1,104 @@
+// The plan of nn::linear: its desc checked, its kernels made. And the check of views.
+#pragma once
+
+#include "linear.hpp"
+
+namespace brgemm::inline abi_0::nn {
+
+inline result<void> linear::check(const linear_desc& d) noexcept {
+  const struct {
+    const char* name;
+    index value;
+  } sizes[] = {{"rows", d.rows}, {"in", d.in}, {"out", d.out}};
+  // Below this no product of two sizes and an element's bytes, rounded up to blocks, passes 2^63.
+  constexpr index largest = index{1} << 29;
+  for (const auto& s : sizes) {
+    if (s.value < 1 || s.value > largest) {
+      return error(errc::invalid_argument, s.name, "%s is %ld; it must be in 1..2^29", s.name, s.value);
+    }
+  }
+  const struct {
+    const char* name;
+    int value;
+    int count;
+  } enumerators[] = {{"data", static_cast<int>(d.data), type_count},
+                     {"y", static_cast<int>(d.y), type_count},
+                     {"act", static_cast<int>(d.act), activation_count},
+                     {"input_act", static_cast<int>(d.input_act), activation_count},
+                     {"x_storage", static_cast<int>(d.x_storage), 2},
+                     {"y_storage", static_cast<int>(d.y_storage), 2}};
+  for (const auto& e : enumerators) {
+    if (auto r = detail::check_enumerator(e.name, e.value, e.count); !r) return r;
+  }
+  const struct {
+    const char* ld_name;
+    const char* storage_name;
+    storage stored;
+    index ld;
+    index features;
+  } sides[] = {{"ldx", "x_storage", d.x_storage, d.ldx, d.in}, {"ldy", "y_storage", d.y_storage, d.ldy, d.out}};
+  for (const auto& s : sides) {
+    if (s.stored == storage::blocked && !can_block(s.features)) {
+      return error(errc::invalid_argument, s.storage_name,
+                   "%ld features have no block width that divides them (64, 48, 80, 96, 112, 32): use plain storage",
+                   s.features);
+    }
+    const bool right = s.ld == 0 || (s.stored == storage::plain && s.ld >= s.features && s.ld <= largest);
+    if (!right) {
+      return error(errc::invalid_argument, s.ld_name, "%s is %ld with %ld features: 0, or for plain storage %ld..2^29",
+                   s.ld_name, s.ld, s.features, s.features);
+    }
+  }
+  if (d.data != type::f32 && d.data != type::bf16 && d.data != type::u8) {
+    return error(errc::unsupported, "data", "data is %s; f32, bf16 and u8 are there", name_of(d.data).data());
+  }
+  const bool y_fits = d.y == type::f32 || (d.data == type::bf16 && d.y == type::bf16) ||
+                      (d.data == type::u8 && d.y != type::f64 && d.y != type::f16);
+  if (!y_fits) {
+    return error(errc::unsupported, "y", "y is %s with data of %s", name_of(d.y).data(), name_of(d.data).data());
+  }
+  if (d.training && d.data == type::u8) {
+    return error(errc::unsupported, "training", "a layer of u8 has a forward pass only");
+  }
+  if (!d.training && d.input_act != activation::none) {
+    return error(errc::invalid_argument, "input_act", "input_act is for training, and training is false");
+  }
+  return {};
+}
+
+inline result<linear> linear::plan(const linear_desc& d, const options& how) noexcept {
+  if (auto r = check(d); !r) return r.error();
+  linear l;
+  l.d_ = d;
+  auto forward = detail::row_product::make(l.forward_desc(), how);
+  if (!forward) return forward.error();
+  l.forward_.emplace(std::move(*forward));
+  if (!d.training) return l;
+  auto backward = detail::row_product::make(l.backward_desc(), how);
+  if (!backward) return backward.error();
+  l.backward_.emplace(std::move(*backward));
+  auto gradient = detail::gradient_product::make(d.in, d.out, d.data, how);
+  if (!gradient) return gradient.error();
+  l.gradient_.emplace(std::move(*gradient));
+  return l;
+}
+
+template <class T>
+result<void> linear::check_view(const char* name, const view<const T, 2>& v, index features, index ld,
+                                type wanted) const noexcept {
+  if (element_traits<T>::value != wanted) {
+    return error(errc::invalid_argument, name, "%s has elements of %s; this plan has %s", name,
+                 name_of(element_traits<T>::value).data(), name_of(wanted).data());
+  }
+  const bool is_x = name[0] == 'x';
+  if ((is_x ? d_.x_storage : d_.y_storage) != storage::plain) {
+    return error(errc::invalid_argument, name, "%s is blocked in this plan: pass a pointer, not a view", name);
+  }
+  if (v.extent(1) != features || v.stride(1) != 1 || v.stride(0) != ld) {
+    return error(errc::invalid_argument, name, "%s is (%ld,%ld) with strides (%ld,%ld); this plan has %ld features, %s",
+                 name, v.extent(0), v.extent(1), v.stride(0), v.stride(1), features, "rows ldx or ldy apart");
+  }
+  return {};
+}
+
+}  // namespace brgemm::inline abi_0::nn

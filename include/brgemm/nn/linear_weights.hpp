@@ -1,0 +1,125 @@
+// The weights of nn::linear: from a framework's storage to panels and back, and what kernels read, made from them.
+#pragma once
+
+#include "buffers.hpp"
+#include "linear.hpp"
+#include "rearrange.hpp"
+#include "tiles.hpp"
+
+namespace brgemm::inline abi_0::nn {
+
+/// w is (in,out), or (out,in) where it is stored transposed; rows of adjacent elements.
+template <class T>
+result<void> linear::check_weights(const view<T, 2>& w, layout stored) const noexcept {
+  if (stored != layout::plain && stored != layout::transposed) {
+    return error(errc::invalid_argument, "stored", "stored is %d; plain (0) or transposed (1)",
+                 static_cast<int>(stored));
+  }
+  const bool transposed = stored == layout::transposed;
+  const index rows = transposed ? d_.out : d_.in;
+  const index columns = transposed ? d_.in : d_.out;
+  if (w.extent(0) != rows || w.extent(1) != columns || w.stride(1) != 1 || w.stride(0) < columns) {
+    return error(errc::invalid_argument, "w",
+                 "w is (%ld,%ld) with strides (%ld,%ld); needed is (%ld,%ld) with strides (>= %ld,1)", w.extent(0),
+                 w.extent(1), w.stride(0), w.stride(1), rows, columns, columns);
+  }
+  return {};
+}
+
+template <class T>
+result<void> linear::pack_weights(loops::executor_ref threads, const view<const T, 2>& w, layout stored, T* packed,
+                                  std::int32_t* column_sums) const noexcept {
+  constexpr type t = element_traits<T>::value;
+  if (t != type::f32 && t != forward_->description().b) {
+    return error(errc::invalid_argument, "w", "weights of %s for a layer whose kernels read %s", name_of(t).data(),
+                 name_of(forward_->description().b).data());
+  }
+  if (t == type::f32 && d_.data == type::u8) {
+    return error(errc::invalid_argument, "w", "weights of f32 for a layer whose kernels read s8: quantise them first");
+  }
+  if (auto r = check_weights(w, stored); !r) return r;
+  const bool sums = column_sums != nullptr;
+  if (sums && t != type::s8) return error(errc::invalid_argument, "column_sums", "column_sums is for weights of s8");
+  const index width = block_width(d_.out);
+  const index panel_elements = (d_.in + k_group_of(t) - 1) / k_group_of(t) * k_group_of(t) * width;
+  const detail::buffer written[] = {{"packed", packed, panels(d_.out) * panel_elements * size_of(t)},
+                                    {"column_sums", column_sums, sums ? panels(d_.out) * width * 4 : 0}};
+  const detail::buffer read[] = {detail::buffer_of("w", w)};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  loops::parallel_for(threads, {panels(d_.out)}, [&](index panel) {
+    const index column = panel * width;
+    T* const to = packed + panel * panel_elements;
+    std::memset(static_cast<void*>(to), 0, static_cast<std::size_t>(panel_elements * size_of(t)));
+    std::int32_t* const panel_sums = sums ? column_sums + column : nullptr;
+    if (sums) std::memset(panel_sums, 0, static_cast<std::size_t>(width) * sizeof(std::int32_t));
+    const T* const from = stored == layout::transposed ? &w(column, 0) : &w(0, column);
+    brgemm::pack_b({t, d_.in, detail::extent_of_block(d_.out, width, panel), stored, from, w.stride(0), to, width},
+                   panel_sums);
+  });
+  return {};
+}
+
+inline result<void> linear::unpack_parameters(loops::executor_ref threads, const float* parameters,
+                                              const view<float, 2>& w, layout stored) const noexcept {
+  if (auto r = check_weights(w, stored); !r) return r;
+  const detail::buffer written[] = {detail::buffer_of("w", w)};
+  const detail::buffer read[] = {{"parameters", parameters, this->parameters() * 4}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  const index width = block_width(d_.out);
+  loops::parallel_for(threads, {panels(d_.out)}, [&](index panel) {
+    const index column = panel * width;
+    const float* const from = parameters + panel * d_.in * width;
+    const index columns = detail::extent_of_block(d_.out, width, panel);
+    if (stored == layout::transposed) {
+      detail::transpose_words(from, width, &w(column, 0), w.stride(0), d_.in, columns);
+    } else {
+      detail::copy_rows(from, width, &w(0, column), w.stride(0), d_.in, columns);
+    }
+  });
+  return {};
+}
+
+inline result<void> linear::prepare(loops::executor_ref threads, const float* parameters, void* weights,
+                                    void* transposed) const noexcept {
+  const bool is_bf16 = d_.data == type::bf16;
+  if (d_.data == type::u8) return error(errc::unsupported, "data", "a layer of u8 has no parameters in f32");
+  if (transposed != nullptr) {
+    if (auto r = check_training("transposed"); !r) return r;
+  }
+  const detail::buffer written[] = {{"weights", weights, is_bf16 ? weights_bytes() : 0},
+                                    {"transposed", transposed, transposed != nullptr ? transposed_bytes() : 0}};
+  const detail::buffer read[] = {{"parameters", parameters, this->parameters() * 4}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  if (is_bf16) pair_weights(threads, parameters, static_cast<std::uint32_t*>(weights));
+  if (transposed != nullptr) transpose_weights(threads, parameters, transposed);
+  return {};
+}
+
+/// Panels of f32 (in, w) to panels of bf16 (ceil(in/2), w, 2).
+inline void linear::pair_weights(loops::executor_ref threads, const float* from, std::uint32_t* to) const noexcept {
+  const index width = block_width(d_.out);
+  loops::parallel_for(threads, {panels(d_.out)}, [&](index panel) {
+    detail::pair_rows(from + panel * d_.in * width, d_.in, width, to + panel * ((d_.in + 1) / 2) * width);
+  });
+}
+
+/// Panels (ceil(out/w), in, w), w = block_width(out), to panels (ceil(in/v), out, v), v = block_width(in), of f32; or
+/// (ceil(in/v), ceil(out/2), v, 2) of bf16.
+inline void linear::transpose_weights(loops::executor_ref threads, const float* parameters, void* to) const noexcept {
+  const index width = block_width(d_.out);
+  const index width_t = block_width(d_.in);
+  loops::parallel_for(threads, {panels(d_.in), panels(d_.out)}, [&](index block, index panel) {
+    const index rows = detail::extent_of_block(d_.in, width_t, block);
+    const index columns = detail::extent_of_block(d_.out, width, panel);
+    const float* const from = parameters + (panel * d_.in + block * width_t) * width;
+    if (d_.data == type::bf16) {
+      const index pair = block * ((d_.out + 1) / 2) + panel * width / 2;
+      detail::transpose_to_pairs(from, width, rows, columns, static_cast<std::uint32_t*>(to) + pair * width_t, width_t);
+    } else {
+      const index row = block * d_.out + panel * width;
+      detail::transpose_words(from, width, static_cast<float*>(to) + row * width_t, width_t, rows, columns);
+    }
+  });
+}
+
+}  // namespace brgemm::inline abi_0::nn
