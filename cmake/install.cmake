@@ -1,10 +1,6 @@
 # Install rules: headers, find_package(brgemm), pkg-config.
 install(DIRECTORY include/ DESTINATION ${CMAKE_INSTALL_INCLUDEDIR} FILES_MATCHING PATTERN "*.hpp")
-install(TARGETS brgemm EXPORT brgemm)
-if(TARGET brgemm_libxsmm)
-  set_target_properties(brgemm_libxsmm PROPERTIES EXPORT_NAME libxsmm)
-  install(TARGETS brgemm_libxsmm EXPORT brgemm)
-endif()
+install(TARGETS brgemm EXPORT brgemm)  # brgemm::libxsmm is made by the package's config file, where LIBXSMM is
 
 set(brgemm_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/brgemm)
 install(EXPORT brgemm NAMESPACE brgemm:: FILE brgemm-targets.cmake DESTINATION ${brgemm_package_dir})

@@ -13,20 +13,49 @@ compilers=(g++)
 if command -v clang++ > /dev/null; then compilers+=(clang++); fi
 
 configure() { cmake -G Ninja -S "$here" -B build -DCMAKE_BUILD_TYPE=Release "$@" > configure.log || { cat configure.log; exit 1; }; }
-install_to() { cmake -G Ninja -S "$source_dir" -B library -DBRGEMM_TESTS=OFF -DBRGEMM_BENCHMARKS=OFF -DBRGEMM_EXAMPLES=OFF \
-                     -DCMAKE_INSTALL_PREFIX="$1" > install.log && cmake --install library >> install.log || { cat install.log; exit 1; }; }
+install_to() {  # prefix, options of CMake...
+  cmake -G Ninja -S "$source_dir" -B library -DBRGEMM_TESTS=OFF -DBRGEMM_BENCHMARKS=OFF -DBRGEMM_EXAMPLES=OFF \
+        -DCMAKE_INSTALL_PREFIX="$1" "${@:2}" > install.log && cmake --install library >> install.log || { cat install.log; exit 1; }
+}
+build() { cmake --build build > build.log || { cat build.log; exit 1; }; }
 copy_headers() { cp -r "$source_dir/include/brgemm" .; }
 
 case "$case_name" in
   add_subdirectory)
     configure -DBRGEMM_SOURCE_DIR="$source_dir"
-    cmake --build build > build.log || { cat build.log; exit 1; }
+    build
     build/consumer ;;
   find_package)
     install_to "$work_dir/prefix"
     configure -DCMAKE_PREFIX_PATH="$work_dir/prefix"
-    cmake --build build > build.log || { cat build.log; exit 1; }
+    build
     build/consumer ;;
+  libxsmm)
+    # brgemm was installed where LIBXSMM is not; the user has it, once as Debian's archive, once as a shared library
+    install_to "$work_dir/prefix" -DCMAKE_DISABLE_FIND_PACKAGE_Libxsmm=ON
+    archive=$(g++ -print-file-name=libxsmm.a) stand_in=$(g++ -print-file-name=libxsmmnoblas.a)
+    for library in "$archive" "$work_dir/libxsmm.so"; do
+      [ -e "$library" ] || g++ -shared -o "$library" -Wl,--whole-archive "$archive" "$stand_in" -Wl,--no-whole-archive -pthread -ldl
+      configure -DCMAKE_PREFIX_PATH="$work_dir/prefix" -DWITH_LIBXSMM=ON -DLibxsmm_LIBRARY="$library"
+      build
+      build/consumer
+      build/consumer_of_shared_object
+      needed=$(readelf -d build/consumer | grep -c 'NEEDED.*libxsmm' || true)
+      [ "$needed" -eq "$([ "$library" = "$archive" ] && echo 0 || echo 1)" ] || { echo "not linked with $library"; exit 1; }
+      echo "with $(basename "$library"): right"
+    done ;;
+  without_libxsmm)
+    # brgemm may have been installed where LIBXSMM is; this user has none
+    install_to "$work_dir/prefix"
+    configure -DCMAKE_PREFIX_PATH="$work_dir/prefix" -DCMAKE_DISABLE_FIND_PACKAGE_Libxsmm=ON
+    build
+    build/consumer
+    if cmake -G Ninja -S "$here" -B asked -DCMAKE_PREFIX_PATH="$work_dir/prefix" -DCMAKE_DISABLE_FIND_PACKAGE_Libxsmm=ON \
+             -DWITH_LIBXSMM=ON > asked.log 2>&1; then
+      echo "the component libxsmm is found although LIBXSMM is not there"
+      exit 1
+    fi
+    grep -q libxsmm asked.log ;;
   pkg_config)
     install_to "$work_dir/prefix"
     export PKG_CONFIG_PATH="$work_dir/prefix/share/pkgconfig"
