@@ -1,10 +1,5 @@
 // LIBXSMM 2.x: libxsmm_dispatch_brgemm with strides, dispatched once and called many times.
-// Column-major: our row-major C = A * B is its C' = B' * A', so the operands change places.
-#include <libxsmm.h>
-
-#include <cstdio>
-
-#include "peer.hpp"
+#include "libxsmm.hpp"
 
 namespace {
 
@@ -28,53 +23,35 @@ struct task final : bench::peer_task {
 
 struct types {
   libxsmm_datatype a, b, c, sum;  // in LIBXSMM's order of operands
-  std::int64_t bytes_a, bytes_b, group;
+  std::int64_t bytes;             // of an element of A, and of B
 };
 
 types types_of(peer_type t) {
   switch (t) {
     case peer_type::f64:
-      return {LIBXSMM_DATATYPE_F64, LIBXSMM_DATATYPE_F64, LIBXSMM_DATATYPE_F64, LIBXSMM_DATATYPE_F64, 8, 8, 1};
+      return {LIBXSMM_DATATYPE_F64, LIBXSMM_DATATYPE_F64, LIBXSMM_DATATYPE_F64, LIBXSMM_DATATYPE_F64, 8};
     case peer_type::bf16:
-      return {LIBXSMM_DATATYPE_BF16, LIBXSMM_DATATYPE_BF16, LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, 2, 2, 2};
+      return {LIBXSMM_DATATYPE_BF16, LIBXSMM_DATATYPE_BF16, LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, 2};
     case peer_type::u8s8:
-      return {LIBXSMM_DATATYPE_I8, LIBXSMM_DATATYPE_U8, LIBXSMM_DATATYPE_I32, LIBXSMM_DATATYPE_I32, 1, 1, 4};
-    default: break;
+      return {LIBXSMM_DATATYPE_I8, LIBXSMM_DATATYPE_U8, LIBXSMM_DATATYPE_I32, LIBXSMM_DATATYPE_I32, 1};
+    case peer_type::f32: break;
   }
-  return {LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, 4, 4, 1};
+  return {LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, LIBXSMM_DATATYPE_F32, 4};
 }
 
-bench::peer_task* make_gemm(const peer_gemm& p, char* reason, std::size_t size) {
+}  // namespace
+
+bench::peer_task* bench::strided_kernel(const peer_gemm& p) {
   const types t = types_of(p.type);
   const auto m = static_cast<libxsmm_blasint>(p.n);
   const auto n = static_cast<libxsmm_blasint>(p.m);
   const auto k = static_cast<libxsmm_blasint>(p.k);
   const libxsmm_gemm_shape shape = libxsmm_create_gemm_shape(m, n, k, m, k, m, t.a, t.b, t.c, t.sum);
-  const auto flags = static_cast<libxsmm_bitfield>(LIBXSMM_GEMM_FLAG_BETA_0 |
-                                                   (t.group > 1 ? LIBXSMM_GEMM_FLAG_VNNI_A : LIBXSMM_GEMM_FLAG_NONE));
+  const auto flags = static_cast<libxsmm_bitfield>(
+      LIBXSMM_GEMM_FLAG_BETA_0 | (group_of(p.type) > 1 ? LIBXSMM_GEMM_FLAG_VNNI_A : LIBXSMM_GEMM_FLAG_NONE));
   const libxsmm_gemm_batch_reduce_config batch = libxsmm_create_gemm_batch_reduce_config(
-      LIBXSMM_GEMM_BATCH_REDUCE_STRIDE, static_cast<libxsmm_blasint>(p.k * p.n * t.bytes_a),
-      static_cast<libxsmm_blasint>(p.m * p.k * t.bytes_b), 0);
-  const libxsmm_gemmfunction kernel =
-      p.k % t.group == 0 ? libxsmm_dispatch_brgemm(shape, flags, LIBXSMM_GEMM_PREFETCH_NONE, batch) : nullptr;
-  if (kernel == nullptr) {
-    std::snprintf(reason, size, "LIBXSMM has no kernel for this shape and type");
-    return nullptr;
-  }
-  return new task(kernel, p);
-}
-
-bench::peer_task* make_linear(const bench::peer_linear&, char* reason, std::size_t size) {
-  std::snprintf(reason, size, "a kernel library, not a layer library");
-  return nullptr;
-}
-
-}  // namespace
-
-extern "C" const bench::peer_api* brgemm_bench_peer() {
-  libxsmm_init();
-  // The suite compares AVX-512 with AVX-512; tiles have a suite of their own.
-  if (libxsmm_get_target_archid() > LIBXSMM_X86_AVX512_CPX) libxsmm_set_target_archid(LIBXSMM_X86_AVX512_CPX);
-  static const bench::peer_api api{"LIBXSMM " LIBXSMM_CONFIG_VERSION, make_gemm, make_linear};
-  return &api;
+      LIBXSMM_GEMM_BATCH_REDUCE_STRIDE, static_cast<libxsmm_blasint>(p.k * p.n * t.bytes),
+      static_cast<libxsmm_blasint>(p.m * p.k * t.bytes), 0);
+  const libxsmm_gemmfunction kernel = libxsmm_dispatch_brgemm(shape, flags, LIBXSMM_GEMM_PREFETCH_NONE, batch);
+  return kernel == nullptr ? nullptr : new task(kernel, p);
 }
