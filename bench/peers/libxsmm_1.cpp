@@ -4,7 +4,6 @@
 namespace {
 
 using bench::peer_gemm;
-using bench::peer_type;
 
 template <class Function, class TA, class TB, class TC>
 struct task final : bench::peer_task {

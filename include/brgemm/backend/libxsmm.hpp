@@ -138,11 +138,13 @@ inline void run_offsets(const context& k, const arguments& args) noexcept {
   const auto* pairs = static_cast<const offset_pair*>(args.pairs);
   unsigned long long a[chunk];
   unsigned long long b[chunk];
+  const auto bytes_a = static_cast<unsigned long long>(size_of(k.d.a));
+  const auto bytes_b = static_cast<unsigned long long>(size_of(k.d.b));
   for (index begin = 0; begin < args.batch; begin += chunk) {
     const index count = args.batch - begin < chunk ? args.batch - begin : chunk;
     for (index i = 0; i < count; ++i) {  // LIBXSMM's offsets count bytes
-      a[i] = static_cast<unsigned long long>(pairs[begin + i].a * size_of(k.d.a));
-      b[i] = static_cast<unsigned long long>(pairs[begin + i].b * size_of(k.d.b));
+      a[i] = static_cast<unsigned long long>(pairs[begin + i].a) * bytes_a;
+      b[i] = static_cast<unsigned long long>(pairs[begin + i].b) * bytes_b;
     }
     call(begin == 0 ? k.first : k.next, args.a, args.b, args.c, static_cast<unsigned long long>(count), a, b);
   }
