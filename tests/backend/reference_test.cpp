@@ -814,6 +814,45 @@ TEST(ReferenceEpilogue, ActivationsAreThoseOfTheLibrary) {
   EXPECT_NEAR(epilogue_of(x, {op::silu()})[columns + 3], 0.731059, 1e-5);  // of 1
 }
 
+TEST(ReferenceEpilogue, BackwardStepsMultiplyByTheDerivative) {
+  const auto x = values<float>(30);
+  auto z = special<float>();
+  for (const auto& o : {op::sigmoid_backward(columns), op::tanh_backward(columns), op::gelu_erf_backward(columns),
+                        op::gelu_tanh_backward(columns), op::silu_backward(columns), op::hardswish_backward(columns)}) {
+    expect_each(epilogue_of(x, {o}, {z.data()}), [&](auto p, auto, auto) { return x[p] * activate(o.kind, z[p]); });
+  }
+  EXPECT_NEAR(activate(op_kind::silu_backward, 1), 0.927671, 1e-5);
+}
+
+TYPED_TEST(ReferenceEpilogue, StoreWritesWhatHasComeSoFar) {
+  using T = TypeParam;
+  constexpr type t = element_traits<T>::value;
+  constexpr index ld = columns + 3;
+  const auto x = special<T>();
+  std::vector<T> stored(rows * ld, T{7});
+  expect_each(epilogue_of(x, {op::relu(), op::store(ld, t), op::leaky_relu(-1)}, {nullptr, stored.data()}),
+              [&](auto p, auto, auto) { return x[p] < 0 ? T{0} : x[p]; });
+  for (index r = 0; r < rows; ++r) {
+    for (index j = 0; j < ld; ++j) {
+      const T value = j < columns ? x[call::at(r * columns + j)] : T{7};
+      const T expected = value < 0 ? T{0} : value;
+      const T got = stored[call::at(r * ld + j)];
+      ASSERT_TRUE(got == expected || (std::isnan(got) && std::isnan(expected))) << r << ' ' << j;
+    }
+  }
+}
+
+TEST(ReferenceEpilogue, StoreConverts) {
+  const auto x = values<float>(31);
+  std::vector<bf16> b(x.size());
+  std::vector<f16> h(x.size());
+  epilogue_of(x, {op::store(columns, type::bf16), op::store(columns, type::f16)}, {b.data(), h.data()});
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    ASSERT_EQ(to_f32(b[i]), to_f32(to_bf16(x[i]))) << i;
+    ASSERT_EQ(to_f32(h[i]), to_f32(to_f16(x[i]))) << i;
+  }
+}
+
 TEST(ReferenceEpilogue, SixteenBitOperandsWidenExactly) {
   const auto x = values<float>(15);
   std::vector<bf16> b;

@@ -20,8 +20,18 @@ namespace {
 
 using brgemm::op_kind;
 
-constexpr op_kind kinds[] = {op_kind::sigmoid,   op_kind::tanh, op_kind::gelu_erf,
-                             op_kind::gelu_tanh, op_kind::silu, op_kind::hardswish};
+constexpr op_kind kinds[] = {op_kind::sigmoid,
+                             op_kind::tanh,
+                             op_kind::gelu_erf,
+                             op_kind::gelu_tanh,
+                             op_kind::silu,
+                             op_kind::hardswish,
+                             op_kind::sigmoid_backward,
+                             op_kind::tanh_backward,
+                             op_kind::gelu_erf_backward,
+                             op_kind::gelu_tanh_backward,
+                             op_kind::silu_backward,
+                             op_kind::hardswish_backward};
 
 const char* name_of(op_kind kind) {
   switch (kind) {
@@ -31,13 +41,21 @@ const char* name_of(op_kind kind) {
     case op_kind::gelu_tanh: return "gelu_tanh";
     case op_kind::silu: return "silu";
     case op_kind::hardswish: return "hardswish";
+    case op_kind::sigmoid_backward: return "sigmoid_backward";
+    case op_kind::tanh_backward: return "tanh_backward";
+    case op_kind::gelu_erf_backward: return "gelu_erf_backward";
+    case op_kind::gelu_tanh_backward: return "gelu_tanh_backward";
+    case op_kind::silu_backward: return "silu_backward";
+    case op_kind::hardswish_backward: return "hardswish_backward";
     default: return "?";
   }
 }
 
 /// The exact function to a relative error below 2^-44 (the worst is gelu's exponent of 105, rounded to 2^-53 of
 /// itself), so a bound checked in float's ULP is off by less than 2^-20.
+double exact_derivative(op_kind kind, double x);
 double exact(op_kind kind, double x) {
+  if (brgemm::detail::is_backward(kind)) return exact_derivative(kind, x);
   constexpr double sqrt_half = 0.70710678118654752440, sqrt_2_over_pi = 0.79788456080286535588;
   switch (kind) {
     case op_kind::sigmoid: return 1 / (1 + std::exp(-x));
@@ -48,6 +66,51 @@ double exact(op_kind kind, double x) {
     case op_kind::silu: return x < -700 ? -0.0 : x / (1 + std::exp(-x));
     case op_kind::hardswish: return x <= -3 ? -0.0 : x >= 3 ? x : x * (x + 3) / 6;
     default: return x;
+  }
+}
+
+/// E (1 + E - v) / (1 + E)^2 below 0, 1 minus that above.
+double by_tail(double x, double power, double v) {
+  const double tail = power * (1 + power - v) / ((1 + power) * (1 + power));
+  return x < 0 ? tail : 1 - tail;
+}
+
+/// The same for derivatives; where one is near 0 the error is below 2^-50 absolutely.
+double exact_derivative(op_kind kind, double x) {
+  constexpr double sqrt_half = 0.70710678118654752440, sqrt_2_over_pi = 0.79788456080286535588;
+  constexpr double density = 0.39894228040143267794;  // 1/sqrt(2 pi)
+  const double a = std::abs(x);
+  const double power = std::exp(-a);
+  const double far = x < 0 ? -0.0 : 1.0;
+  switch (kind) {
+    case op_kind::sigmoid_backward: return power / ((1 + power) * (1 + power));
+    case op_kind::tanh_backward: return 4 * power * power / ((1 + power * power) * (1 + power * power));
+    case op_kind::gelu_erf_backward: {
+      if (a > 38) return far;
+      const double tail = 0.5 * std::erfc(a * sqrt_half) - a * density * std::exp(-a * a / 2);
+      return x < 0 ? tail : 1 - tail;
+    }
+    case op_kind::gelu_tanh_backward:
+      if (a > 20) return far;
+      return by_tail(x, std::exp(-2 * sqrt_2_over_pi * a * (1 + 0.044715 * (a * a))),
+                     2 * sqrt_2_over_pi * a * (1 + 3 * 0.044715 * (a * a)));
+    case op_kind::silu_backward: return a > 700 ? far : by_tail(x, power, a);
+    case op_kind::hardswish_backward: return x <= -3 ? 0 : x >= 3 ? 1 : (2 * x + 3) / 6;
+    default: return 1;
+  }
+}
+
+/// Where a derivative passes through 0: there its error is small absolutely only.
+struct interval {
+  float first, last;
+  bool has(float x) const { return x >= first && x <= last; }
+};
+interval near_zero(op_kind kind) {
+  switch (kind) {
+    case op_kind::gelu_erf_backward:
+    case op_kind::gelu_tanh_backward: return {-1.75f, -0.5f};
+    case op_kind::silu_backward: return {-1.5f, -1};
+    default: return {1, 0};
   }
 }
 
@@ -138,6 +201,7 @@ bool same_bits(float a, float b) {
 struct worst {
   double ulp = 0;
   float at = 0;
+  double absolute = 0;  ///< near_zero
 };
 
 void measure(op_kind kind, const vector& x, worst& w) {
@@ -149,11 +213,16 @@ void measure(op_kind kind, const vector& x, worst& w) {
   }
   for (int i = 0; i < lanes; ++i) {
     if (std::isnan(x.lane[i])) {
-      if (!std::isnan(y.lane[i])) w = {INFINITY, x.lane[i]};
+      if (!std::isnan(y.lane[i])) w = {INFINITY, x.lane[i], 0};
       continue;
     }
-    const double error = ulp_error(y.lane[i], exact(kind, static_cast<double>(x.lane[i])));
-    if (!(error <= w.ulp)) w = {error, x.lane[i]};
+    const double right = exact(kind, static_cast<double>(x.lane[i]));
+    if (near_zero(kind).has(x.lane[i])) {
+      w.absolute = std::fmax(w.absolute, std::abs(static_cast<double>(y.lane[i]) - right));
+      continue;
+    }
+    const double error = ulp_error(y.lane[i], right);
+    if (!(error <= w.ulp)) w.ulp = error, w.at = x.lane[i];
   }
 }
 
@@ -198,9 +267,13 @@ TEST_P(Activation, ErrorInUlp) {
   const auto one = [&w](const vector& x) { measure(GetParam(), x, w); };
   for_all_floats(one);
   for_floats_at_boundaries(one);
-  std::printf("[ ulp ] %s %.4f at x=%a (%g), %s\n", name_of(GetParam()), w.ulp, static_cast<double>(w.at),
-              static_cast<double>(w.at), full_range() ? "all floats" : "a dense subset");
-  EXPECT_LE(w.ulp, 2.0);
+  std::printf("[ ulp ] %s %.4f at x=%a (%.9g), near zero 2^%.2f, %s\n", name_of(GetParam()), w.ulp,
+              static_cast<double>(w.at), static_cast<double>(w.at), std::log2(w.absolute),
+              full_range() ? "all floats" : "a dense subset");
+  EXPECT_LE(w.ulp, GetParam() == op_kind::gelu_tanh_backward ? 4.3
+                   : brgemm::detail::is_backward(GetParam()) ? 4.0
+                                                             : 2.0);
+  EXPECT_LE(w.absolute, 0x1p-24);
 }
 
 TEST_P(Activation, ScalarHasTheBitsOfAvx512) {
@@ -241,6 +314,15 @@ TEST_P(Activation, LimitsAndSpecialValues) {
     EXPECT_TRUE(std::isnan(f(from_bits(nan)))) << nan;
   }
   const float largest = std::numeric_limits<float>::max();
+  if (brgemm::detail::is_backward(kind)) {
+    const bool even = kind == op_kind::sigmoid_backward || kind == op_kind::tanh_backward;
+    const bool minus = kind != op_kind::hardswish_backward && !even;  // 0 is their limit from below
+    const float middle = kind == op_kind::sigmoid_backward ? 0.25f : kind == op_kind::tanh_backward ? 1.0f : 0.5f;
+    for (const float x : {INFINITY, largest}) EXPECT_TRUE(same_bits(f(x), even ? 0.0f : 1.0f)) << x << ' ' << f(x);
+    for (const float x : {-INFINITY, -largest}) EXPECT_TRUE(same_bits(f(x), minus ? -0.0f : 0.0f)) << x << ' ' << f(x);
+    for (const float x : {0.0f, -0.0f}) EXPECT_TRUE(same_bits(f(x), middle)) << x << ' ' << f(x);
+    return;
+  }
   if (kind == op_kind::sigmoid) {
     for (const float x : {INFINITY, largest}) EXPECT_TRUE(same_bits(f(x), 1)) << x;
     for (const float x : {-INFINITY, -largest}) EXPECT_TRUE(same_bits(f(x), 0)) << x;

@@ -224,14 +224,19 @@ TEST(Validate, EveryFieldOfAStep) {
   const auto along = [](op_kind kind) { return op::make(kind, type::f32, axis::none, 0); };
   const std::vector<step_case> cases = {
       {"kind", invalid, valid_f32, op::make(op_kind::none), {"kind is 0"}},
-      {"kind", invalid, valid_f32, op::make(unknown<op_kind>(op_kind_count)), {"kind is 16"}},
+      {"kind", invalid, valid_f32, op::make(unknown<op_kind>(op_kind_count)), {"kind is 23"}},
       {"kind", unsupported, valid_f64, op::sigmoid(), {"f64"}},
       {"kind", unsupported, valid_f64, op::hardswish(), {"f64"}},
+      {"kind", unsupported, valid_f64, op::sigmoid_backward(6, type::f64), {"f64"}},
+      {"kind", unsupported, valid_f64, op::hardswish_backward(6, type::f64), {"f64"}},
       {"operand", invalid, valid_f32, op::bias(axis::column, unknown<type>(8)), {"operand is 8"}},
       {"operand", unsupported, valid_f32, op::bias(axis::column, type::f64), {"f64", "f32, bf16 or f16"}},
       {"operand", unsupported, valid_f64, op::bias(axis::column, type::f32), {"f32", "f64"}},
       {"operand", unsupported, valid_f32, op::scale(axis::none, type::bf16), {"bf16", "f32"}},
       {"operand", unsupported, valid_f32, op::add(6, type::s32), {"s32"}},
+      {"operand", unsupported, valid_f32, op::store(6, type::u8), {"u8"}},
+      {"operand", unsupported, valid_f64, op::store(6), {"f32", "f64"}},
+      {"operand", unsupported, valid_f32, op::silu_backward(6, type::s8), {"s8"}},
       {"operand", unsupported, valid_f32, changed(op::relu_mask(1), [](auto& o) { o.operand = type::s8; }), {"u8"}},
       {"operand", invalid, valid_f32, changed(op::relu(), [](auto& o) { o.operand = type::f64; }), {"does not use"}},
       {"along", invalid, valid_f32, along(op_kind::bias), {"along", "none", "column or row"}},
@@ -245,6 +250,8 @@ TEST(Validate, EveryFieldOfAStep) {
       {"upper", invalid, valid_f32, changed(op::silu(), [](auto& o) { o.upper = 1.0f; }), {"does not use"}},
       {"ld", invalid, valid_f32, op::add(5), {"ld is 5", "6"}},
       {"ld", invalid, valid_f32, op::multiply(-3), {"ld is -3"}},
+      {"ld", invalid, valid_f32, op::store(5), {"ld is 5", "6"}},
+      {"ld", invalid, valid_f32, op::gelu_erf_backward(5), {"ld is 5", "6"}},
       {"ld", invalid, valid_f32, op::relu_mask(0), {"ld is 0", "1"}},
       {"ld", invalid, valid_f32, op::multiply_mask(0), {"ld is 0", "1"}},
       {"ld", invalid, valid_f32, op::add(huge), {"2^63 - 1"}},
@@ -289,7 +296,7 @@ TEST(Validate, WhatIsRight) {
   }
   d = valid_f32();
   for (const auto& o : {op::bias(), op::bias(axis::row, type::bf16), op::add(at_call, type::f16), op::scale(),
-                        op::relu_mask(1), op::relu_mask(at_call), op::clamp(1, 1), op::gelu_erf()}) {
+                        op::relu_mask(1), op::store(at_call, type::bf16), op::clamp(1, 1), op::gelu_erf_backward(6)}) {
     append(d, o);
     EXPECT_TRUE(validate(d)) << validate(d).error().message();
   }

@@ -82,9 +82,12 @@ inline drawn_step draw_step(entropy& e, const desc& d) {
     case op_kind::leaky_relu: return {op::leaky_relu(x)};
     case op_kind::clamp: return {op::clamp(x, x + static_cast<float>(e.between(0, 64)) / 8)};
     case op_kind::multiply: return {op::multiply(matrix.in_desc, draw_operand_type(e, d)), matrix.in_call};
+    case op_kind::store: return {op::store(matrix.in_desc, draw_operand_type(e, d)), matrix.in_call};
     case op_kind::multiply_mask: return {op::multiply_mask(masked.in_desc), masked.in_call};
-    default: return {op::make(kind)};
+    default: break;
   }
+  if (!brgemm::detail::is_backward(kind)) return {op::make(kind)};
+  return {op::make(kind, draw_operand_type(e, d), axis::none, matrix.in_desc), matrix.in_call};
 }
 
 /// A desc and the numbers that its calls need.

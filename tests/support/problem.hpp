@@ -246,10 +246,10 @@ inline void draw_operand(entropy& e, const desc& d, index m, index ld, index ldc
                          operand& out) {
   if (!brgemm::detail::has_operand(o.kind)) return;
   out.present = true;
-  out.written = o.kind == brgemm::op_kind::relu_mask;
+  out.written = brgemm::detail::is_written(o.kind);
   out.of = {o.operand, brgemm::detail::storage_of_operand(d, o, m), ld};
   if (brgemm::detail::is_vector(o.kind)) out.of.ld = out.of.stored.columns;
-  out.is_c = brgemm::detail::is_matrix(o.kind) && o.operand == d.c && ld == ldc && e.one_in(2);
+  out.is_c = brgemm::detail::is_read_matrix(o.kind) && o.operand == d.c && ld == ldc && e.one_in(2);
   out.data.assign(out.of.size(), std::byte{0xff});
   draw_rows(e, out.of, e.pick({values::unit, values::unit, values::integers, values::special}), out.data.data());
 }

@@ -130,6 +130,7 @@ inline int epilogue_registers(const desc& d, const vector_unit& unit) {
   for (int i = 0; i < d.epilogue_size; ++i) {
     const int own = temporaries(d.epilogue[i].kind);
     most = std::max(most, own == 0 ? 0 : 1 + own + (unit.wide ? 0 : 2));
+    if (d.epilogue[i].kind == op_kind::store) most = std::max(most, 4);
   }
   const bool converts = d.c == type::bf16 && !(unit.wide && unit.features.has(feature::avx512_bf16));
   return std::max(most, converts || d.c == type::f16 ? 4 : 1);
@@ -306,10 +307,10 @@ inline bool masks_of_pairs(const desc& d, const vector_unit& unit) {
 }
 
 /// Whether C may hold sums that are not finished: its type is the accumulator's, and no step of the epilogue may read
-/// what C was before (`add` and `multiply` may be given C itself).
+/// what C was before (a matrix that is read may be C itself).
 inline bool sums_may_rest_in_c(const desc& d) {
   for (int i = 0; i < d.epilogue_size; ++i) {
-    if (d.epilogue[i].kind == op_kind::add || d.epilogue[i].kind == op_kind::multiply) return false;
+    if (brgemm::detail::is_read_matrix(d.epilogue[i].kind)) return false;
   }
   return d.c == accumulator_of(d) && d.alpha == alpha_kind::one && d.zero_a == zero_point::none &&
          d.zero_b == zero_point::none;

@@ -251,7 +251,8 @@ class jit_epilogue : public jit_block {
       case op_kind::leaky_relu: return leaky_relu(k, o);
       case op_kind::relu_mask: return relu_mask(k, i);
       case op_kind::multiply_mask: return multiply_mask(k, i);
-      default: return activate(k, o.kind);
+      case op_kind::store: return store_matrix(k, i);
+      default: return brgemm::detail::is_backward(o.kind) ? activate_backward(k, i) : activate(k, o.kind);
     }
   }
 
@@ -299,11 +300,21 @@ class jit_epilogue : public jit_block {
   void activate(const block& k, op_kind kind) {
     for_each(k, [&](int r, int j) {
       vmovaps(v(0), v(accumulator(k, r, j)));
-      db(0xe8);
-      dd(0);
-      calls_.push({static_cast<std::uint32_t>(getSize()), kind});
+      call_activation(kind);
       vmovaps(v(accumulator(k, r, j)), v(0));
     });
+  }
+  /// The function gives the derivative at the operand's element.
+  void activate_backward(const block& k, int i) {
+    with_matrix(k, i, [&](int x, int y) {
+      call_activation(d_.epilogue[i].kind);
+      multiply_lanes(x, x, y);
+    });
+  }
+  void call_activation(op_kind kind) {
+    db(0xe8);
+    dd(0);
+    calls_.push({static_cast<std::uint32_t>(getSize()), kind});
   }
 
   // ---- operands ----------------------------------------------------------------------------------
@@ -365,6 +376,23 @@ class jit_epilogue : public jit_block {
       for (int j = 0; j < k.columns; ++j) {
         load_as_accumulator(0, rax + column_bytes(j, size), o.operand, masked(k, j));
         combine(accumulator(k, r, j), 0);
+      }
+      if (r + 1 < k.rows) add(rax, rdx);
+    }
+  }
+
+  /// Conversions destroy what they convert: a copy.
+  void store_matrix(const block& k, int i) {
+    static constexpr int temporaries_of_store[] = {1, 2, 3};
+    const epilogue_op& o = d_.epilogue[i];
+    const index size = size_of(o.operand);
+    const bool converts = o.operand != type::f32 && o.operand != type::f64;
+    find_matrix(i, size, 1);
+    for (int r = 0; r < k.rows; ++r) {
+      for (int j = 0; j < k.columns; ++j) {
+        const int x = accumulator(k, r, j);
+        if (converts) vmovaps(v(0), v(x));
+        store(rax + column_bytes(j, size), converts ? 0 : x, o.operand, masked(k, j), temporaries_of_store);
       }
       if (r + 1 < k.rows) add(rax, rdx);
     }

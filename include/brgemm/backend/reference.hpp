@@ -301,6 +301,35 @@ BRGEMM_DETAIL_INLINE void load_operand(const problem& p, int step, index i, inde
   load(o.operand, p.x.operand[step], first, same ? 0 : 1, count, v);
 }
 
+/// To an 8-bit integer: NaN becomes the lowest value, the others are clamped, then rounded to nearest even.
+BRGEMM_DETAIL_INLINE std::int32_t saturate(float x, float lowest, float highest) noexcept {
+  const float raised = x > lowest ? x : lowest;
+  const float clamped = raised < highest ? raised : highest;
+  const float shifted = rounded(clamped + 0x1.8p23f);  // the sum's last place is 1, so it is rounded to nearest even
+  return static_cast<std::int32_t>(shifted - 0x1.8p23f);
+}
+
+/// Converts count values to elements of type t at p[first].
+template <class Real>
+BRGEMM_DETAIL_INLINE void store_values(type t, void* p, index first, index count, const Real* x) noexcept {
+  for (index j = 0; j < count; ++j) {
+    const float narrow = static_cast<float>(x[j]);
+    switch (t) {
+      case type::f32: static_cast<float*>(p)[first + j] = narrow; break;
+      case type::f64: static_cast<double*>(p)[first + j] = static_cast<double>(x[j]); break;
+      case type::bf16: static_cast<bf16*>(p)[first + j] = to_bf16(narrow); break;
+      case type::f16: static_cast<f16*>(p)[first + j] = to_f16(narrow); break;
+      case type::s8:
+        static_cast<std::int8_t*>(p)[first + j] = static_cast<std::int8_t>(saturate(narrow, -128, 127));
+        break;
+      case type::u8:
+        static_cast<std::uint8_t*>(p)[first + j] = static_cast<std::uint8_t>(saturate(narrow, 0, 255));
+        break;
+      case type::s32: break;  // stored as summed
+    }
+  }
+}
+
 /// relu that also writes count bits of the mask, from a whole byte; unused bits of the last byte are 0.
 template <class Real>
 BRGEMM_DETAIL_INLINE void relu_with_mask(std::uint8_t* mask, index count, Real* x) noexcept {
@@ -347,45 +376,25 @@ BRGEMM_DETAIL_INLINE void apply_step(const problem& p, int step, index i, index 
     for (index j = 0; j < count; ++j) x[j] = apply_function(o, x[j]);
     return;
   }
+  if (o.kind == op_kind::store) {
+    const index ld = brgemm::detail::chosen(o.ld, p.x.operand_ld[step]);
+    return store_values(o.operand, p.x.operand[step], i * ld + j0, count, x);
+  }
   Real v[row_block];
   load_operand(p, step, i, j0, count, v);
-  const bool adds = o.kind == op_kind::bias || o.kind == op_kind::add;
-  for (index j = 0; j < count; ++j) x[j] = rounded(adds ? x[j] + v[j] : x[j] * v[j]);
-}
-
-/// To an 8-bit integer: NaN becomes the lowest value, the others are clamped, then rounded to nearest even.
-BRGEMM_DETAIL_INLINE std::int32_t saturate(float x, float lowest, float highest) noexcept {
-  const float raised = x > lowest ? x : lowest;
-  const float clamped = raised < highest ? raised : highest;
-  const float shifted = rounded(clamped + 0x1.8p23f);  // the sum's last place is 1, so it is rounded to nearest even
-  return static_cast<std::int32_t>(shifted - 0x1.8p23f);
-}
-
-template <class Real>
-BRGEMM_DETAIL_INLINE void store_row(const problem& p, index i, index j0, index count, const Real* x) noexcept {
-  const index first = i * p.ldc + j0;
-  for (index j = 0; j < count; ++j) {
-    const float narrow = static_cast<float>(x[j]);
-    switch (p.d.c) {
-      case type::f32: static_cast<float*>(p.x.c)[first + j] = narrow; break;
-      case type::f64: static_cast<double*>(p.x.c)[first + j] = static_cast<double>(x[j]); break;
-      case type::bf16: static_cast<bf16*>(p.x.c)[first + j] = to_bf16(narrow); break;
-      case type::f16: static_cast<f16*>(p.x.c)[first + j] = to_f16(narrow); break;
-      case type::s8:
-        static_cast<std::int8_t*>(p.x.c)[first + j] = static_cast<std::int8_t>(saturate(narrow, -128, 127));
-        break;
-      case type::u8:
-        static_cast<std::uint8_t*>(p.x.c)[first + j] = static_cast<std::uint8_t>(saturate(narrow, 0, 255));
-        break;
-      case type::s32: break;  // stored as summed
+  if constexpr (std::is_same_v<Real, float>) {
+    if (brgemm::detail::is_backward(o.kind)) {
+      for (index j = 0; j < count; ++j) v[j] = activate(o.kind, v[j]);
     }
   }
+  const bool adds = o.kind == op_kind::bias || o.kind == op_kind::add;
+  for (index j = 0; j < count; ++j) x[j] = rounded(adds ? x[j] + v[j] : x[j] * v[j]);
 }
 
 template <class Real>
 BRGEMM_DETAIL_INLINE void finish_row(const problem& p, index i, index j0, index count, Real* x) noexcept {
   for (int step = 0; step < p.d.epilogue_size; ++step) apply_step(p, step, i, j0, count, x);
-  store_row(p, i, j0, count, x);
+  store_values(p.d.c, p.x.c, i * p.ldc + j0, count, x);
 }
 
 /// An exact sum: stored as it is, or converted to f32 (nearest even) for the epilogue.

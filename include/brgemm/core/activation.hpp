@@ -1,5 +1,6 @@
-// The activations with a transcendental or a division in them: sigmoid, tanh, gelu (both forms), silu, hardswish, in
-// f32. Each is one straight-line program over a few vector operations, written once for every evaluator: plain floats
+// The activations with a transcendental or a division in them: sigmoid, tanh, gelu (both forms), silu, hardswish, and
+// their derivatives, in f32. Each is one straight-line program over a few vector operations, written once for every
+// evaluator: plain floats
 // (`activate`, below), and the code generators, which emit an instruction or two for each operation. All operations are
 // exactly specified, so all evaluators give the same bits. Errors and how they are kept small: docs/numerics.md.
 #pragma once
@@ -98,32 +99,38 @@ void emit_silu(E& e, typename E::reg x, const typename E::reg* t) {
   emit_logistic(e, x, t[0], t[1], t + 2);
 }
 
-/// x / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3), 0.044715 the decimal number. The exponent is
-/// -2u log2(e) = -x (a + b x^2), formed in two parts because an error in it is relative in the result.
+/// n - r = -2u log2(e) = -x (a + b x^2), u = sqrt(2/pi) (x + 0.044715 x^3), 0.044715 the decimal number; n an integer,
+/// |r| <= 0.5. a + b x^2 is formed in two parts because an error in it is relative in the power. t[0..1] are clobbered.
 template <class E>
-void emit_gelu_tanh(E& e, typename E::reg x, const typename E::reg* t) {
-  constexpr float a_high = -0x1.26aecp+1f;  // -2 sqrt(2/pi) log2(e); few bits, so that t4 below is exact
+void emit_gelu_tanh_exponent(E& e, typename E::reg n, typename E::reg r, typename E::reg x, const typename E::reg* t) {
+  constexpr float a_high = -0x1.26aecp+1f;  // -2 sqrt(2/pi) log2(e); few bits, so that t1 below is exact
   constexpr float a_low = -0x1.0de73ap-22f;
   constexpr float b_high = -0x1.a5a7dp-4f;  // 0.044715 times that
   constexpr float b_low = 0x1.151aaep-29f;
+  e.mul(n, x, x);
+  e.move(r, n);
+  e.fnma(r, x, x);  // x^2 = n - r
+  e.constant(t[0], a_high);
+  e.fma(t[0], n, b_high);
+  e.sub(t[1], t[0], a_high);
+  e.fnma(t[1], n, b_high);
+  e.fnma(t[1], n, b_low);
+  e.fma(t[1], r, b_high);
+  e.sub(t[1], t[1], a_low);  // a + b x^2 = t0 - t1
+  e.mul(n, x, t[0]);
+  e.round(n, n);
+  e.move(r, n);
+  e.fnma(r, x, t[0]);
+  e.fma(r, x, t[1]);
+}
+
+/// x / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3).
+template <class E>
+void emit_gelu_tanh(E& e, typename E::reg x, const typename E::reg* t) {
   e.constant(t[0], -11.0f);
   e.max(x, t[0], x);  // this order keeps NaN
   e.min(t[0], x, 8.0f);
-  e.mul(t[1], t[0], t[0]);
-  e.move(t[2], t[1]);
-  e.fnma(t[2], t[0], t[0]);  // x^2 = t1 - t2
-  e.constant(t[3], a_high);
-  e.fma(t[3], t[1], b_high);
-  e.sub(t[4], t[3], a_high);
-  e.fnma(t[4], t[1], b_high);
-  e.fnma(t[4], t[1], b_low);
-  e.fma(t[4], t[2], b_high);
-  e.sub(t[4], t[4], a_low);  // a + b x^2 = t3 - t4
-  e.mul(t[1], t[0], t[3]);
-  e.round(t[1], t[1]);
-  e.move(t[2], t[1]);
-  e.fnma(t[2], t[0], t[3]);
-  e.fma(t[2], t[0], t[4]);
+  emit_gelu_tanh_exponent(e, t[1], t[2], t[0], t + 3);
   const typename E::reg rest[] = {t[0], t[3], t[4]};
   emit_logistic(e, x, t[1], t[2], rest);
 }
@@ -250,6 +257,160 @@ void emit_hardswish(E& e, typename E::reg x, const typename E::reg* t) {
   e.mul(x, x, t[0]);
 }
 
+// ---- derivatives ----
+//
+// All but hardswish's come from the tail, the derivative at -a, a = |x|: that of sigmoid and tanh is even, and the
+// others are 1 - f'(-a) at a. With E = exp(-a) (tanh: exp(-2a); gelu_tanh: exp(-2u)) it is E N / (1 + E)^2, where N is
+// 1, 4 or 1 + E - v, v = a for silu and a times the derivative of 2u for gelu_tanh. The factor 2^n of E comes last, so
+// that a subnormal result is rounded once.
+
+/// v = 2^-r - 1 and r = 2^n (1 + v), n an integer in [-252, 0], |r| <= 0.5; powers below 2^-126 count as 2^-126.
+template <class E>
+void emit_power(E& e, typename E::reg v, typename E::reg r, typename E::reg n) {
+  emit_exp2_series(e, v, r);
+  e.mul(v, v, r);
+  e.max(r, n, -126.0f);
+  emit_power_of_two(e, r, r);
+  e.fma(r, r, v);
+}
+
+/// a = |x|, at most `most`; NaN stays NaN.
+template <class E>
+void emit_magnitude(E& e, typename E::reg a, typename E::reg x, float most, typename E::reg t) {
+  e.and_bits(t, x, 0x7fffffffu);
+  e.constant(a, most);
+  e.min(a, a, t);
+}
+
+/// d = d 2^n / (1 + power)^2; t is clobbered.
+template <class E>
+void emit_quotient(E& e, typename E::reg d, typename E::reg n, typename E::reg power, typename E::reg t) {
+  e.add(t, power, 2.0f);
+  e.horner(t, power, 1.0f);
+  e.div(d, d, t);
+  e.scale(d, d, n);
+}
+
+/// x = x < 0 ? tail : 1 - tail; t is clobbered.
+template <class E>
+void emit_side(E& e, typename E::reg x, typename E::reg tail, typename E::reg t) {
+  e.constant(t, 1.0f);
+  e.sub(t, t, tail);
+  e.select_less(x, x, 0.0f, tail, t);
+}
+
+template <class E>
+void emit_sigmoid_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+  emit_magnitude(e, x, x, 106.0f, t[0]);
+  emit_negative_exponent(e, t[0], t[1], x);
+  emit_power(e, x, t[1], t[0]);
+  e.add(x, x, 1.0f);
+  emit_quotient(e, x, t[0], t[1], t[2]);
+}
+
+template <class E>
+void emit_tanh_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+  emit_magnitude(e, x, x, 54.0f, t[0]);
+  e.add(x, x, x);
+  emit_negative_exponent(e, t[0], t[1], x);
+  emit_power(e, x, t[1], t[0]);
+  e.add(x, x, 1.0f);
+  e.mul(x, x, 4.0f);
+  emit_quotient(e, x, t[0], t[1], t[2]);
+}
+
+template <class E>
+void emit_silu_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+  emit_magnitude(e, t[0], x, 120.0f, t[1]);
+  emit_negative_exponent(e, t[1], t[2], t[0]);
+  emit_power(e, t[3], t[2], t[1]);
+  e.constant(t[4], 1.0f);
+  e.sub(t[0], t[4], t[0]);
+  e.add(t[0], t[0], t[2]);  // N
+  e.fma(t[0], t[0], t[3]);
+  emit_quotient(e, t[0], t[1], t[2], t[3]);
+  emit_side(e, x, t[0], t[1]);
+}
+
+template <class E>
+void emit_gelu_tanh_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+  emit_magnitude(e, t[0], x, 11.0f, t[1]);
+  emit_gelu_tanh_exponent(e, t[1], t[2], t[0], t + 3);
+  emit_power(e, t[3], t[2], t[1]);
+  // N = 1 - a (c + b a^2) + E, c = 2 sqrt(2/pi) in two parts, b = 3 * 0.044715 c
+  e.mul(t[4], t[0], t[0]);
+  e.constant(t[5], -0x1.857936p-25f);
+  e.fma(t[5], t[4], 0x1.b6676cp-3f);
+  e.constant(t[4], 1.0f);
+  e.fnma(t[4], t[0], 0x1.988454p+0f);
+  e.add(t[4], t[4], t[2]);
+  e.fnma(t[4], t[0], t[5]);
+  e.fma(t[4], t[4], t[3]);
+  emit_quotient(e, t[4], t[1], t[2], t[3]);
+  emit_side(e, x, t[4], t[1]);
+}
+
+/// Up to |x| = 1: 1/2 + x q(x^2), q of degree 5, off by at most 2^-28.2. Above, from the tail Phi(-a) - a phi(a) =
+/// 2^(-a^2 log2(e) / 2) (p(y) - a / sqrt(2 pi)), y = 2.5 / (a + 2.5), p of degree 7: the difference is off by at most
+/// 2^-26.3 of itself (both by Lawson's iteration, coefficients rounded one after the other).
+template <class E>
+void emit_gelu_erf_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+  constexpr float half_log2e = 0x1.715476p-1f;
+  constexpr float half_log2e_low = 0x1.4ae0cp-27f;
+  emit_magnitude(e, t[0], x, 14.75f, t[1]);
+  // n - r = -a^2 log2(e) / 2, n = t3, r = t4
+  e.mul(t[1], t[0], t[0]);
+  e.move(t[2], t[1]);
+  e.fnma(t[2], t[0], t[0]);  // a^2 = t1 - t2
+  e.mul(t[3], t[1], -half_log2e);
+  e.round(t[3], t[3]);
+  e.move(t[4], t[3]);
+  e.fma(t[4], t[1], half_log2e);
+  e.fma(t[4], t[1], half_log2e_low);
+  e.fnma(t[4], t[2], half_log2e);
+  emit_exp2_series(e, t[1], t[4]);
+  e.mul(t[1], t[1], t[4]);
+  e.add(t[2], t[0], 2.5f);
+  e.constant(t[4], 2.5f);
+  e.div(t[2], t[4], t[2]);
+  e.constant(t[4], 0x1.cd4d92p-5f);
+  e.horner(t[4], t[2], -0x1.331736p-3f);
+  e.horner(t[4], t[2], 0x1.e0aa64p-5f);
+  e.horner(t[4], t[2], 0x1.666232p-4f);
+  e.horner(t[4], t[2], 0x1.02ecbap-3f);
+  e.horner(t[4], t[2], 0x1.4ba216p-3f);
+  e.horner(t[4], t[2], 0x1.462a28p-3f);
+  e.horner(t[4], t[2], 0x1.0e4ff8p-16f);
+  e.fnma(t[4], t[0], -0x1.857936p-27f);
+  e.fnma(t[4], t[0], 0x1.988454p-2f);  // 1 / sqrt(2 pi)
+  e.fma(t[4], t[4], t[1]);
+  e.scale(t[4], t[4], t[3]);
+  e.move(t[1], x);
+  emit_side(e, t[1], t[4], t[2]);
+  e.mul(t[2], x, x);
+  e.constant(t[3], -0x1.640bb6p-14f);
+  e.horner(t[3], t[2], 0x1.24f626p-10f);
+  e.horner(t[3], t[2], -0x1.367becp-7f);
+  e.horner(t[3], t[2], 0x1.ea2916p-5f);
+  e.horner(t[3], t[2], -0x1.1057f6p-2f);
+  e.horner(t[3], t[2], 0x1.988452p-1f);
+  e.horner(t[3], x, 0.5f);
+  e.select_less(x, t[0], 1.0f, t[3], t[1]);
+}
+
+/// (x + 3/2) / 3, 0 up to -3 and 1 from 3.
+template <class E>
+void emit_hardswish_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+  constexpr float before_3 = 0x1.7ffffep+1f;
+  e.add(t[0], x, 1.5f);
+  e.mul(t[0], t[0], 0x1.555556p-2f);
+  e.constant(t[1], 0.0f);
+  e.select_less(t[0], x, -before_3, t[1], t[0]);
+  e.constant(t[1], before_3);
+  e.constant(t[2], 1.0f);
+  e.select_less(x, t[1], x, t[2], t[0]);  // this order keeps NaN
+}
+
 /// Evaluates on one float. The empty asm after a product or a sum keeps the compiler from contracting the two.
 struct float_evaluator {
   using reg = float*;
@@ -290,7 +451,7 @@ struct float_evaluator {
 
 }  // namespace detail
 
-/// Registers that emit_activation needs beside x; 0 for a step that is not one of these activations.
+/// Registers that emit_activation needs beside x; 0 for a step that has no function here.
 constexpr int temporaries(op_kind kind) noexcept {
   switch (kind) {
     case op_kind::sigmoid: return 5;
@@ -299,12 +460,18 @@ constexpr int temporaries(op_kind kind) noexcept {
     case op_kind::gelu_tanh: return 5;
     case op_kind::silu: return 5;
     case op_kind::hardswish: return 3;
+    case op_kind::sigmoid_backward: return 3;
+    case op_kind::tanh_backward: return 3;
+    case op_kind::gelu_erf_backward: return 5;
+    case op_kind::gelu_tanh_backward: return 6;
+    case op_kind::silu_backward: return 5;
+    case op_kind::hardswish_backward: return 3;
     default: return 0;
   }
 }
 
-/// Emits, or evaluates, the activation on register x in place; t[0..temporaries(kind)-1] are clobbered. Does nothing
-/// for a step that is not one of these activations.
+/// Emits, or evaluates, on register x in place the function of the step: an activation; of a `_backward` step, the
+/// derivative of its activation. t[0..temporaries(kind)-1] are clobbered. Does nothing for another step.
 template <class E>
 void emit_activation(op_kind kind, E& e, typename E::reg x, const typename E::reg* t) {
   switch (kind) {
@@ -314,11 +481,17 @@ void emit_activation(op_kind kind, E& e, typename E::reg x, const typename E::re
     case op_kind::gelu_tanh: return detail::emit_gelu_tanh(e, x, t);
     case op_kind::silu: return detail::emit_silu(e, x, t);
     case op_kind::hardswish: return detail::emit_hardswish(e, x, t);
+    case op_kind::sigmoid_backward: return detail::emit_sigmoid_derivative(e, x, t);
+    case op_kind::tanh_backward: return detail::emit_tanh_derivative(e, x, t);
+    case op_kind::gelu_erf_backward: return detail::emit_gelu_erf_derivative(e, x, t);
+    case op_kind::gelu_tanh_backward: return detail::emit_gelu_tanh_derivative(e, x, t);
+    case op_kind::silu_backward: return detail::emit_silu_derivative(e, x, t);
+    case op_kind::hardswish_backward: return detail::emit_hardswish_derivative(e, x, t);
     default: return;
   }
 }
 
-/// The activation of one float: the same bits as generated code gives. x itself for a step that is not one of these.
+/// That function of one float: the same bits as generated code gives. x itself for another step.
 inline float activate(op_kind kind, float x) noexcept {
   float t[6] = {};
   float* const registers[6] = {&t[0], &t[1], &t[2], &t[3], &t[4], &t[5]};

@@ -63,8 +63,27 @@ enum class op_kind : std::uint16_t {
   hardswish,      ///< x * min(max(x + 3, 0), 6) / 6
   multiply,       ///< x * R[row,column]                                  operand: matrix with ld
   multiply_mask,  ///< bit ? x : +0                                       operand: bit matrix, ld in bytes
+  store,          ///< x, which is also written to R[row,column]          operand: matrix with ld
+  // x * f'(R[row,column]), f the activation of that name: the gradient's way back where R is what f was given.
+  sigmoid_backward,    ///< operand: matrix with ld, as the others below
+  tanh_backward,       ///<
+  gelu_erf_backward,   ///<
+  gelu_tanh_backward,  ///<
+  silu_backward,       ///<
+  hardswish_backward,  ///< f' is 0 up to -3 and 1 from 3
 };
-inline constexpr int op_kind_count = 16;
+inline constexpr int op_kind_count = 23;
+
+namespace detail {
+/// Multiplies by a derivative.
+constexpr bool is_backward(op_kind kind) noexcept {
+  return kind >= op_kind::sigmoid_backward && kind <= op_kind::hardswish_backward;
+}
+/// The operand is a matrix (m,n) that is read; it may be C itself.
+constexpr bool is_read_matrix(op_kind kind) noexcept {
+  return kind == op_kind::add || kind == op_kind::multiply || is_backward(kind);
+}
+}  // namespace detail
 
 /// Which index of C selects the element of a vector operand.
 enum class axis : std::uint8_t { none, column, row };
@@ -198,6 +217,28 @@ constexpr epilogue_op multiply(index ld, type operand = type::f32) {
 }
 constexpr epilogue_op multiply_mask(index ld_bytes) {
   return make(op_kind::multiply_mask, type::u8, axis::none, ld_bytes);
+}
+/// x, which is also written to R (m,n), converted to the type of R; R may overlap nothing else of the call.
+constexpr epilogue_op store(index ld, type operand = type::f32) {
+  return make(op_kind::store, operand, axis::none, ld);
+}
+constexpr epilogue_op sigmoid_backward(index ld, type operand = type::f32) {
+  return make(op_kind::sigmoid_backward, operand, axis::none, ld);
+}
+constexpr epilogue_op tanh_backward(index ld, type operand = type::f32) {
+  return make(op_kind::tanh_backward, operand, axis::none, ld);
+}
+constexpr epilogue_op gelu_erf_backward(index ld, type operand = type::f32) {
+  return make(op_kind::gelu_erf_backward, operand, axis::none, ld);
+}
+constexpr epilogue_op gelu_tanh_backward(index ld, type operand = type::f32) {
+  return make(op_kind::gelu_tanh_backward, operand, axis::none, ld);
+}
+constexpr epilogue_op silu_backward(index ld, type operand = type::f32) {
+  return make(op_kind::silu_backward, operand, axis::none, ld);
+}
+constexpr epilogue_op hardswish_backward(index ld, type operand = type::f32) {
+  return make(op_kind::hardswish_backward, operand, axis::none, ld);
 }
 }  // namespace op
 

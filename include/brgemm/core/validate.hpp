@@ -51,12 +51,13 @@ constexpr bool is_transcendental(op_kind kind) noexcept {
     case op_kind::gelu_tanh:
     case op_kind::silu:
     case op_kind::hardswish: return true;
-    default: return false;
+    default: return is_backward(kind);
   }
 }
 
 constexpr bool is_mask(op_kind kind) noexcept { return kind == op_kind::relu_mask || kind == op_kind::multiply_mask; }
-constexpr bool is_matrix(op_kind kind) noexcept { return kind == op_kind::add || kind == op_kind::multiply; }
+constexpr bool is_written(op_kind kind) noexcept { return kind == op_kind::relu_mask || kind == op_kind::store; }
+constexpr bool is_matrix(op_kind kind) noexcept { return is_read_matrix(kind) || kind == op_kind::store; }
 constexpr bool is_vector(op_kind kind) noexcept { return kind == op_kind::bias || kind == op_kind::scale; }
 constexpr bool has_operand(op_kind kind) noexcept { return is_mask(kind) || is_matrix(kind) || is_vector(kind); }
 
@@ -374,7 +375,7 @@ inline result<void> check_extents(const desc& d, const arguments& x) noexcept {
   return {};
 }
 
-/// What a call writes: C, and the masks of relu_mask steps.
+/// What a call writes: C, and the operands of relu_mask and store steps.
 struct written {
   region of[1 + max_epilogue];
   const char* name[1 + max_epilogue] = {};
@@ -417,7 +418,7 @@ inline region region_of_operand(const desc& d, const arguments& x, int step) noe
   return region_of(x.operand[step], storage_of_operand(d, o, rows_of(d, x)), ld, size_of(o.operand));
 }
 
-/// Operands that are there; the masks among them that are written join `w`.
+/// Operands that are there; those among them that are written join `w`.
 inline result<void> check_operands(const desc& d, const arguments& x, written& w) noexcept {
   for (int step = 0; step < d.epilogue_size; ++step) {
     const epilogue_op& o = d.epilogue[step];
@@ -425,15 +426,17 @@ inline result<void> check_operands(const desc& d, const arguments& x, written& w
     if (auto r = check_pointer("operand", x.operand[step], size_of(o.operand)); !r) {
       return error(errc::invalid_argument, "operand", "operand[%d]: %s", step, r.error().message().data());
     }
-    if (o.kind != op_kind::relu_mask) continue;
-    if (auto r = add_written(w, region_of_operand(d, x, step), "operand", "mask", step); !r) return r;
+    if (!is_written(o.kind)) continue;
+    const char* const what = is_mask(o.kind) ? "mask" : "stored matrix";
+    if (auto r = add_written(w, region_of_operand(d, x, step), "operand", what, step); !r) return r;
   }
   for (int step = 0; step < d.epilogue_size; ++step) {
     const epilogue_op& o = d.epilogue[step];
-    if (!has_operand(o.kind) || o.kind == op_kind::relu_mask) continue;
+    if (!has_operand(o.kind) || is_written(o.kind)) continue;
     const region r = region_of_operand(d, x, step);
     // A step may read the element of C that it replaces.
-    const bool is_c = is_matrix(o.kind) && o.operand == d.c && r.address == w.of[0].address && r.pitch == w.of[0].pitch;
+    const bool is_c =
+        is_read_matrix(o.kind) && o.operand == d.c && r.address == w.of[0].address && r.pitch == w.of[0].pitch;
     if (is_c) continue;
     if (auto checked = check_region(w, r, "operand", "operand", step); !checked) return checked;
   }

@@ -33,9 +33,29 @@ class kernel_name {
 namespace detail {
 
 constexpr const char* word_of(op_kind kind) noexcept {
-  constexpr const char* words[op_kind_count] = {
-      "none",    "bias", "add",     "scale",    "relu", "relumask",  "leakyrelu", "clamp",
-      "sigmoid", "tanh", "geluerf", "gelutanh", "silu", "hardswish", "multiply",  "multiplymask"};
+  constexpr const char* words[op_kind_count] = {"none",
+                                                "bias",
+                                                "add",
+                                                "scale",
+                                                "relu",
+                                                "relumask",
+                                                "leakyrelu",
+                                                "clamp",
+                                                "sigmoid",
+                                                "tanh",
+                                                "geluerf",
+                                                "gelutanh",
+                                                "silu",
+                                                "hardswish",
+                                                "multiply",
+                                                "multiplymask",
+                                                "store",
+                                                "sigmoidbackward",
+                                                "tanhbackward",
+                                                "geluerfbackward",
+                                                "gelutanhbackward",
+                                                "silubackward",
+                                                "hardswishbackward"};
   const auto i = static_cast<std::size_t>(kind);
   return i < std::size(words) ? words[i] : "unknown";
 }

@@ -57,7 +57,7 @@ struct call_options {
   std::int32_t zero_a = 0;
   std::int32_t zero_b = 0;
   const std::int32_t* column_sums = nullptr;  ///< (n)
-  const void* operands[max_epilogue] = {};  ///< one an epilogue step, nullptr where it has none; relu_mask's is written
+  const void* operands[max_epilogue] = {};  ///< one a step, nullptr where it has none; relu_mask and store write theirs
   index operand_ld[max_epilogue] = {};      ///< where an epilogue step's ld is at_call
 };
 
