@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <string>
@@ -119,6 +120,32 @@ TEST_F(CodeCache, EveryFieldOfTheDescCounts) {
   }
 }
 
+/// Descs that differ in any one field, and dense shapes, spread over the buckets about as chance would have it.
+TEST_F(CodeCache, BucketsAreUsedEvenly) {
+  std::vector<desc> one_field[6];
+  std::vector<desc> shapes;
+  for (brgemm::index i = 1; i <= 1000; ++i) {
+    for (auto& list : one_field) list.push_back(problem(64));
+    one_field[0].back().m = i;
+    one_field[1].back().n = i;
+    one_field[2].back().k = 64 * i;
+    one_field[3].back().ldc = i;
+    one_field[4].back().stride_a = 4096 * i;
+    append(append(one_field[5].back(), op::relu()), op::add(i));
+    desc d;
+    d.m = 1 + i % 10, d.n = d.ldb = d.ldc = 16 * (1 + i / 10 % 10), d.k = d.lda = 8 * (1 + i / 100);
+    d.stride_a = d.m * d.k, d.stride_b = d.k * d.n;
+    shapes.push_back(d);
+  }
+  const auto longest = [](const std::vector<desc>& list) {
+    std::vector<int> length(detail::bucket_count);
+    for (const desc& d : list) ++length[detail::bucket_hash({d, 0}) >> detail::bucket_shift];
+    return *std::max_element(length.begin(), length.end());
+  };
+  for (const auto& list : one_field) EXPECT_LE(longest(list), 8) << "field " << &list - one_field;
+  EXPECT_LE(longest(shapes), 8);
+}
+
 TEST_F(CodeCache, HiddenFeaturesMakeAnotherKernel) {
   const auto all = make(5);
   hide_cpu_features("-avx2");
@@ -130,8 +157,7 @@ TEST_F(CodeCache, HiddenFeaturesMakeAnotherKernel) {
   EXPECT_EQ(&all->description(), &again->description());
 }
 
-/// The same where nothing but the desc tells the first guess what to look for.
-TEST_F(CodeCache, HiddenFeaturesAndRestrictionsAreSeenByTheGuess) {
+TEST_F(CodeCache, RestrictionsMakeAnotherKernel) {
   restrict_backend("fake");
   const auto all = make_kernel(problem(5));
   hide_cpu_features("-avx2");

@@ -54,7 +54,8 @@ struct cache_key {
   std::uint64_t circumstances;  // lower half: bits of cpu(), of which tests hide some; upper: the backend named, or 0
 
   cache_key(const desc& d, std::uint32_t backend) noexcept
-      : description(&d), circumstances((std::uint64_t{backend} << 32) | cpu().bits) {}
+      : description(&d),
+        circumstances((std::uint64_t{backend} << 32) | visible_features().load(std::memory_order_relaxed)) {}
   std::uint32_t backend() const noexcept { return static_cast<std::uint32_t>(circumstances >> 32); }
 };
 
@@ -62,17 +63,18 @@ enum class record_state : std::uint8_t { free, pending, ready };
 
 struct code_cache;
 
-/// One kernel. The first group is read without a pin; the second only with one, or under the lock.
+/// One kernel. `live`, `hash` and `next` are read without a pin; what follows only with one, or under the lock. What a
+/// request reads is together: the first line, and the fields of the desc before its epilogue behind that.
 struct record {
-  std::atomic<bool> live{false};
+  alignas(64) std::atomic<bool> live{false};
   std::atomic<std::uint64_t> hash{0};
   std::atomic<record*> next{nullptr};  // in its bucket
-  const code_cache* owner = nullptr;   // for ever
-
-  desc description;
   std::uint64_t circumstances = 0;
   entry_point entry = nullptr;
+  const void* context = nullptr;      // that of `program`
+  const code_cache* owner = nullptr;  // for ever
   const backend::entry* maker = nullptr;
+  desc description;
   backend::program program;
   backend::code_pages pages;
 
@@ -102,7 +104,8 @@ struct record_list {
   }
 };
 
-inline constexpr std::size_t bucket_count = 4096;
+inline constexpr int bucket_shift = 52;
+inline constexpr std::size_t bucket_count = std::size_t{1} << (64 - bucket_shift);
 inline constexpr std::size_t default_code_cache_limit = std::size_t{64} << 20;
 inline constexpr int scratch_count = 4;
 
@@ -131,18 +134,6 @@ inline constinit code_cache cache;
 
 inline constinit std::atomic<std::uint32_t> shards_taken{1u << shared_shard};
 inline constinit thread_local unsigned own_shard = no_shard;
-
-/// The records that this thread found last, by a few fields of the desc: guesses for the next request, never pinned.
-inline constexpr std::size_t recent_count = 256;
-inline constinit thread_local record* recent[recent_count] = {};
-
-inline record*& recent_of(const desc& d) noexcept {
-  const std::uint64_t mix = static_cast<std::uint64_t>(d.m) * 0x9e3779b97f4a7c15u +
-                            static_cast<std::uint64_t>(d.n) * 0xc2b2ae3d27d4eb4fu +
-                            static_cast<std::uint64_t>(d.k) * 0x165667b19e3779f9u +
-                            (static_cast<std::uint64_t>(d.beta) << 60) + (std::uint64_t{d.epilogue_size} << 57);
-  return recent[mix >> 56];
-}
 
 /// Gives the number back when its thread ends; what the thread does after that counts in the shared shard.
 struct shard_owner {
@@ -212,8 +203,28 @@ inline bool pin(record* r) noexcept {
   return false;
 }
 
-inline bool matches(const record& r, const cache_key& key) noexcept {
-  return r.circumstances == key.circumstances && std::memcmp(&r.description, key.description, sizeof(desc)) == 0;
+/// Sixteen bytes, in a register that every x86-64 has: a call of memcmp costs a third of a whole request.
+using sixteen_bytes [[gnu::vector_size(16), gnu::may_alias, gnu::aligned(8)]] = long long;
+
+/// Whether `bytes` bytes are the same, or, without y, zero.
+template <std::size_t bytes, class... Y>
+[[gnu::always_inline]] inline bool same_bytes(const void* x, const Y*... y) noexcept {
+  static_assert(bytes % sizeof(sixteen_bytes) == 0);
+  sixteen_bytes differences = {};
+  for (std::size_t i = 0; i < bytes / sizeof(sixteen_bytes); ++i) {
+    differences |= (static_cast<const sixteen_bytes*>(x)[i] ^ ... ^ reinterpret_cast<const sixteen_bytes*>(y)[i]);
+  }
+  return (differences[0] | differences[1]) == 0;
+}
+
+/// A record's unused epilogue entries are zero, as validate has seen; so of a desc without epilogue they need only be
+/// zero too, and the record's are not read.
+inline bool matches(const record& r, cache_key key) noexcept {
+  constexpr std::size_t head = offsetof(desc, epilogue);
+  const desc& wanted = *key.description;
+  if (r.circumstances != key.circumstances || !same_bytes<head>(&r.description, &wanted)) return false;
+  if (wanted.epilogue_size == 0) return same_bytes<sizeof wanted.epilogue>(wanted.epilogue);
+  return same_bytes<sizeof wanted.epilogue>(wanted.epilogue, r.description.epilogue);
 }
 
 inline void count_hit(record* r) noexcept {
@@ -226,40 +237,51 @@ inline void count_hit(record* r) noexcept {
 
 // Lookup -------------------------------------------------------------------------------------------------------------
 
-/// Of the part of a desc that is in use (the comparison is of all of it).
-inline std::uint64_t bucket_hash(const cache_key& key) noexcept {
+/// Of the part of a desc that is in use (the comparison is of all of it). A sum of products of two words each, which
+/// the CPU forms side by side; after the last product the upper bits, which choose the bucket, depend on all of it.
+inline std::uint64_t bucket_hash(cache_key key) noexcept {
   constexpr std::size_t head = offsetof(desc, epilogue) / 8;
-  static_assert(offsetof(desc, epilogue) % 8 == 0 && sizeof(epilogue_op) % 8 == 0);
-  const std::size_t steps = std::min<std::size_t>(key.description->epilogue_size, max_epilogue);
-  const std::size_t words = head + steps * (sizeof(epilogue_op) / 8);
-  const auto* bytes = reinterpret_cast<const unsigned char*>(key.description);
-  std::uint64_t lane[2] = {0x9e3779b97f4a7c15u ^ key.circumstances, 0xc2b2ae3d27d4eb4fu};
-  for (std::size_t i = 0; i < words; ++i) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, bytes + 8 * i, 8);
-    lane[i % 2] = (std::rotl(lane[i % 2], 25) ^ word) * 0xff51afd7ed558ccdu;
+  constexpr std::size_t step = sizeof(epilogue_op) / 8;
+  static_assert(head == 10 && step == 3);
+  constexpr std::uint64_t odd[head] = {0x1e3779b9, 0x42b2ae3d, 0x365667b1, 0x56e8feb9, 0x2a0761d7,
+                                       0x67037ed1, 0x0ebc6af1, 0x589965cd, 0x1d8e4e27, 0x6b44accb};
+  constexpr std::uint64_t last = 0x9e3779b97f4a7c15u;
+  const auto word = [bytes = reinterpret_cast<const unsigned char*>(key.description)](std::size_t i) {
+    std::uint64_t w = 0;
+    std::memcpy(&w, bytes + 8 * i, 8);
+    return w;
+  };
+  std::uint64_t h = key.circumstances;
+  for (std::size_t i = 0; i < head; i += 2) h += (word(i) + odd[i]) * (word(i + 1) + odd[i + 1]);
+  const std::size_t words = head + std::min<std::size_t>(key.description->epilogue_size, max_epilogue) * step;
+  for (std::size_t i = head; i < words; i += step) {
+    h = (std::rotl(h, 29) ^ word(i)) * last + (word(i + 1) + odd[0]) * (word(i + 2) + odd[1]);
   }
-  const std::uint64_t h = (lane[0] ^ std::rotl(lane[1], 32)) * 0xc4ceb9fe1a85ec53u;
-  return h ^ (h >> 32);
+  return h * last;
 }
 
-inline std::atomic<record*>& bucket_of(std::uint64_t hash) noexcept { return cache.buckets[hash % bucket_count]; }
+inline std::atomic<record*>& bucket_of(std::uint64_t hash) noexcept { return cache.buckets[hash >> bucket_shift]; }
+
+/// Pins a record that may have been evicted, or made another, since it was seen; if it is still the one.
+inline bool pin_if(record* r, cache_key key, std::uint64_t hash) noexcept {
+  if (r->hash.load(std::memory_order_relaxed) != hash || !pin(r)) return false;
+  if (matches(*r, key)) return true;
+  unpin(r);
+  return false;
+}
 
 /// A pinned record, or nullptr: then it may still be there, and the lock tells. A chain can change under the walk, and
 /// lead it astray for ever, so the walk is bounded.
-inline record* find_pinned(const cache_key& key, std::uint64_t hash) noexcept {
+inline record* find_pinned(cache_key key, std::uint64_t hash) noexcept {
   record* r = bucket_of(hash).load(std::memory_order_acquire);
   for (int steps = 0; r != nullptr && steps < 64; ++steps) {
-    if (r->hash.load(std::memory_order_relaxed) == hash && pin(r)) {
-      if (matches(*r, key)) return r;
-      unpin(r);
-    }
+    if (pin_if(r, key, hash)) return r;
     r = r->next.load(std::memory_order_acquire);
   }
   return nullptr;
 }
 
-inline record* find_locked(const cache_key& key, std::uint64_t hash) noexcept {
+inline record* find_locked(cache_key key, std::uint64_t hash) noexcept {
   record* r = bucket_of(hash).load(std::memory_order_relaxed);
   while (r != nullptr && !(r->hash.load(std::memory_order_relaxed) == hash && matches(*r, key))) {
     r = r->next.load(std::memory_order_relaxed);
@@ -430,7 +452,7 @@ class scratch_buffer {
 };
 
 /// A record that no list holds, with the key filled in; nullptr where memory is out.
-inline record* take_record_locked(const cache_key& key, std::uint64_t hash) noexcept {
+inline record* take_record_locked(cache_key key, std::uint64_t hash) noexcept {
   record* r = cache.free;
   if (r != nullptr) {
     cache.free = r->older;
@@ -483,6 +505,7 @@ inline result<void> fill(record* r, const backend::entry& maker) noexcept {
     cache.bytes += needed;
   }
   r->entry = made->entry;
+  r->context = made->context;
   if (made->code_bytes == 0) return {};
   const result<backend::code_pages> pages = backend::install_code(buffer.bytes().first(made->code_bytes));
   if (!pages) return pages.error();
@@ -517,7 +540,7 @@ inline void finish(record* r, bool made) noexcept {
 
 /// What the lock says: a pinned record, or a pending one of this thread's own (`mine`), or nullptr for no memory.
 /// Waits while another thread generates the same.
-inline record* find_or_begin(const cache_key& key, std::uint64_t hash, bool& mine) noexcept {
+inline record* find_or_begin(cache_key key, std::uint64_t hash, bool& mine) noexcept {
   for (;;) {
     std::uint32_t ticket = 0;
     {
@@ -541,7 +564,7 @@ inline record* find_or_begin(const cache_key& key, std::uint64_t hash, bool& min
 
 /// A pinned record for the key, generated by the backend that `choose()` names where it is not in the cache.
 template <class Choose>
-[[gnu::noinline]] result<record*> obtain(const cache_key& key, std::uint64_t hash, Choose&& choose) noexcept {
+[[gnu::noinline]] result<record*> obtain(cache_key key, std::uint64_t hash, Choose&& choose) noexcept {
   stay_loaded();
   bool mine = false;
   record* r = find_or_begin(key, hash, mine);

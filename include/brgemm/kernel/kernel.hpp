@@ -70,7 +70,7 @@ class kernel {
  private:
   friend struct kernel_access;
   explicit kernel(detail::record* pinned) noexcept
-      : entry_(pinned->entry), context_(pinned->program.context), record_(pinned) {}
+      : entry_(pinned->entry), context_(pinned->context), record_(pinned) {}
 
   entry_point entry_ = nullptr;
   const void* context_ = nullptr;
@@ -185,24 +185,23 @@ inline result<const backend::entry*> choose_backend(const desc& d, std::uint32_t
   return answer;
 }
 
-inline result<kernel> make_permitted(const cache_key& key) noexcept {
-  const std::uint64_t hash = bucket_hash(key);
-  record* r = find_pinned(key, hash);
-  if (r != nullptr) {
-    count_hit(r);
-  } else {
-    const auto made = obtain(key, hash, [&key] { return choose_backend(*key.description, key.backend()); });
-    if (!made) return made.error();
-    r = *made;
+/// Where the first record of the bucket is not the one.
+[[gnu::noinline]] inline result<kernel> make_permitted(cache_key key, std::uint64_t hash) noexcept {
+  record* const found = find_pinned(key, hash);
+  if (found != nullptr) {
+    count_hit(found);
+    return kernel_access::make(found);
   }
-  recent_of(*key.description) = r;
-  return kernel_access::make(r);
+  const auto made = obtain(key, hash, [&key] { return choose_backend(*key.description, key.backend()); });
+  if (!made) return made.error();
+  return kernel_access::make(*made);
 }
 
 [[gnu::noinline]] inline result<kernel> make_named(const desc& d, std::string_view wanted) noexcept {
   const result<int> number = permitted_number(wanted);
   if (!number) return number.error();
-  return make_permitted({d, static_cast<std::uint32_t>(*number)});
+  const cache_key key(d, static_cast<std::uint32_t>(*number));
+  return make_permitted(key, bucket_hash(key));
 }
 
 }  // namespace detail
@@ -215,15 +214,13 @@ inline result<kernel> make_kernel(const desc& d, const options& o = {}) noexcept
   const int number = detail::restriction.number.load(std::memory_order_acquire);
   if (number < 0 || !o.backend.empty()) return detail::make_named(d, o.backend);
   const detail::cache_key key(d, static_cast<std::uint32_t>(number));
-  detail::record* const guess = detail::recent_of(d);
-  if (guess != nullptr && detail::pin(guess)) {
-    if (detail::matches(*guess, key)) {
-      detail::count_hit(guess);
-      return kernel_access::make(guess);
-    }
-    detail::unpin(guess);
+  const std::uint64_t hash = detail::bucket_hash(key);
+  detail::record* const first = detail::bucket_of(hash).load(std::memory_order_acquire);
+  if (first != nullptr && detail::pin_if(first, key, hash)) {
+    detail::count_hit(first);
+    return kernel_access::make(first);
   }
-  return detail::make_permitted(key);
+  return detail::make_permitted(key, hash);
 }
 
 /// For tests: stands in the place of BRGEMM_BACKEND from now on; "" permits all. Kernels made before are untouched.
