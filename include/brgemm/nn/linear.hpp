@@ -6,6 +6,7 @@
 
 #include "../kernel/pack.hpp"
 #include "activation.hpp"
+#include "block_epilogue.hpp"
 #include "product.hpp"
 
 namespace brgemm::inline abi_0::nn {
@@ -125,7 +126,7 @@ class linear {
   index ldy() const noexcept { return d_.ldy != 0 ? d_.ldy : d_.out; }
   tiling x_tiles() const noexcept { return tiling_of(d_.x_storage, d_.in, ldx()); }
   tiling y_tiles() const noexcept { return tiling_of(d_.y_storage, d_.out, ldy()); }
-  /// f32 derivatives lie as their activations, plain ones without gaps.
+  /// z in f32 lies as its activations, plain ones without gaps.
   static tiling saved_tiles(storage s, index features) noexcept { return tiling_of(s, features, features); }
 
   static index bytes_of(storage s, index features, index ld, type t, index rows) noexcept {
@@ -164,23 +165,19 @@ class linear {
   result<void> check_view(const char* name, const view<const T, 2>& v, index features, index ld,
                           type wanted) const noexcept;
 
-  /// Other activations than relu keep z for the derivative, so while training the kernel writes z and `activate` the
-  /// rest.
-  bool activates_apart() const noexcept {
-    return d_.training && d_.act != activation::none && d_.act != activation::relu;
-  }
   detail::row_product_desc forward_desc() const noexcept;
   detail::row_product_desc backward_desc() const noexcept;
+  static detail::tiled_step backward_step(activation a, storage s, index features) noexcept;
 
   void pair_weights(loops::executor_ref threads, const float* from, std::uint32_t* to) const noexcept;
   void transpose_weights(loops::executor_ref threads, const float* parameters, void* to) const noexcept;
-  void activate(loops::executor_ref threads, index rows, void* y, float* saved) const noexcept;
   void copy_x(loops::executor_ref threads, index rows, const void* x, void* to) const noexcept;
   void copy_z(loops::executor_ref threads, index rows, const void* dz, void* to) const noexcept;
 
   linear_desc d_;
   std::optional<detail::row_product> forward_;
   std::optional<detail::row_product> backward_;
+  std::optional<detail::block_epilogue> activation_;  ///< of its derivative
   std::optional<detail::gradient_product> gradient_;
 };
 

@@ -15,6 +15,16 @@ inline result<void> linear::check_backward(const char* call, index rows) const n
 
 // ---- by the activation ----
 
+/// Multiplies by the derivative of `a`, from what forward saved.
+inline detail::tiled_step linear::backward_step(activation a, storage s, index features) noexcept {
+  if (a == activation::relu) {
+    const tiling mask = mask_tiling(s, features);
+    return {op::multiply_mask(mask.ld), mask.row_step, mask.column_step};
+  }
+  const tiling z = saved_tiles(s, features);
+  return {op::make(backward_of(a), type::f32, axis::none, z.ld), z.row_step * 4, z.column_step * 4};
+}
+
 inline result<void> linear::backward_activation(loops::executor_ref threads, index rows, const void* dy,
                                                 const void* saved, void* dz) const noexcept {
   if (auto r = check_backward("backward_activation", rows); !r) return r;
@@ -23,25 +33,18 @@ inline result<void> linear::backward_activation(loops::executor_ref threads, ind
                                  {"saved", saved, saved_bytes(d_.act, d_.y_storage, d_.out, rows)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
   const tiling t = y_tiles();
-  const bool is_mask = d_.act == activation::relu;
-  const tiling s = is_mask ? mask_tiling(d_.y_storage, d_.out) : saved_tiles(d_.y_storage, d_.out);
+  const index bytes = size_of(d_.data);
   detail::for_each_tile(threads, rows, d_.out, [&](index block, index panel, index height, index width) {
-    for (index r = 0; r < height; ++r) {
-      const index at = t.offset(block, panel) + r * t.ld;
-      const index saved_at = s.offset(block, panel) + r * s.ld;
-      for (index c = 0; c < width; ++c) {
-        const auto backward = [&](float g) {
-          if (d_.act == activation::none) return g;
-          if (!is_mask) return g * static_cast<const float*>(saved)[saved_at + c];
-          return (static_cast<const std::uint8_t*>(saved)[saved_at + c / 8] >> (c % 8) & 1) != 0 ? g : 0.0f;
-        };
-        if (d_.data == type::f32) {
-          static_cast<float*>(dz)[at + c] = backward(static_cast<const float*>(dy)[at + c]);
-        } else {
-          static_cast<bf16*>(dz)[at + c] = to_bf16(backward(to_f32(static_cast<const bf16*>(dy)[at + c])));
-        }
+    void* const to = static_cast<char*>(dz) + t.offset(block, panel) * bytes;
+    if (dy != dz) {
+      const void* const from = static_cast<const char*>(dy) + t.offset(block, panel) * bytes;
+      if (d_.data == type::f32) {
+        detail::copy_rows(static_cast<const float*>(from), t.ld, static_cast<float*>(to), t.ld, height, width);
+      } else {
+        detail::copy_rows(static_cast<const bf16*>(from), t.ld, static_cast<bf16*>(to), t.ld, height, width);
       }
     }
+    if (activation_) (*activation_)(block, panel, height, width, to, saved);
   });
   return {};
 }
@@ -58,13 +61,7 @@ inline detail::row_product_desc linear::backward_desc() const noexcept {
   b.a = b.b = b.c = d_.data;
   b.a_tiles = y_tiles();
   b.c_tiles = x_tiles();
-  if (d_.input_act == activation::relu) {
-    const tiling mask = mask_tiling(d_.x_storage, d_.in);
-    b.append(op::multiply_mask(mask.ld), mask.row_step, mask.column_step);
-  } else if (d_.input_act != activation::none) {
-    const tiling t = saved_tiles(d_.x_storage, d_.in);
-    b.append(op::multiply(t.ld), t.row_step * 4, t.column_step * 4);
-  }
+  if (d_.input_act != activation::none) b.epilogue[b.steps++] = backward_step(d_.input_act, d_.x_storage, d_.in);
   return b;
 }
 

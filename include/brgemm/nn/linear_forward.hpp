@@ -3,11 +3,10 @@
 
 #include "buffers.hpp"
 #include "linear.hpp"
-#include "tiles.hpp"
 
 namespace brgemm::inline abi_0::nn {
 
-/// y = act(x * W * scale + b); scale for 8-bit data only.
+/// y = act(z), z = x * W * scale + b; scale for 8-bit data only. In training z, or relu's mask, is saved.
 inline detail::row_product_desc linear::forward_desc() const noexcept {
   const bool is_8bit = d_.data == type::u8;
   detail::row_product_desc f;
@@ -17,17 +16,19 @@ inline detail::row_product_desc linear::forward_desc() const noexcept {
   f.k_entry = d_.x_storage == storage::blocked && d_.in > block_width(d_.in) ? block_width(d_.in) : d_.in;
   f.a = d_.data;
   f.b = is_8bit ? type::s8 : d_.data;
-  f.c = activates_apart() ? type::f32 : d_.y;
+  f.c = d_.y;
   f.zero_a = is_8bit ? zero_point::at_call : zero_point::none;
   f.a_tiles = x_tiles();
-  f.c_tiles = activates_apart() ? saved_tiles(d_.y_storage, d_.out) : y_tiles();
+  f.c_tiles = y_tiles();
   const index column = block_width(d_.out) * size_of(type::f32);
   if (is_8bit) f.append(op::scale(axis::column), 0, column);
   if (d_.bias) f.append(op::bias(axis::column), 0, column);
   if (d_.training && d_.act == activation::relu) {
     const tiling mask = mask_tiling(d_.y_storage, d_.out);
     f.append(op::relu_mask(mask.ld), mask.row_step, mask.column_step);
-  } else if (d_.act != activation::none && !activates_apart()) {
+  } else if (d_.act != activation::none) {
+    const tiling z = saved_tiles(d_.y_storage, d_.out);
+    if (d_.training) f.append(op::store(z.ld), z.row_step * 4, z.column_step * 4);
     f.append(op::make(op_of(d_.act)));
   }
   return f;
@@ -49,38 +50,15 @@ inline result<void> linear::forward(loops::executor_ref threads, index rows, con
   detail::row_product_arguments call;
   call.a = x;
   call.b = weights;
-  call.c = activates_apart() ? saved : y;
+  call.c = y;
   call.zero_a = q.zero_x;
   call.column_sums = q.column_sums;
   int step = 0;
   if (is_8bit) call.operands[step++] = const_cast<float*>(q.scale);
   if (d_.bias) call.operands[step++] = const_cast<float*>(bias);
-  if (!activates_apart()) call.operands[step] = saved;
+  call.operands[step] = saved;
   (*forward_)(threads, rows, call);
-  if (activates_apart()) activate(threads, rows, y, static_cast<float*>(saved));
   return {};
-}
-
-/// saved holds z; afterwards y = act(z) and saved = act'(z).
-inline void linear::activate(loops::executor_ref threads, index rows, void* y, float* saved) const noexcept {
-  const tiling from = saved_tiles(d_.y_storage, d_.out);
-  const tiling to = y_tiles();
-  const op_kind kind = op_of(d_.act);
-  detail::for_each_tile(threads, rows, d_.out, [&](index block, index panel, index height, index width) {
-    for (index r = 0; r < height; ++r) {
-      float* const z = saved + from.offset(block, panel) + r * from.ld;
-      const index at = to.offset(block, panel) + r * to.ld;
-      for (index c = 0; c < width; ++c) {
-        const float value = brgemm::activate(kind, z[c]);
-        z[c] = derivative(d_.act, z[c]);
-        if (d_.y == type::f32) {
-          static_cast<float*>(y)[at + c] = value;
-        } else {
-          static_cast<bf16*>(y)[at + c] = to_bf16(value);
-        }
-      }
-    }
-  });
 }
 
 }  // namespace brgemm::inline abi_0::nn

@@ -77,6 +77,12 @@ inline result<linear> linear::plan(const linear_desc& d, const options& how) noe
   auto backward = detail::row_product::make(l.backward_desc(), how);
   if (!backward) return backward.error();
   l.backward_.emplace(std::move(*backward));
+  if (d.act != activation::none) {
+    auto step =
+        detail::block_epilogue::make(d.out, l.y_tiles().ld, d.data, backward_step(d.act, d.y_storage, d.out), how);
+    if (!step) return step.error();
+    l.activation_.emplace(std::move(*step));
+  }
   auto gradient = detail::gradient_product::make(d.in, d.out, d.data, how);
   if (!gradient) return gradient.error();
   l.gradient_.emplace(std::move(*gradient));
