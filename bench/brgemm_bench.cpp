@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 
@@ -69,6 +70,9 @@ int main(int argc, char** argv) {
   settings.layers.rounds = std::max(3, settings.kernels.rounds * 2 / 3);  // their samples are longer
   std::ifstream names(only);
   for (std::string name; std::getline(names, name);) settings.only.insert(name);
+  // OpenBLAS's idle threads look for work for 2^26 cycles before they sleep, on the cores that others are measured on;
+  // 2^16 cycles last from one call to the next (docs of OpenBLAS: runtime variables).
+  setenv("OPENBLAS_THREAD_TIMEOUT", "16", 0);
   settings.peers = bench::load_peers(peers);
   if (list_peers) {
     for (const auto* peer : settings.peers) std::printf("%s\n", peer->name);

@@ -39,24 +39,29 @@ inline double seconds_of(const std::function<void(std::int64_t)>& run, std::int6
   return taken.count();
 }
 
-/// How many calls last `seconds`.
-inline std::int64_t calls_for(const contestant& c, double seconds) {
+inline void settle(const effort& e) {
+  if (e.settle_seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(e.settle_seconds));
+}
+
+/// How many calls last `e.sample_seconds`. The less of two times each: one that something else disturbed counts little.
+inline std::int64_t calls_for(const contestant& c, const effort& e) {
+  settle(e);
   c.run(1);
   for (std::int64_t times = 1;; times *= 2) {
-    const double taken = seconds_of(c.run, times);
-    if (taken < seconds / 4 && times < (std::int64_t{1} << 40)) continue;
-    return std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(times) * seconds / taken));
+    const double taken = std::min(seconds_of(c.run, times), seconds_of(c.run, times));
+    if (taken < e.sample_seconds / 4 && times < (std::int64_t{1} << 40)) continue;
+    return std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(times) * e.sample_seconds / taken));
   }
 }
 
 /// Seconds per call: [contestant][round].
 inline std::vector<std::vector<double>> interleave(const std::vector<contestant>& contestants, const effort& e) {
   std::vector<std::int64_t> times;
-  for (const contestant& c : contestants) times.push_back(calls_for(c, e.sample_seconds));
+  for (const contestant& c : contestants) times.push_back(calls_for(c, e));
   std::vector<std::vector<double>> seconds(contestants.size());
   for (int round = 0; round < e.rounds; ++round) {
     for (std::size_t i = 0; i < contestants.size(); ++i) {
-      if (e.settle_seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(e.settle_seconds));
+      settle(e);
       contestants[i].run(std::max<std::int64_t>(1, times[i] / 16));  // warms caches and branch predictors again
       seconds[i].push_back(seconds_of(contestants[i].run, times[i]) / static_cast<double>(times[i]));
     }
