@@ -163,6 +163,11 @@ inline drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::
   d.lda = lda.in_desc, out.lda = lda.in_call;
   d.ldb = ldb.in_desc, out.ldb = ldb.in_call;
   d.ldc = ldc.in_desc, out.ldc = ldc.in_call;
+  const index line = brgemm::detail::streaming_alignment / size_of(d.c);
+  if (e.one_in(8) && (d.c == brgemm::type::f32 || d.c == brgemm::type::f64 || d.c == brgemm::type::s32)) {
+    d.write_c = brgemm::write_kind::streaming;
+    d.ldc = out.ldc = (out.ldc + line - 1) / line * line;
+  }
   if (batch == brgemm::batch_kind::strides) {
     d.stride_a = draw_stride(e, brgemm::detail::storage_of_a(d, out.m), out.lda);
     d.stride_b = draw_stride(e, stored_b, out.ldb);

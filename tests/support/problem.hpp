@@ -339,7 +339,10 @@ inline void place_batch(const problem& p, index batch, guard side, const problem
 inline brgemm::arguments place(const problem& p, index batch, guard side, const problem_memory& memory) {
   brgemm::arguments x;
   place_batch(p, batch, side, memory, x);
-  x.c = put(*memory.c, side, p.c.data(), p.c.size());
+  const bool streaming = p.d.write_c == brgemm::write_kind::streaming;
+  constexpr auto line = static_cast<std::size_t>(brgemm::detail::streaming_alignment);
+  x.c = memory.c->place(streaming ? (p.c.size() + line - 1) / line * line : p.c.size(), side);
+  std::memcpy(x.c, p.c.data(), p.c.size());
   x.m = p.m, x.lda = p.lda, x.ldb = p.ldb, x.ldc = p.ldc;
   x.alpha = p.alpha, x.beta = p.beta;
   x.zero_a = p.zero_a, x.zero_b = p.zero_b;

@@ -97,6 +97,7 @@ class jit_block : public jit_assembler {
     if (ldc_in_register_) leading_dimension(r15, d_.ldc, argument(&arguments::ldc), size_c_);
   }
   void leave() {
+    if (d_.write_c == write_kind::streaming) sfence();  // other stores of this thread come after C, as everywhere else
     vzeroupper();
     std::size_t below = 0;
     for_saved([&](const Reg64& r) { mov(r, ptr[rbp - (below += 8)]); });

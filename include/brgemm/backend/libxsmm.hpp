@@ -203,6 +203,8 @@ inline result<void> supports_rest(const desc& d) noexcept {
   if (d.alpha != alpha_kind::one) return error(errc::unsupported, "alpha", "libxsmm does an alpha of 1");
   if (d.sums != order::machine) return error(errc::unsupported, "sums", "libxsmm has an order of sums of its own");
   if (d.chains != 1) return error(errc::unsupported, "chains", "libxsmm does 1 chain, not %d", int{d.chains});
+  if (d.write_c != write_kind::cached)
+    return error(errc::unsupported, "write_c", "libxsmm stores C through the caches");
   if (d.m_extent != extent_kind::fixed) return error(errc::unsupported, "m_extent", "libxsmm wants m in the desc");
   if (d.ldb == at_call) return error(errc::unsupported, "ldb", "libxsmm wants leading dimensions in the desc");
   if (d.ldc == at_call) return error(errc::unsupported, "ldc", "libxsmm wants leading dimensions in the desc");

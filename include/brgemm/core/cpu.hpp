@@ -46,6 +46,26 @@ inline constexpr feature_name feature_names[] = {
     {"amx_int8", feature::amx_int8},
 };
 
+/// Bytes of the largest cache of this machine, 0 where the CPU does not tell.
+inline std::int64_t find_largest_cache() noexcept {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  std::int64_t largest = 0;
+  if (!__get_cpuid(0, &a, &b, &c, &d)) return 0;
+  const unsigned leaf = b == signature_INTEL_ebx ? 4 : 0x8000001d;
+  for (unsigned i = 0; i < 16 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31u) != 0; ++i) {
+    const std::int64_t ways = (b >> 22) + 1;
+    const std::int64_t partitions = ((b >> 12) & 0x3ffu) + 1;
+    const std::int64_t line = (b & 0xfffu) + 1;
+    const std::int64_t bytes = ways * partitions * line * (std::int64_t{c} + 1);
+    largest = bytes > largest ? bytes : largest;
+  }
+  return largest;
+}
+inline std::int64_t largest_cache_bytes() noexcept {
+  static const std::int64_t bytes = find_largest_cache();
+  return bytes;
+}
+
 inline std::uint64_t xgetbv() noexcept {
   std::uint32_t low = 0;
   std::uint32_t high = 0;

@@ -33,6 +33,13 @@ enum class beta_kind : std::uint8_t { zero, one, at_call };
 enum class alpha_kind : std::uint8_t { one, at_call };
 enum class extent_kind : std::uint8_t { fixed, at_call };
 enum class zero_point : std::uint8_t { none, at_call };
+
+/// How C is written. The bits are the same.
+enum class write_kind : std::uint8_t {
+  cached,     ///< as usual: C stays in the caches
+  streaming,  ///< past the caches, for a C (f32, f64, s32) that is larger than they are: its lines are not read before
+              ///< they are written. C begins at a multiple of 64 bytes, and ldc, fixed, counts a multiple of 64 bytes.
+};
 enum class place : std::uint8_t { cpu, gpu };
 
 /// The order of sums. For f32, f64 and f16 it is always `chain`; 8-bit sums are exact, so any order is `chain`.
@@ -140,7 +147,8 @@ struct desc {
   zero_point zero_a = zero_point::none;  ///< 8-bit only: A stands for A - arguments.zero_a
   zero_point zero_b = zero_point::none;  ///< 8-bit only: B stands for B - arguments.zero_b
   place where = place::cpu;
-  std::uint16_t epilogue_size = 0;  ///< entries of `epilogue` in use
+  write_kind write_c = write_kind::cached;
+  std::uint8_t epilogue_size = 0;  ///< entries of `epilogue` in use
   epilogue_op epilogue[max_epilogue] = {};
 
   friend constexpr bool operator==(const desc&, const desc&) = default;
@@ -242,10 +250,11 @@ constexpr epilogue_op hardswish_backward(index ld, type operand = type::f32) {
 }
 }  // namespace op
 
-/// Appends a step; a desc whose epilogue is full keeps counting, and make_kernel then refuses it with the count.
+/// Appends a step; a desc whose epilogue is full keeps counting (to 255), and make_kernel then refuses it with the
+/// count.
 constexpr desc& append(desc& d, const epilogue_op& o) {
   if (d.epilogue_size < max_epilogue) d.epilogue[d.epilogue_size] = o;
-  ++d.epilogue_size;
+  if (d.epilogue_size < 255) ++d.epilogue_size;
   return d;
 }
 

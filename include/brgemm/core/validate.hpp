@@ -58,6 +58,9 @@ constexpr bool is_transcendental(op_kind kind) noexcept {
 constexpr bool is_mask(op_kind kind) noexcept { return kind == op_kind::relu_mask || kind == op_kind::multiply_mask; }
 constexpr bool is_written(op_kind kind) noexcept { return kind == op_kind::relu_mask || kind == op_kind::store; }
 constexpr bool is_matrix(op_kind kind) noexcept { return is_read_matrix(kind) || kind == op_kind::store; }
+/// Of C and its rows, where they are written past the caches.
+inline constexpr index streaming_alignment = 64;
+
 constexpr bool is_vector(op_kind kind) noexcept { return kind == op_kind::bias || kind == op_kind::scale; }
 constexpr bool has_operand(op_kind kind) noexcept { return is_mask(kind) || is_matrix(kind) || is_vector(kind); }
 
@@ -85,7 +88,7 @@ inline result<void> check_enumerators(const desc& d) noexcept {
       {"beta", static_cast<int>(d.beta), 3},         {"alpha", static_cast<int>(d.alpha), 2},
       {"sums", static_cast<int>(d.sums), 5},         {"m_extent", static_cast<int>(d.m_extent), 2},
       {"zero_a", static_cast<int>(d.zero_a), 2},     {"zero_b", static_cast<int>(d.zero_b), 2},
-      {"where", static_cast<int>(d.where), 2},
+      {"where", static_cast<int>(d.where), 2},       {"write_c", static_cast<int>(d.write_c), 2},
   };
   for (const auto& f : fields) {
     if (auto r = check_enumerator(f.field, f.value, f.count); !r) return r;
@@ -127,6 +130,21 @@ inline result<void> check_storage(const char* matrix, const char* field, const s
   return {};
 }
 
+/// Streaming stores write whole vectors to aligned addresses.
+inline result<void> check_streaming(const desc& d) noexcept {
+  if (d.write_c != write_kind::streaming) return {};
+  if (d.c != type::f32 && d.c != type::f64 && d.c != type::s32) {
+    return error(errc::unsupported, "write_c", "write_c is streaming and c is %s; f32, f64 and s32 are there",
+                 name_of(d.c).data());
+  }
+  if (d.ldc != at_call && d.ldc * size_of(d.c) % streaming_alignment == 0) return {};
+  return error(
+      errc::invalid_argument, "ldc",
+      "write_c is streaming and ldc is %ld elements of %ld bytes: it must be fixed and count a multiple of %ld "
+      "bytes",
+      d.ldc, size_of(d.c), streaming_alignment);
+}
+
 inline result<void> check_stride(const desc& d, const char* field, index stride, index element_bytes) noexcept {
   if (d.batch != batch_kind::strides && stride != 0) {
     return error(errc::invalid_argument, field, "%s is %ld, but the batch kind is not strides: it must be 0", field,
@@ -157,6 +175,7 @@ inline result<void> check_shape(const desc& d) noexcept {
   if (auto r = check_storage("A", "lda", storage_of_a(d, d.m), d.lda, size_of(d.a)); !r) return r;
   if (auto r = check_storage("B", "ldb", storage_of_b(d), d.ldb, size_of(d.b)); !r) return r;
   if (auto r = check_storage("C", "ldc", {d.m, d.n, 1}, d.ldc, size_of(d.c)); !r) return r;
+  if (auto r = check_streaming(d); !r) return r;
   if (auto r = check_stride(d, "stride_a", d.stride_a, size_of(d.a)); !r) return r;
   return check_stride(d, "stride_b", d.stride_b, size_of(d.b));
 }
@@ -334,8 +353,8 @@ constexpr bool overlap(const region& x, const region& y) noexcept {
 inline result<void> check_pointer(const char* field, const void* data, index alignment) noexcept {
   if (data == nullptr) return error(errc::invalid_argument, field, "%s is null, but its matrix is not empty", field);
   if (reinterpret_cast<std::uintptr_t>(data) % static_cast<std::uintptr_t>(alignment) != 0) {
-    return error(errc::invalid_argument, field, "%s is %p, which is not a multiple of its elements' %ld bytes", field,
-                 data, alignment);
+    return error(errc::invalid_argument, field, "%s is %p, which must be a multiple of %ld bytes", field, data,
+                 alignment);
   }
   return {};
 }
@@ -540,7 +559,8 @@ inline result<void> validate(const desc& d) noexcept {
 inline result<void> validate(const desc& d, const arguments& x) noexcept {
   if (auto r = detail::check_extents(d, x); !r) return r;
   const index m = detail::rows_of(d, x);
-  if (auto r = detail::check_pointer("c", x.c, size_of(d.c)); !r) return r;
+  const bool streaming = d.write_c == write_kind::streaming;
+  if (auto r = detail::check_pointer("c", x.c, streaming ? detail::streaming_alignment : size_of(d.c)); !r) return r;
   detail::written w;
   const detail::region c = detail::region_of(x.c, {m, d.n, 1}, detail::chosen(d.ldc, x.ldc), size_of(d.c));
   if (auto r = detail::add_written(w, c, "c", "C", 0); !r) return r;

@@ -120,7 +120,8 @@ inline void append_step(kernel_name& name, const epilogue_op& o) noexcept {
 
 /// `brgemm_f32_64x48x64_strd_b1_relu`: types (one where A, B and C agree, else all three), m x n x k (`upto` before an
 /// m that is given at the call), batch kind (addr, offs, strd), beta (b0, b1, bx for one at the call), then what is not
-/// usual: alpha, layouts, leading dimensions, strides, order of sums, chains, zero points, and the epilogue's steps.
+/// usual: alpha, layouts, leading dimensions, strides, order of sums, chains, zero points, streaming, and the
+/// epilogue's steps.
 inline kernel_name name_of(const desc& d) noexcept {
   constexpr const char* batches[] = {"addr", "offs", "strd"};
   constexpr const char* orders[] = {"machine", "chain", "pair", "tile", "foreign"};
@@ -142,6 +143,7 @@ inline kernel_name name_of(const desc& d) noexcept {
   if (d.zero_a == zero_point::at_call) name.append("_za");
   if (d.zero_b == zero_point::at_call) name.append("_zb");
   if (d.where == place::gpu) name.append("_gpu");
+  if (d.write_c == write_kind::streaming) name.append("_streaming");
   for (int i = 0; i < d.epilogue_size && i < max_epilogue; ++i) detail::append_step(name, d.epilogue[i]);
   return name;
 }

@@ -26,12 +26,12 @@ struct beta_choice {
 /// tells.
 struct epilogue_list {
   epilogue_op steps[max_epilogue];
-  std::uint16_t size = 0;
+  std::uint8_t size = 0;
   constexpr epilogue_list() = default;
   constexpr epilogue_list(std::initializer_list<epilogue_op> list) {
     for (const epilogue_op& o : list) {
       if (size < max_epilogue) steps[size] = o;
-      ++size;
+      if (size < 255) ++size;
     }
   }
 };
@@ -45,6 +45,7 @@ struct describe_options {
   order sums = order::machine;
   std::uint8_t chains = 1;
   extent_kind m_extent = extent_kind::fixed;
+  write_kind write_c = write_kind::cached;
   zero_point zero_a = zero_point::none;
   zero_point zero_b = zero_point::none;
   epilogue_list epilogue = {};
@@ -176,6 +177,7 @@ inline desc describe(const any_view& a, const any_view& b, const any_view& c, co
   d.sums = o.sums;
   d.chains = o.chains;
   d.m_extent = o.m_extent;
+  d.write_c = o.write_c;
   d.zero_a = o.zero_a;
   d.zero_b = o.zero_b;
   d.m = c.extent[1];

@@ -159,6 +159,8 @@ class gradient_product {
     p.data_ = data;
     p.x_ = nn::blocked_tiling(in);
     p.z_ = nn::blocked_tiling(out);
+    const index dw_bytes = nn::panels(out) * in * p.z_.ld * size_of(type::f32);
+    p.streams_ = largest_cache_bytes() > 0 && dw_bytes > largest_cache_bytes();
     for (int part = 0; part < 3; ++part) {
       for (const bool full_n : {false, true}) {
         const index n = full_n ? p.z_.ld : out % p.z_.ld;
@@ -167,9 +169,11 @@ class gradient_product {
         for (const bool full_m : {false, true}) {
           const index m = full_m ? p.x_.ld : in % p.x_.ld;
           if (m == 0 || m > in) continue;
-          if (auto r = make_into(p.kernels_[part][full_m][full_n], p.kernel_desc(part, m, n), how); !r) {
-            return r.error();
-          }
+          desc d = p.kernel_desc(part, m, n);
+          if (auto r = make_into(p.kernels_[part][full_m][full_n], d, how); !r) return r.error();
+          if (!p.streams_) continue;
+          d.write_c = write_kind::streaming;
+          if (auto r = make_into(p.streaming_[part][full_m][full_n], d, how); !r) return r.error();
         }
       }
     }
@@ -179,6 +183,10 @@ class gradient_product {
   /// `db` may be null.
   void operator()(loops::executor_ref threads, index rows, const void* x, const void* dz, float* dw,
                   float* db) const noexcept {
+    // dW larger than the caches goes past them where it is written once.
+    const bool streams = streams_ && one_part(rows) &&
+                         reinterpret_cast<std::uintptr_t>(dw) % static_cast<std::uintptr_t>(streaming_alignment) == 0;
+    const auto& kernels = streams ? streaming_ : kernels_;
     const void* const ones = data_ == type::f32 ? static_cast<const void*>(&ones_f32) : &ones_bf16;
     loops::parallel_for(threads, {nn::panels(out_), nn::panels(in_)}, [&](index panel, index block) {
       const bool full_n = (panel + 1) * z_.ld <= out_;
@@ -189,7 +197,7 @@ class gradient_product {
             rows, [full_n, this](int part) { return &sums_[part][full_n]; }, ones, false, z, db + panel * z_.ld);
       }
       sum_rows(
-          rows, [full_m, full_n, this](int part) { return &kernels_[part][full_m][full_n]; },
+          rows, [full_m, full_n, &kernels](int part) { return &kernels[part][full_m][full_n]; },
           static_cast<const char*>(x) + block * x_.column_step * size_of(data_), true, z,
           dw + (panel * in_ + block * x_.ld) * z_.ld);
     });
@@ -200,6 +208,10 @@ class gradient_product {
 
   // Rows go in entries of 64, what is left in entries of 8, then one by one (bf16: in pairs).
   index entry_rows(int part) const noexcept { return part == 0 ? nn::block_rows : part == 1 ? 8 : k_group_of(data_); }
+
+  bool one_part(index rows) const noexcept {
+    return rows % nn::block_rows == 0 || (rows < nn::block_rows && rows % 8 == 0) || rows < 8;
+  }
 
   template <class Kernel>
   void sum_rows(index rows, Kernel&& kernel_of, const void* x, bool x_moves, const char* z, float* c) const noexcept {
@@ -256,8 +268,10 @@ class gradient_product {
   type data_ = type::f32;
   nn::tiling x_;
   nn::tiling z_;
-  kernel kernels_[3][2][2];  ///< [part][full m][full n]
-  kernel sums_[3][2];        ///< [part][full n]: m = 1, A is ones
+  bool streams_ = false;
+  kernel kernels_[3][2][2];    ///< [part][full m][full n]
+  kernel streaming_[3][2][2];  ///< the same, with C written past the caches
+  kernel sums_[3][2];          ///< [part][full n]: m = 1, A is ones
 };
 
 }  // namespace brgemm::inline abi_0::detail
