@@ -199,7 +199,7 @@ inline double entry_cycles(const desc& d, const vector_unit& unit, const blockin
   const double steps = static_cast<double>(b.steps) + (b.rest != 0 ? 1.5 : 0.0);
   const double single = cycles(cost_of_step(d, unit, b, rows, columns, false));
   if (!reads_by_four(d, unit, b, rows, columns)) return steps * single;
-  const auto fours = static_cast<double>(b.steps / 4 * 4);
+  const auto fours = static_cast<double>(b.steps - b.steps % 4);
   return fours * cycles(cost_of_step(d, unit, b, rows, columns, true)) + (steps - fours) * single;
 }
 

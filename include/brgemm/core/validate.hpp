@@ -535,7 +535,8 @@ inline result<void> check_zero_points(const desc& d, const arguments& x, const w
 }
 
 inline result<void> check_pairs(const desc& d, const arguments& x, const written& w) noexcept {
-  static_assert(sizeof(address_pair) == sizeof(offset_pair) && alignof(address_pair) == alignof(offset_pair));
+  static_assert(sizeof(address_pair) == sizeof(offset_pair));  // NOLINT(misc-redundant-expression): what is to be shown
+  static_assert(alignof(address_pair) == alignof(offset_pair));  // NOLINT(misc-redundant-expression)
   if (d.batch == batch_kind::strides || x.batch == 0) return {};
   if (auto r = check_pointer("pairs", x.pairs, alignof(offset_pair)); !r) return r;
   return check_region(w, region_of(x.pairs, {1, x.batch, 1}, x.batch, sizeof(offset_pair)), "pairs", "pairs", 0);
