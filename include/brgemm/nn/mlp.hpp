@@ -1,8 +1,8 @@
 // A chain of fully connected layers with one block of memory planned ahead: no allocation in a step.
 #pragma once
 
-#include <cstdlib>
 #include <memory>
+#include <new>
 #include <span>
 
 #include "../loops/elementwise.hpp"
@@ -87,8 +87,9 @@ class mlp {
     index saved_at = 0;
     index dz_at = 0;
   };
+  static constexpr std::align_val_t alignment{64};
   struct free_memory {
-    void operator()(char* p) const noexcept { std::free(p); }
+    void operator()(char* p) const noexcept { ::operator delete(p, alignment); }
   };
 
   mlp() = default;
@@ -175,7 +176,7 @@ inline result<mlp> mlp::make(const mlp_desc& d, const options& how) noexcept {
     m.at(l).plan.emplace(std::move(*plan));
   }
   m.place(d);
-  m.memory_.reset(static_cast<char*>(std::aligned_alloc(64, static_cast<std::size_t>(m.size_))));
+  m.memory_.reset(static_cast<char*>(::operator new(static_cast<std::size_t>(m.size_), alignment, std::nothrow)));
   if (!m.memory_) return error(errc::out_of_memory, "sizes", "no %ld bytes for the network", m.size_);
   std::memset(m.memory_.get(), 0, static_cast<std::size_t>(m.size_));
   return m;
