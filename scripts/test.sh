@@ -23,7 +23,7 @@ while [ $# -gt 0 ]; do
 done
 
 scripts/install-packages.sh g++ clang cmake ninja-build pkg-config libxbyak-dev libgtest-dev libzip-dev \
-  libcli11-dev zlib1g-dev libbenchmark-dev libxsmm-dev python3 dataset-fashion-mnist
+  libcli11-dev zlib1g-dev libbenchmark-dev libxsmm-dev python3 gdb dataset-fashion-mnist
 
 build_dir="${BUILD_DIR:-build/$preset}"
 target=(--target all)
@@ -35,4 +35,7 @@ fi
 cmake --preset "$preset" -B "$build_dir" -DBRGEMM_FULL_GRID="$full"
 cmake --build "$build_dir" "${target[@]}"
 ctest --test-dir "$build_dir" --output-on-failure --no-tests=error -j "$(nproc)" "${labels[@]}"
-grep -haE '^(grid|fuzz): ' "$build_dir"/Testing/Temporary/LastTest.log || true  # how much of the set has run
+# How much of the set has run, and which tests were skipped for what reason.
+awk '/^(grid|fuzz): /
+     /: Skipped$/ { getline reason }
+     /^\[  SKIPPED \] .* ms\)$/ { print "skipped: " $4 ", " reason }' "$build_dir"/Testing/Temporary/LastTest.log
