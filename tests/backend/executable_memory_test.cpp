@@ -72,6 +72,7 @@ class ExecutableMemory : public testing::Test {
   void SetUp() override { start_anew(); }
   void TearDown() override {
     current_system_calls = backend::real_system_calls;
+    backend::set_code_memory("");
     start_anew();
   }
   /// So that the next installation opens the memory file and reserves pages anew, by the table of the test.
@@ -81,6 +82,7 @@ class ExecutableMemory : public testing::Test {
     state.memory_file = -1;
     if (state.next != state.end) ::munmap(state.next, static_cast<std::size_t>(state.end - state.next));
     state.next = state.end = nullptr;
+    state.retired_first = state.retired_end = 0;
   }
   static void deny_memory_file() { current_system_calls.open_memory = deny; }
   static void deny_protection() {
@@ -110,8 +112,66 @@ TEST_F(ExecutableMemory, RunsByProtection) {
 }
 
 TEST_F(ExecutableMemory, RunsByFileWhereProtectionIsDenied) {
+  deny_memory_file();
   deny_protection();
   expect_runs();
+}
+
+/// As Linux 6.12 and later do with proc_mem.force_override=never: the file opens, and what it would force fails.
+TEST_F(ExecutableMemory, MemoryFileThatMayNotForceWritesIsPassedOver) {
+  static int refused = 0;
+  refused = 0;
+  current_system_calls.write = [](int fd, const void* data, std::size_t bytes, off_t at) noexcept {
+    if (fd == backend::code_memory::state.memory_file) return ++refused, errno = EIO, ssize_t{-1};
+    return ::pwrite(fd, data, bytes, at);
+  };
+  expect_runs();
+  deny_protection();
+  expect_runs();
+  EXPECT_EQ(refused, 2);
+}
+
+TEST_F(ExecutableMemory, AUserChoosesTheWays) {
+  static std::string taken;  // the calls that show which way it was
+  current_system_calls.open_memory = []() noexcept { return taken += 'o', backend::real_system_calls.open_memory(); };
+  current_system_calls.protect = [](void* at, std::size_t bytes, int protection) noexcept {
+    return taken += 'p', ::mprotect(at, bytes, protection);
+  };
+  current_system_calls.create_file = []() noexcept { return taken += 'c', backend::real_system_calls.create_file(); };
+  for (const auto& [list, calls] : {std::pair("/proc/self/mem", "o"), std::pair("mprotect", "p"),
+                                    std::pair("memfd", "c"), std::pair("memfd,mprotect", "p"), std::pair("", "o")}) {
+    start_anew();
+    taken.clear();
+    backend::set_code_memory(list);
+    expect_runs();
+    EXPECT_EQ(taken, calls) << list;
+  }
+}
+
+TEST_F(ExecutableMemory, UnknownWaysAndForbiddenOnesAreErrors) {
+  backend::set_code_memory("memfd,mmap");
+  const auto unknown = backend::install_code(returning(1));
+  ASSERT_FALSE(unknown);
+  EXPECT_EQ(unknown.error().code(), errc::invalid_argument);
+  EXPECT_EQ(unknown.error().field(), "BRGEMM_CODE_MEMORY");
+  backend::set_code_memory("memfd");
+  deny_file();
+  const auto forbidden = backend::install_code(returning(1));
+  ASSERT_FALSE(forbidden);
+  EXPECT_EQ(
+      forbidden.error().message(),
+      "no memory for 4096 bytes of code: through /proc/self/mem: not permitted by BRGEMM_CODE_MEMORY; by mmap and "
+      "mprotect: not permitted by BRGEMM_CODE_MEMORY; by memfd: EACCES (denied)");
+}
+
+TEST_F(ExecutableMemory, TheEnvironmentChooses) {
+  setenv("BRGEMM_CODE_MEMORY", "memfd", 1);
+  backend::code_memory::permitted_ways = 0;  // as before the first kernel
+  deny_file();
+  EXPECT_FALSE(backend::install_code(returning(1)));
+  unsetenv("BRGEMM_CODE_MEMORY");
+  backend::code_memory::permitted_ways = 0;
+  EXPECT_TRUE(backend::install_code(returning(1)));
 }
 
 TEST_F(ExecutableMemory, MemoryFileThatWritesElsewhereIsNoticed) {
@@ -122,30 +182,31 @@ TEST_F(ExecutableMemory, MemoryFileThatWritesElsewhereIsNoticed) {
 }
 
 TEST_F(ExecutableMemory, ErrorSaysWhyNoneIsAllowed) {
+  current_system_calls.open_memory = []() noexcept { return errno = ENOENT, -1; };
   deny_protection();
-  current_system_calls.create_file = []() noexcept {
-    errno = EPERM;
-    return -1;
-  };
+  current_system_calls.create_file = []() noexcept { return errno = EPERM, -1; };
   const auto pages = backend::install_code(returning(1));
   ASSERT_FALSE(pages);
   EXPECT_EQ(pages.error().code(), errc::code_memory);
-  EXPECT_NE(pages.error().message().find("EACCES"), std::string_view::npos) << pages.error().message();
-  EXPECT_NE(pages.error().message().find("EPERM"), std::string_view::npos) << pages.error().message();
+  EXPECT_EQ(pages.error().message(),
+            "no memory for 4096 bytes of code: through /proc/self/mem: ENOENT (no such file); by mmap and mprotect: "
+            "EACCES (denied); by memfd: EPERM (not permitted)");
 }
 
-/// Makes the n-th of all calls to the system fail, for every n, and sees that nothing is left behind.
+/// Makes the n-th of all calls to the system fail, for every n, first with one way after another permitted alone, then
+/// with all of them; and sees that nothing is left behind.
 TEST_F(ExecutableMemory, FailuresLeakNothing) {
   static int countdown = 0;
   static const auto fails = [] { return --countdown == 0; };
-  deny_memory_file();  // ways 2 and 3 keep nothing between kernels, so all can be counted
   current_system_calls.map = [](void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset) noexcept {
     return fails() ? (errno = ENOMEM, MAP_FAILED) : counting_map(at, bytes, protection, flags, fd, offset);
   };
   current_system_calls.unmap = counting_unmap;
-  current_system_calls.protect = [](void*, std::size_t, int) noexcept {
-    --countdown;
-    return deny();
+  current_system_calls.protect = [](void* at, std::size_t bytes, int protection) noexcept {
+    return fails() ? deny() : ::mprotect(at, bytes, protection);
+  };
+  current_system_calls.open_memory = []() noexcept {
+    return fails() ? deny() : backend::real_system_calls.open_memory();
   };
   current_system_calls.create_file = []() noexcept {
     return fails() ? (errno = EMFILE, -1) : backend::real_system_calls.create_file();
@@ -153,23 +214,31 @@ TEST_F(ExecutableMemory, FailuresLeakNothing) {
   current_system_calls.write = [](int fd, const void* data, std::size_t bytes, off_t at) noexcept {
     return fails() ? (errno = ENOSPC, ssize_t{-1}) : ::pwrite(fd, data, bytes, at);
   };
-  int failed = 0;
-  const std::size_t files = open_files();
-  for (int n = 1; n <= 8; ++n) {
-    countdown = n;
-    mapped_bytes = 0;
-    const auto pages = backend::install_code(returning(1));
-    if (!pages) {
-      ++failed;
-      EXPECT_EQ(pages.error().code(), errc::code_memory);
-    } else {
-      EXPECT_EQ(mapped_bytes, pages->bytes);
-      backend::release_code(*pages, true);
+  // Calls of each way that can fail: open, map, write; map, protect; create, write, map. All together never fail.
+  for (const auto& [ways, calls] :
+       {std::pair("/proc/self/mem", 3), std::pair("mprotect", 2), std::pair("memfd", 3), std::pair("", 0)}) {
+    backend::set_code_memory(ways);
+    int failed = 0;
+    for (int n = 1; n <= 8; ++n) {
+      start_anew();
+      const std::size_t files = open_files();
+      countdown = n;
+      mapped_bytes = 0;
+      const auto pages = backend::install_code(returning(1));
+      countdown = 0;
+      if (!pages) {
+        ++failed;
+        EXPECT_EQ(pages.error().code(), errc::code_memory);
+      } else {
+        EXPECT_EQ(call(*pages), 1u);
+        backend::release_code(*pages, true);
+      }
+      const auto& state = backend::code_memory::state;
+      EXPECT_EQ(mapped_bytes, static_cast<std::size_t>(state.end - state.next)) << ways << ", call " << n;
+      EXPECT_EQ(open_files(), files + (state.memory_file >= 0 ? 1 : 0)) << ways << ", call " << n;
     }
-    EXPECT_EQ(mapped_bytes, 0u) << "call " << n;
-    EXPECT_EQ(open_files(), files) << "call " << n;
+    EXPECT_EQ(failed, calls) << ways;
   }
-  EXPECT_EQ(failed, 3);  // create_file, write, the last map; the first map and protect have a way round them
 }
 
 TEST_F(ExecutableMemory, PagesOfFailedWaysAreGivenBack) {
@@ -209,6 +278,51 @@ TEST_F(ExecutableMemory, ReusedAddressesRunTheNewCode) {
     ASSERT_EQ(call(*pages), i);
     backend::release_code(*pages, true);
   }
+}
+
+/// A barrier when pages that held code are handed out again, and only then; one for all that were given back before.
+TEST_F(ExecutableMemory, OneBarrierServesAllPagesGivenBackBefore) {
+  static int barriers = 0;
+  static std::uint8_t* place = nullptr;  // where the next mapping goes
+  current_system_calls.barrier = [](int command) noexcept {
+    return ++barriers, backend::real_system_calls.barrier(command);
+  };
+  current_system_calls.map = [](void*, std::size_t bytes, int protection, int flags, int fd, off_t offset) noexcept {
+    void* at = place;
+    place += bytes;
+    return ::mmap(at, bytes, protection, flags | MAP_FIXED, fd, offset);
+  };
+  constexpr std::size_t room = 64 * 4096;
+  auto* const base = static_cast<std::uint8_t*>(::mmap(nullptr, room, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+  backend::set_code_memory("mprotect");
+  const auto install_at = [](std::uint8_t* p) {
+    place = p;
+    const auto pages = backend::install_code(returning(7));
+    EXPECT_TRUE(pages && pages->address == p && call(*pages) == 7);
+    return *pages;
+  };
+  ASSERT_TRUE(backend::code_memory::serialise_cores());  // registers the process
+  barriers = 0;
+  std::vector<code_pages> all;
+  for (int i = 0; i < 8; ++i) all.push_back(install_at(base + 4096 * i));
+  EXPECT_EQ(barriers, 0);  // never used before
+  for (const auto& pages : all) backend::release_code(pages, true);
+  all.clear();
+  all.push_back(install_at(base + 4096 * 20));
+  EXPECT_EQ(barriers, 0);  // elsewhere
+  for (int i = 0; i < 8; ++i) all.push_back(install_at(base + 4096 * i));
+  EXPECT_EQ(barriers, 1);  // eight that were given back
+  backend::release_code(all.back(), true);
+  all.pop_back();
+  all.push_back(install_at(base + 4096 * 7));
+  EXPECT_EQ(barriers, 2);  // given back since
+  current_system_calls.barrier = [](int) noexcept { return errno = EPERM, -1; };
+  backend::release_code(all.back(), true);
+  place = base + 4096 * 7;
+  const auto refused = backend::install_code(returning(7));
+  ASSERT_FALSE(refused);
+  EXPECT_NE(refused.error().message().find("mprotect: EPERM"), std::string_view::npos) << refused.error().message();
+  ::munmap(base, room);
 }
 
 /// Runs `child` in a fork and returns its exit status.
@@ -271,7 +385,12 @@ TEST_F(ExecutableMemory, AChildDoesNotWriteToItsParentsMemory) {
   backend::release_code(*before, true);
 }
 
-TEST_F(ExecutableMemory, ForkByProtection) { fork_is_independent(deny_memory_file); }
-TEST_F(ExecutableMemory, ForkByFile) { fork_is_independent(deny_protection); }
+TEST_F(ExecutableMemory, ForkByProtection) {
+  fork_is_independent([] { backend::set_code_memory("mprotect"); });
+}
+
+TEST_F(ExecutableMemory, ForkByFile) {
+  fork_is_independent([] { backend::set_code_memory("memfd"); });
+}
 
 }  // namespace

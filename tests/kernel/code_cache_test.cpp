@@ -375,7 +375,9 @@ TEST_F(CodeCache, EvictionUnderUse) {
 TEST_F(CodeCache, EvictionUnderUseWithoutMembarrier) {
   ASSERT_TRUE(make(1));
   const bool asymmetric = detail::cache.asymmetric;
-  detail::cache.asymmetric = false;  // as where the system lacks it from the start
+  detail::cache.asymmetric = false;  // as where the system lacks it from the start: nothing was given back for reuse
+  auto& memory = backend::code_memory::state;
+  memory.retired_first = memory.retired_end = 0;
   backend::current_system_calls.barrier = [](int) noexcept { return -1; };
   make_call_and_evict();
   clear_code_cache();
@@ -394,14 +396,14 @@ TEST_F(CodeCache, NoMappingIsWritableAndExecutable) {
       std::fclose(maps);
     }
   });
-  for (bool memory_file : {true, false}) {
-    if (!memory_file)
-      backend::current_system_calls.write = [](int, const void*, std::size_t, off_t) noexcept { return ssize_t{-1}; };
+  for (const char* way : {"/proc/self/mem", "mprotect", "memfd"}) {
+    backend::set_code_memory(way);
     set_code_cache_limit(50 * per_kernel);
     in_threads(3, [](int thread) {
       for (brgemm::index i = 1; i <= 300; ++i) ASSERT_TRUE(make(1000 * (thread + 1) + i));
     });
   }
+  backend::set_code_memory("");
   stop = true;
   watch.join();
 }

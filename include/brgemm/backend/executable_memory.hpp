@@ -1,12 +1,13 @@
 // Memory for generated code: never writable and executable at once, and never writable again once it holds code.
 //
 // Three ways, tried in this order at each kernel:
-//  1. Pages are reserved, made R+X while they are still untouched, and filled through /proc/self/mem. No page is ever
-//     writable, and no core has to drop a translation.
-//  2. Where /proc/self/mem cannot be written: pages of its own are filled while they are R+W, then made R+X. Threads
-//     that do it at once interrupt each other's cores to drop the writable translation.
-//  3. Where mprotect is denied (SELinux, seccomp): a memfd is filled with pwrite and mapped R+X.
+//  1. /proc/self/mem: pages are mapped R+X and filled through this file. No page is ever writable, and no core has to
+//     drop a translation.
+//  2. mprotect: pages of its own are filled while they are R+W, then made R+X. Threads that do it at once interrupt
+//     each other's cores to drop the writable translation.
+//  3. memfd: where mprotect is denied too (SELinux, seccomp), a file is filled with pwrite and mapped R+X.
 // All mappings are private, so a fork's child is independent: 1 and 2 are copied on write; in 3 nobody can write.
+// BRGEMM_CODE_MEMORY=mprotect,memfd (any of the three names, with commas) permits these ways only.
 #pragma once
 
 #include <fcntl.h>
@@ -20,8 +21,10 @@
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <mutex>
 #include <span>
+#include <string_view>
 
 #include "../core/result.hpp"
 
@@ -87,11 +90,12 @@ struct code_pages {
 namespace code_memory {
 
 struct shared_state {
-  brief_mutex lock;              // of the members below up to `reused`
-  std::uint8_t* next = nullptr;  // reserved R+X pages that nothing was written to
+  brief_mutex lock;              // of all members
+  std::uint8_t* next = nullptr;  // R+X pages that nothing was written to
   std::uint8_t* end = nullptr;
-  int memory_file = -1;             // /proc/self/mem of this process
-  std::atomic<bool> reused{false};  // addresses that held code have been given back to the system
+  int memory_file = -1;              // /proc/self/mem of this process
+  std::uintptr_t retired_first = 0;  // between these lie all pages that held code and were given back since the last
+  std::uintptr_t retired_end = 0;    // barrier
 };
 inline constinit shared_state state;
 
@@ -102,9 +106,10 @@ inline std::size_t whole_pages(std::size_t bytes) noexcept {
 
 inline const char* reason(int error_number) noexcept {
   switch (error_number) {
-    case 0: return "not tried";
+    case 0: return "not permitted by BRGEMM_CODE_MEMORY";
     case EACCES: return "EACCES (denied)";
     case EPERM: return "EPERM (not permitted)";
+    case ENOSPC: return "ENOSPC (no space)";
     case ENOMEM: return "ENOMEM (out of memory or of mappings)";
     case EMFILE: return "EMFILE (too many open files)";
     case ENFILE: return "ENFILE (too many open files in the system)";
@@ -131,23 +136,42 @@ inline bool write_all(int fd, std::span<const std::uint8_t> code, off_t at) noex
   return false;
 }
 
-/// Takes pages from the reserved range, or reserves another: a small range costs one kernel less than a large one
-/// wastes.
-inline std::uint8_t* reserve_executable(std::size_t bytes) noexcept {
-  const system_calls& os = current_system_calls;
+/// Gives back what is of no use, and keeps the reason.
+inline std::uint8_t* give_up(void* p, std::size_t bytes) noexcept {
+  const int why = errno;
+  if (p != MAP_FAILED) current_system_calls.unmap(p, bytes);
+  errno = why;
+  return nullptr;
+}
+
+/// Maps pages. Where they lie among pages that held code, other cores are made to drop what they fetched from there;
+/// one barrier serves all pages that were given back before it.
+inline std::uint8_t* map_locked(std::size_t bytes, int protection, int flags, int fd) noexcept {
+  void* p = current_system_calls.map(nullptr, bytes, protection, MAP_PRIVATE | flags, fd, 0);
+  if (p == MAP_FAILED) return nullptr;
+  const auto first = reinterpret_cast<std::uintptr_t>(p);
+  if (first < state.retired_end && state.retired_first < first + bytes) {
+    if (!serialise_cores()) return give_up(p, bytes);
+    state.retired_first = state.retired_end = 0;
+  }
+  return static_cast<std::uint8_t*>(p);
+}
+
+inline std::uint8_t* map_pages(std::size_t bytes, int protection, int flags, int fd) noexcept {
+  std::lock_guard guard(state.lock);
+  return map_locked(bytes, protection, flags, fd);
+}
+
+/// Takes pages from the range at hand, or maps another: a small range costs one kernel less than a large one wastes.
+inline std::uint8_t* take_executable_locked(std::size_t bytes) noexcept {
   if (static_cast<std::size_t>(state.end - state.next) < bytes) {
     const std::size_t range = std::max(bytes, whole_pages(256 * 1024));
-    void* p = os.map(nullptr, range, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    if (p == MAP_FAILED) return nullptr;
-    if (os.protect(p, range, PROT_READ | PROT_EXEC) != 0) {
-      const int why = errno;
-      os.unmap(p, range);
-      errno = why;
-      return nullptr;
-    }
-    if (state.end != state.next) os.unmap(state.next, static_cast<std::size_t>(state.end - state.next));
-    state.next = static_cast<std::uint8_t*>(p);
-    state.end = state.next + range;
+    std::uint8_t* p = map_locked(range, PROT_READ | PROT_EXEC, MAP_ANONYMOUS, -1);
+    if (p == nullptr) return nullptr;
+    if (state.end != state.next)
+      current_system_calls.unmap(state.next, static_cast<std::size_t>(state.end - state.next));
+    state.next = p;
+    state.end = p + range;
   }
   std::uint8_t* taken = state.next;
   state.next += bytes;
@@ -155,6 +179,8 @@ inline std::uint8_t* reserve_executable(std::size_t bytes) noexcept {
 }
 
 /// Way 1. What was written is compared, because emulators exist in which /proc/self/mem is another process's memory.
+/// Linux from 6.12 on may be told to let nobody write where the process could not (proc_mem.force_override): then the
+/// file opens, and the write fails.
 inline std::uint8_t* install_by_memory_file(std::span<const std::uint8_t> code, std::size_t bytes) noexcept {
   std::uint8_t* p = nullptr;
   int fd = -1;
@@ -163,64 +189,99 @@ inline std::uint8_t* install_by_memory_file(std::span<const std::uint8_t> code, 
     if (state.memory_file < 0) state.memory_file = current_system_calls.open_memory();
     if (state.memory_file < 0) return nullptr;
     fd = state.memory_file;
-    p = reserve_executable(bytes);
+    p = take_executable_locked(bytes);
   }
   if (p == nullptr) return nullptr;
-  if (write_all(fd, code, static_cast<off_t>(reinterpret_cast<std::uintptr_t>(p)))) {
-    if (std::memcmp(p, code.data(), code.size()) == 0) return p;
-    errno = EIO;
-  }
-  const int why = errno;
-  current_system_calls.unmap(p, bytes);
-  errno = why;
-  return nullptr;
+  if (!write_all(fd, code, static_cast<off_t>(reinterpret_cast<std::uintptr_t>(p)))) return give_up(p, bytes);
+  if (std::memcmp(p, code.data(), code.size()) == 0) return p;
+  errno = EIO;
+  return give_up(p, bytes);
 }
 
 /// Way 2.
 inline std::uint8_t* install_by_protection(std::span<const std::uint8_t> code, std::size_t bytes) noexcept {
-  const system_calls& os = current_system_calls;
-  void* p = os.map(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-  if (p == MAP_FAILED) return nullptr;
+  std::uint8_t* p = map_pages(bytes, PROT_READ | PROT_WRITE, MAP_ANONYMOUS, -1);
+  if (p == nullptr) return nullptr;
   std::memcpy(p, code.data(), code.size());
-  if (os.protect(p, bytes, PROT_READ | PROT_EXEC) == 0) return static_cast<std::uint8_t*>(p);
-  const int why = errno;
-  os.unmap(p, bytes);
-  errno = why;
-  return nullptr;
+  return current_system_calls.protect(p, bytes, PROT_READ | PROT_EXEC) == 0 ? p : give_up(p, bytes);
 }
 
 /// Way 3. The file is closed before its pages are used, so nobody can write to them, a fork's child neither.
 inline std::uint8_t* install_by_file(std::span<const std::uint8_t> code, std::size_t bytes) noexcept {
-  const system_calls& os = current_system_calls;
-  const int fd = os.create_file();
+  const int fd = current_system_calls.create_file();
   if (fd < 0) return nullptr;
-  void* p = MAP_FAILED;
-  if (write_all(fd, code, 0)) p = os.map(nullptr, bytes, PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0);
+  std::uint8_t* p = write_all(fd, code, 0) ? map_pages(bytes, PROT_READ | PROT_EXEC, 0, fd) : nullptr;
   const int why = errno;
-  os.close(fd);
+  current_system_calls.close(fd);
   errno = why;
-  return p == MAP_FAILED ? nullptr : static_cast<std::uint8_t*>(p);
+  return p;
+}
+
+struct way {
+  std::string_view name;
+  std::uint8_t* (*install)(std::span<const std::uint8_t> code, std::size_t bytes) noexcept;
+};
+inline constexpr way ways[] = {
+    {"/proc/self/mem", install_by_memory_file}, {"mprotect", install_by_protection}, {"memfd", install_by_file}};
+inline constexpr unsigned all_ways = 7;
+inline constexpr unsigned unknown_way = 8;
+
+/// A bit for each way of the list; all where it is empty.
+inline unsigned parse(std::string_view list) noexcept {
+  unsigned bits = list.empty() ? all_ways : 0;
+  while (!list.empty()) {
+    const auto end = list.find(',');
+    const std::string_view word = list.substr(0, end);
+    list = end == std::string_view::npos ? std::string_view{} : list.substr(end + 1);
+    unsigned bit = unknown_way;
+    for (unsigned i = 0; i < std::size(ways); ++i) bit = word == ways[i].name ? 1u << i : bit;
+    bits |= bit;
+  }
+  return bits;
+}
+
+inline constinit std::atomic<unsigned> permitted_ways{0};  // 0: the environment was not read yet
+
+/// What is permitted; the environment is read once.
+inline unsigned permitted() noexcept {
+  unsigned bits = permitted_ways.load(std::memory_order_relaxed);
+  if (bits == 0) {
+    const char* list = std::getenv("BRGEMM_CODE_MEMORY");
+    bits = parse(list != nullptr ? list : "");
+    permitted_ways.store(bits, std::memory_order_relaxed);
+  }
+  return bits;
 }
 
 }  // namespace code_memory
 
+/// Stands in the place of BRGEMM_CODE_MEMORY from now on: the ways that are permitted, "mprotect,memfd"; "" permits
+/// all.
+inline void set_code_memory(std::string_view list) noexcept {
+  code_memory::permitted_ways.store(code_memory::parse(list), std::memory_order_relaxed);
+}
+
 /// Copies position-independent code (at least one byte) to pages of its own that can be executed.
-/// Errors: code_memory, with the system's reasons. Thread-safe; the code may be called by any thread that the pages are
-/// passed to with the usual ordering (an atomic release and acquire, a lock).
+/// Errors: code_memory, with the system's reason for each way; invalid_argument where BRGEMM_CODE_MEMORY has an unknown
+/// word. Thread-safe; the code may be called by any thread that the pages are passed to with the usual ordering (an
+/// atomic release and acquire, a lock).
 inline result<code_pages> install_code(std::span<const std::uint8_t> code) noexcept {
-  const std::size_t bytes = code_memory::whole_pages(code.size());
-  std::uint8_t* p = code_memory::install_by_memory_file(code, bytes);
-  const int memory_file = p != nullptr ? 0 : errno;
-  if (p == nullptr) p = code_memory::install_by_protection(code, bytes);
-  const int protection = p != nullptr ? 0 : errno;
-  if (p == nullptr) p = code_memory::install_by_file(code, bytes);
-  if (p == nullptr) {
-    return error(errc::code_memory, "code_memory",
-                 "no memory for %zu bytes of code: through /proc/self/mem: %s; by mmap and mprotect: %s; by memfd: %s",
-                 bytes, code_memory::reason(memory_file), code_memory::reason(protection), code_memory::reason(errno));
+  const unsigned permitted = code_memory::permitted();
+  if ((permitted & code_memory::unknown_way) != 0) {
+    return error(errc::invalid_argument, "BRGEMM_CODE_MEMORY",
+                 "BRGEMM_CODE_MEMORY takes /proc/self/mem, mprotect and memfd, with commas");
   }
-  if (code_memory::state.reused.load(std::memory_order_acquire)) code_memory::serialise_cores();
-  return code_pages{p, bytes};
+  const std::size_t bytes = code_memory::whole_pages(code.size());
+  int why[std::size(code_memory::ways)] = {};
+  for (unsigned i = 0; i < std::size(code_memory::ways); ++i) {
+    if ((permitted >> i & 1u) == 0) continue;
+    std::uint8_t* p = code_memory::ways[i].install(code, bytes);
+    if (p != nullptr) return code_pages{p, bytes};
+    why[i] = errno;
+  }
+  return error(errc::code_memory, "code_memory",
+               "no memory for %zu bytes of code: through /proc/self/mem: %s; by mmap and mprotect: %s; by memfd: %s",
+               bytes, code_memory::reason(why[0]), code_memory::reason(why[1]), code_memory::reason(why[2]));
 }
 
 /// Gives the pages back; no thread may run in them any more. Their addresses are used again only where other cores can
@@ -229,12 +290,19 @@ inline result<code_pages> install_code(std::span<const std::uint8_t> code) noexc
 inline void release_code(code_pages pages, bool reusable) noexcept {
   if (pages.address == nullptr) return;
   const system_calls& os = current_system_calls;
-  if (reusable) {
-    code_memory::state.reused.store(true, std::memory_order_release);
-    os.unmap(pages.address, pages.bytes);
-  } else {
+  if (!reusable) {
     os.map(pages.address, pages.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+    return;
   }
+  {
+    auto& state = code_memory::state;
+    std::lock_guard guard(state.lock);
+    const auto first = reinterpret_cast<std::uintptr_t>(pages.address);
+    const bool none = state.retired_end == 0;
+    state.retired_first = none ? first : std::min(state.retired_first, first);
+    state.retired_end = std::max(state.retired_end, first + pages.bytes);
+  }
+  os.unmap(pages.address, pages.bytes);
 }
 
 namespace code_memory {
