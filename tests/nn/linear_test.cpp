@@ -408,6 +408,30 @@ TEST(Linear, TakesWeightsAsPyTorchStoresThemAndGivesThemBack) {
   EXPECT_TRUE(same_bits(back_plain, w));
 }
 
+/// Written past the caches or not, the transposed weights are the same.
+TEST(Linear, PreparesWeightsThatAreLargerThanTheCaches) {
+  const index in = 1500;
+  const index out = std::max<index>(detail::largest_cache_bytes(), 1 << 20) / (in * 4) + 77;
+  if (in * out * 4 > index{1} << 28) GTEST_SKIP() << "the largest cache has " << detail::largest_cache_bytes();
+  for (const type data : {type::f32, type::bf16}) {
+    const auto plan = nn::linear::plan({.rows = 1, .in = in, .out = out, .data = data, .training = true});
+    ASSERT_TRUE(plan);
+    memory parameters(plan->parameters() * 4), weights(data == type::f32 ? 0 : plan->weights_bytes());
+    memory aligned(plan->transposed_bytes()), shifted(plan->transposed_bytes() + 4);
+    ASSERT_TRUE(detail::passes_caches(plan->transposed_bytes() + plan->parameters() * 4, aligned.get()));
+    ASSERT_FALSE(detail::passes_caches(plan->transposed_bytes() + plan->parameters() * 4, shifted.as<char>() + 4));
+    for (index i = 0; i < plan->parameters(); ++i) parameters.as<float>()[i] = static_cast<float>(i % 251);
+    std::memset(aligned.get(), 0, static_cast<std::size_t>(plan->transposed_bytes()));
+    std::memset(shifted.get(), 0, static_cast<std::size_t>(plan->transposed_bytes() + 4));
+    auto pool = loops::thread_pool::make(2);
+    ASSERT_TRUE(pool);
+    ASSERT_TRUE(plan->prepare(*pool, parameters.as<float>(), weights.get(), aligned.get()));
+    ASSERT_TRUE(plan->prepare(alone, parameters.as<float>(), weights.get(), shifted.as<char>() + 4));
+    EXPECT_EQ(std::memcmp(aligned.get(), shifted.as<char>() + 4, static_cast<std::size_t>(plan->transposed_bytes())),
+              0);
+  }
+}
+
 TEST(Linear, BackwardActivationMultipliesByTheDerivative) {
   for (const auto& [data, y] : types) {
     for (int i = 0; i < 2 * nn::activation_count; ++i) {

@@ -108,17 +108,22 @@ inline void linear::pair_weights(loops::executor_ref threads, const float* from,
 inline void linear::transpose_weights(loops::executor_ref threads, const float* parameters, void* to) const noexcept {
   const index width = block_width(d_.out);
   const index width_t = block_width(d_.in);
+  const bool passes = detail::passes_caches(this->parameters() * 4 + transposed_bytes(), to);
   loops::parallel_for(threads, {panels(d_.in), panels(d_.out)}, [&](index block, index panel) {
     const index rows = detail::extent_of_block(d_.in, width_t, block);
     const index columns = detail::extent_of_block(d_.out, width, panel);
     const float* const from = parameters + (panel * d_.in + block * width_t) * width;
+    const float* const next = panel + 1 < panels(d_.out) ? from + d_.in * width : from;
+    const detail::streaming ahead{passes, reinterpret_cast<const char*>(next)};
     if (d_.data == type::bf16) {
       const index pair = block * ((d_.out + 1) / 2) + panel * width / 2;
-      detail::transpose_to_pairs(from, width, rows, columns, static_cast<std::uint32_t*>(to) + pair * width_t, width_t);
+      detail::transpose_to_pairs(from, width, rows, columns, static_cast<std::uint32_t*>(to) + pair * width_t, width_t,
+                                 ahead);
     } else {
       const index row = block * d_.out + panel * width;
-      detail::transpose_words(from, width, static_cast<float*>(to) + row * width_t, width_t, rows, columns);
+      detail::transpose_words(from, width, static_cast<float*>(to) + row * width_t, width_t, rows, columns, ahead);
     }
+    if (passes) _mm_sfence();
   });
 }
 

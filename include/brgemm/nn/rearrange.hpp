@@ -5,6 +5,7 @@
 
 #include <cstring>
 
+#include "../core/cpu.hpp"
 #include "../loops/elementwise.hpp"
 #include "storage.hpp"
 
@@ -19,9 +20,24 @@ BRGEMM_ALWAYS_INLINE inline std::uint16_t bf16_bits(float x) noexcept {
   return static_cast<std::uint16_t>(magnitude > 0x7f800000u ? (u >> 16) | 0x40u : flushed);
 }
 
-/// to[c * ld_to + r] = from[r * ld_from + c] for 32-bit words, by squares of four in registers.
-inline void transpose_words(const float* from, index ld_from, float* to, index ld_to, index rows,
-                            index columns) noexcept {
+/// For the blocks of a matrix that is more than the caches hold: what is written goes past them, and while one block is
+/// rearranged the next one is fetched, which may be far away.
+struct streaming {
+  bool on = false;
+  const char* next = nullptr;  ///< the next block, on neighbouring lines; null: nothing is fetched
+};
+
+/// Whether a rearrangement that reads and writes so many bytes is more than the caches hold, half of which are others'.
+/// `to` must be on 16 bytes.
+inline bool passes_caches(index bytes, const void* to) noexcept {
+  const index cache = largest_cache_bytes();
+  return cache > 0 && bytes > cache / 2 && reinterpret_cast<std::uintptr_t>(to) % 16 == 0;
+}
+
+/// to[c * ld_to + r] = from[r * ld_from + c] for 32-bit words, by squares of four in registers. Streaming, `to` is
+/// on 16 bytes, ld_to a multiple of 4, and the caller orders the stores by _mm_sfence.
+inline void transpose_words(const float* from, index ld_from, float* to, index ld_to, index rows, index columns,
+                            streaming ahead = {}) noexcept {
   const index whole_rows = rows / 4 * 4;
   const index whole_columns = columns / 4 * 4;
   for (index c = 0; c < whole_columns; c += 4) {
@@ -29,7 +45,16 @@ inline void transpose_words(const float* from, index ld_from, float* to, index l
       __m128 row[4];
       for (index i = 0; i < 4; ++i) row[i] = _mm_loadu_ps(from + (r + i) * ld_from + c);
       _MM_TRANSPOSE4_PS(row[0], row[1], row[2], row[3]);
-      for (index i = 0; i < 4; ++i) _mm_storeu_ps(to + (c + i) * ld_to + r, row[i]);
+      float* const square = to + c * ld_to + r;
+      if (ahead.next != nullptr) {
+        _mm_prefetch(ahead.next, _MM_HINT_T0);
+        ahead.next += 64;  // a square is as large as a line
+      }
+      if (ahead.on) {
+        for (index i = 0; i < 4; ++i) _mm_stream_ps(square + i * ld_to, row[i]);
+      } else {
+        for (index i = 0; i < 4; ++i) _mm_storeu_ps(square + i * ld_to, row[i]);
+      }
     }
   }
   for (index c = 0; c < columns; ++c) {
@@ -92,7 +117,7 @@ inline void pair_rows(const float* from, index in, index width, std::uint32_t* t
 
 /// A block (rows, columns) of f32 to bf16, its transpose with pairs of columns beside each other: to[c/2 * ld + r].
 inline void transpose_to_pairs(const float* from, index ld_from, index rows, index columns, std::uint32_t* to,
-                               index ld_to) noexcept {
+                               index ld_to, streaming ahead = {}) noexcept {
   constexpr index at_once = 16;
   alignas(64) std::uint32_t pairs[at_once * 64];  // (16, <= 64): pairs of one strip of rows
   for (index r0 = 0; r0 < rows; r0 += at_once) {
@@ -100,6 +125,9 @@ inline void transpose_to_pairs(const float* from, index ld_from, index rows, ind
     widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
       for (index r = 0; r < here; ++r) {
         const float* const row = from + (r0 + r) * ld_from;
+        for (index line = 0; ahead.next != nullptr && line < columns; line += 16) {
+          _mm_prefetch(ahead.next + ((r0 + r) * ld_from + line) * 4, _MM_HINT_T0);
+        }
         for (index p = 0; p < columns / 2; ++p) {
           pairs[r * 64 + p] = bf16_bits(row[2 * p]) | static_cast<std::uint32_t>(bf16_bits(row[2 * p + 1])) << 16;
         }
@@ -107,7 +135,7 @@ inline void transpose_to_pairs(const float* from, index ld_from, index rows, ind
       }
     });
     transpose_words(reinterpret_cast<const float*>(pairs), 64, reinterpret_cast<float*>(to + r0), ld_to, here,
-                    (columns + 1) / 2);
+                    (columns + 1) / 2, {.on = ahead.on});
   }
 }
 
