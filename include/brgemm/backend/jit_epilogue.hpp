@@ -64,6 +64,8 @@ class jit_epilogue : public jit_block {
   void end_part(const block& k) {
     in_integers_ = accumulator_of(d_) == type::s32;
     join_chains(k);
+    const int free = accumulator(k, k.rows, 0);  // the other chains' registers hold nothing any more
+    set_f16_temporaries(free, free - 1);
     if (shifts_a_) subtract_shift(k);
     if (d_.zero_a != zero_point::none) subtract_column_sums(k);
     if (d_.zero_b != zero_point::none) add_row_terms(k);
