@@ -683,6 +683,24 @@ TEST(Linear, NamesWhatIsWrongWithACallAndWritesNothing) {
          plan.pack_weights(alone, weights(y.as<float>(), {in, out}), layout::plain, static_cast<float*>(nullptr)));
   expect("stored", plan.pack_weights(alone, weights(y.as<float>(), {in, out}), layout::interleaved, w.as<float>()));
   expect("w", plan.unpack_parameters(alone, w.as<float>(), {y.as<float>(), {out, out}}, layout::plain));
+  expect("w", plan.pack_weights(alone, weights(y.as<float>(), {in, out}, {index{1} << 62, 1}), layout::plain,
+                                w.as<float>()));
+  // Not where an element can be, and beyond all addresses.
+  const auto shifted = [](memory& m) { return static_cast<void*>(m.as<char>() + 2); };
+  const auto float_at = [&](memory& m) { return static_cast<float*>(shifted(m)); };
+  expect("x", plan.forward(alone, 4, shifted(x), w.get(), b, y.get(), saved.get()));
+  expect("weights", plan.forward(alone, 4, x.get(), shifted(w), b, y.get(), saved.get()));
+  expect("bias", plan.forward(alone, 4, x.get(), w.get(), float_at(bias), y.get(), saved.get()));
+  expect("y", plan.forward(alone, 4, x.get(), w.get(), b, shifted(y), saved.get()));
+  expect("dz", plan.backward_data(alone, 4, shifted(dz), t.get(), dx.get(), input_saved.get()));
+  expect("transposed", plan.backward_data(alone, 4, dz.get(), shifted(t), dx.get(), input_saved.get()));
+  expect("dx", plan.backward_data(alone, 4, dz.get(), t.get(), shifted(dx), input_saved.get()));
+  expect("dw", plan.backward_weights(alone, 4, x.get(), dz.get(), float_at(dw), nullptr, space.get()));
+  expect("db", plan.backward_weights(alone, 4, x.get(), dz.get(), dw.as<float>(), float_at(db), space.get()));
+  expect("workspace", plan.backward_weights(alone, 4, x.get(), dz.get(), dw.as<float>(), nullptr, shifted(space)));
+  expect("dy", plan.backward_activation(alone, 4, shifted(dx), saved.get(), dz.get()));
+  expect("parameters", plan.prepare(alone, float_at(w), nullptr, t.get()));
+  expect("x", plan.forward(alone, 4, reinterpret_cast<void*>(~std::uintptr_t{15}), w.get(), b, y.get(), saved.get()));
   const view<const float, 2> good_x(x.as<float>(), {rows, in});
   const view<float, 2> good_y(y.as<float>(), {rows, out});
   expect("x",

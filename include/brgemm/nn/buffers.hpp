@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <span>
 
 #include "../core/result.hpp"
@@ -14,13 +15,15 @@ namespace brgemm::inline abi_0::detail {
 struct buffer {
   const char* name;
   const void* at;
-  index bytes;  ///< 0: not used, must be null
+  index bytes;          ///< 0: not used, must be null
+  index alignment = 4;  ///< of an element
 };
 
 /// The elements of a matrix whose rows are adjacent elements.
 template <class T>
 buffer buffer_of(const char* name, const view<T, 2>& v) noexcept {
-  return {name, v.data(), ((v.extent(0) - 1) * v.stride(0) + v.extent(1)) * static_cast<index>(sizeof(T))};
+  return {name, v.data(), ((v.extent(0) - 1) * v.stride(0) + v.extent(1)) * static_cast<index>(sizeof(T)),
+          static_cast<index>(alignof(T))};
 }
 
 inline result<void> check_buffer(const buffer& b) noexcept {
@@ -29,6 +32,15 @@ inline result<void> check_buffer(const buffer& b) noexcept {
   }
   if (b.bytes == 0 && b.at != nullptr) {
     return error(errc::invalid_argument, b.name, "%s is %p, but this plan uses none: it must be null", b.name, b.at);
+  }
+  const auto address = reinterpret_cast<std::uintptr_t>(b.at);
+  if (address % static_cast<std::uintptr_t>(b.alignment) != 0) {
+    return error(errc::invalid_argument, b.name, "%s is at %p, which is no multiple of %ld bytes, an element's size",
+                 b.name, b.at, b.alignment);
+  }
+  if (address > std::numeric_limits<std::uintptr_t>::max() - static_cast<std::uintptr_t>(b.bytes)) {
+    return error(errc::invalid_argument, b.name, "%s, %ld bytes at %p, leaves the address space", b.name, b.bytes,
+                 b.at);
   }
   return {};
 }

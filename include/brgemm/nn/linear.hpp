@@ -86,6 +86,9 @@ class linear {
   result<void> prepare(loops::executor_ref threads, const float* parameters, void* weights,
                        void* transposed) const noexcept;
 
+  // Of the calls below: 1 <= rows <= description().rows. A buffer is what lies from the first to the last of its
+  // elements; one that is written overlaps no other. Pointers are multiples of their elements' size.
+
   /// y = act(x * W + b). x (rows, in), y (rows, out) in the plan's storage; `weights` in panels; bias (out) or null
   /// where the desc has none; saved: saved_bytes(), null where that is 0; q for u8 only. y must not overlap the others.
   result<void> forward(loops::executor_ref threads, index rows, const void* x, const void* weights, const float* bias,
@@ -140,6 +143,7 @@ class linear {
     if (a == activation::relu) return extent_of(s, mask_tiling(s, features), rows, (features + 7) / 8);
     return bytes_of(s, features, features, type::f32, rows);
   }
+  static index alignment_of_saved(activation a) noexcept { return a == activation::relu ? 1 : 4; }
   /// bf16 blocks are transposed or paired for the kernels, so only f32 blocks are read in place.
   bool copies_x() const noexcept { return d_.data != type::f32 || d_.x_storage == storage::plain; }
   bool copies_z() const noexcept { return d_.data != type::f32 || d_.y_storage == storage::plain; }
@@ -149,6 +153,7 @@ class linear {
   index x_copy_bytes() const noexcept { return d_.training && copies_x() ? (copy_bytes(d_.in) + 63) / 64 * 64 : 0; }
   index z_copy_bytes() const noexcept { return d_.training && copies_z() ? copy_bytes(d_.out) : 0; }
 
+  static constexpr index largest_size = index{1} << 29;
   static result<void> check(const linear_desc& d) noexcept;
   result<void> check_rows(index rows) const noexcept {
     if (rows >= 1 && rows <= d_.rows) return {};

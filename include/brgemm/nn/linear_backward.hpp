@@ -28,9 +28,10 @@ inline detail::tiled_step linear::backward_step(activation a, storage s, index f
 inline result<void> linear::backward_activation(loops::executor_ref threads, index rows, const void* dy,
                                                 const void* saved, void* dz) const noexcept {
   if (auto r = check_backward("backward_activation", rows); !r) return r;
-  const detail::buffer written[] = {{"dz", dz, bytes_of_z(rows)}};
-  const detail::buffer read[] = {{"dy", dy == dz ? nullptr : dy, dy == dz ? 0 : bytes_of_z(rows)},
-                                 {"saved", saved, saved_bytes(d_.act, d_.y_storage, d_.out, rows)}};
+  const detail::buffer written[] = {{"dz", dz, bytes_of_z(rows), size_of(d_.data)}};
+  const detail::buffer read[] = {
+      {"dy", dy == dz ? nullptr : dy, dy == dz ? 0 : bytes_of_z(rows), size_of(d_.data)},
+      {"saved", saved, saved_bytes(d_.act, d_.y_storage, d_.out, rows), alignment_of_saved(d_.act)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
   const tiling t = y_tiles();
   const index bytes = size_of(d_.data);
@@ -68,10 +69,11 @@ inline detail::row_product_desc linear::backward_desc() const noexcept {
 inline result<void> linear::backward_data(loops::executor_ref threads, index rows, const void* dz,
                                           const void* transposed, void* dx, const void* input_saved) const noexcept {
   if (auto r = check_backward("backward_data", rows); !r) return r;
-  const detail::buffer written[] = {{"dx", dx, bytes_of_x(rows)}};
-  const detail::buffer read[] = {{"dz", dz, bytes_of_z(rows)},
-                                 {"transposed", transposed, transposed_bytes()},
-                                 {"input_saved", input_saved, saved_bytes(d_.input_act, d_.x_storage, d_.in, rows)}};
+  const detail::buffer written[] = {{"dx", dx, bytes_of_x(rows), size_of(d_.data)}};
+  const detail::buffer read[] = {{"dz", dz, bytes_of_z(rows), size_of(d_.data)},
+                                 {"transposed", transposed, transposed_bytes(), size_of(d_.data)},
+                                 {"input_saved", input_saved, saved_bytes(d_.input_act, d_.x_storage, d_.in, rows),
+                                  alignment_of_saved(d_.input_act)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
   detail::row_product_arguments call;
   call.a = dz;
@@ -90,7 +92,8 @@ inline result<void> linear::backward_weights(loops::executor_ref threads, index 
   const detail::buffer written[] = {{"dw", dw, parameters() * 4},
                                     {"db", db, db != nullptr ? d_.out * 4 : 0},
                                     {"workspace", workspace, workspace_bytes()}};
-  const detail::buffer read[] = {{"x", x, bytes_of_x(rows)}, {"dz", dz, bytes_of_z(rows)}};
+  const detail::buffer read[] = {{"x", x, bytes_of_x(rows), size_of(d_.data)},
+                                 {"dz", dz, bytes_of_z(rows), size_of(d_.data)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
   if (copies_x()) {
     copy_x(threads, rows, x, workspace);

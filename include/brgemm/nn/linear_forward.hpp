@@ -39,10 +39,10 @@ inline result<void> linear::forward(loops::executor_ref threads, index rows, con
   if (auto r = check_rows(rows); !r) return r;
   const bool is_8bit = d_.data == type::u8;
   const detail::buffer written[] = {
-      {"y", y, bytes_of(d_.y_storage, d_.out, d_.ldy, d_.y, rows)},
-      {"saved", saved, d_.training ? saved_bytes(d_.act, d_.y_storage, d_.out, rows) : 0}};
-  const detail::buffer read[] = {{"x", x, bytes_of_x(rows)},
-                                 {"weights", weights, weights_bytes()},
+      {"y", y, bytes_of(d_.y_storage, d_.out, d_.ldy, d_.y, rows), size_of(d_.y)},
+      {"saved", saved, d_.training ? saved_bytes(d_.act, d_.y_storage, d_.out, rows) : 0, alignment_of_saved(d_.act)}};
+  const detail::buffer read[] = {{"x", x, bytes_of_x(rows), size_of(d_.data)},
+                                 {"weights", weights, weights_bytes(), size_of(forward_->description().b)},
                                  {"bias", bias, d_.bias ? d_.out * 4 : 0},
                                  {"scale", q.scale, is_8bit ? d_.out * 4 : 0},
                                  {"column_sums", q.column_sums, is_8bit ? d_.out * 4 : 0}};

@@ -10,8 +10,8 @@ inline result<void> linear::check(const linear_desc& d) noexcept {
     const char* name;
     index value;
   } sizes[] = {{"rows", d.rows}, {"in", d.in}, {"out", d.out}};
-  // Below this no product of two sizes and an element's bytes, rounded up to blocks, passes 2^63.
-  constexpr index largest = index{1} << 29;
+  // Up to this no product of two sizes and an element's bytes, rounded up to blocks, passes 2^63.
+  constexpr index largest = largest_size;
   for (const auto& s : sizes) {
     if (s.value < 1 || s.value > largest) {
       return error(errc::invalid_argument, s.name, "%s is %ld; it must be in 1..2^29", s.name, s.value);

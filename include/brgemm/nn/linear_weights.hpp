@@ -18,9 +18,10 @@ result<void> linear::check_weights(const view<T, 2>& w, layout stored) const noe
   const bool transposed = stored == layout::transposed;
   const index rows = transposed ? d_.out : d_.in;
   const index columns = transposed ? d_.in : d_.out;
-  if (w.extent(0) != rows || w.extent(1) != columns || w.stride(1) != 1 || w.stride(0) < columns) {
+  if (w.extent(0) != rows || w.extent(1) != columns || w.stride(1) != 1 || w.stride(0) < columns ||
+      w.stride(0) > largest_size) {
     return error(errc::invalid_argument, "w",
-                 "w is (%ld,%ld) with strides (%ld,%ld); needed is (%ld,%ld) with strides (>= %ld,1)", w.extent(0),
+                 "w is (%ld,%ld) with strides (%ld,%ld); needed is (%ld,%ld) with strides (%ld..2^29,1)", w.extent(0),
                  w.extent(1), w.stride(0), w.stride(1), rows, columns, columns);
   }
   return {};
@@ -42,7 +43,7 @@ result<void> linear::pack_weights(loops::executor_ref threads, const view<const 
   if (sums && t != type::s8) return error(errc::invalid_argument, "column_sums", "column_sums is for weights of s8");
   const index width = block_width(d_.out);
   const index panel_elements = (d_.in + k_group_of(t) - 1) / k_group_of(t) * k_group_of(t) * width;
-  const detail::buffer written[] = {{"packed", packed, panels(d_.out) * panel_elements * size_of(t)},
+  const detail::buffer written[] = {{"packed", packed, panels(d_.out) * panel_elements * size_of(t), size_of(t)},
                                     {"column_sums", column_sums, sums ? panels(d_.out) * width * 4 : 0}};
   const detail::buffer read[] = {detail::buffer_of("w", w)};
   if (auto r = detail::check_buffers(written, read); !r) return r;
@@ -86,7 +87,7 @@ inline result<void> linear::prepare(loops::executor_ref threads, const float* pa
   if (transposed != nullptr) {
     if (auto r = check_training("transposed"); !r) return r;
   }
-  const detail::buffer written[] = {{"weights", weights, is_bf16 ? weights_bytes() : 0},
+  const detail::buffer written[] = {{"weights", weights, is_bf16 ? weights_bytes() : 0, 4},
                                     {"transposed", transposed, transposed != nullptr ? transposed_bytes() : 0}};
   const detail::buffer read[] = {{"parameters", parameters, this->parameters() * 4}};
   if (auto r = detail::check_buffers(written, read); !r) return r;

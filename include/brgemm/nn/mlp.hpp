@@ -103,9 +103,11 @@ class mlp {
   float* weights_of(index l) const noexcept { return floats(parameters_at_) + at(l).parameters_at; }
   float* bias_of(index l) const noexcept { return floats(parameters_at_) + at(l).bias_at; }
   static index whole_lines(index floats) noexcept { return (floats + 15) / 16 * 16; }
+  /// size_ becomes -1, and stays it, where it would pass 2^62.
   index take(index size) noexcept {
     const index offset = size_;
-    size_ += (size + 63) / 64 * 64;
+    if (size_ >= 0) size_ += (size + 63) / 64 * 64;
+    if (size_ > index{1} << 62) size_ = -1;
     return offset;
   }
   result<void> check_layer(index l, std::size_t bias) const noexcept {
@@ -176,6 +178,7 @@ inline result<mlp> mlp::make(const mlp_desc& d, const options& how) noexcept {
     m.at(l).plan.emplace(std::move(*plan));
   }
   m.place(d);
+  if (m.size_ < 0) return error(errc::out_of_memory, "sizes", "the network would have more than 2^62 bytes");
   m.memory_.reset(static_cast<char*>(::operator new(static_cast<std::size_t>(m.size_), alignment, std::nothrow)));
   if (!m.memory_) return error(errc::out_of_memory, "sizes", "no %ld bytes for the network", m.size_);
   std::memset(m.memory_.get(), 0, static_cast<std::size_t>(m.size_));
@@ -189,6 +192,10 @@ inline void mlp::place(const mlp_desc& d) noexcept {
     parameters_ += whole_lines(layer(l).parameters());
     at(l).bias_at = parameters_;
     parameters_ += whole_lines(layer(l).description().out);
+    if (parameters_ > index{1} << 59) {
+      size_ = -1;
+      return;
+    }
   }
   parameters_at_ = take(parameters_ * 4);
   gradients_at_ = take(d.training ? parameters_ * 4 : 0);
@@ -264,7 +271,8 @@ inline result<view<const float, 2>> mlp::forward(loops::executor_ref threads, co
   if (x.extent(0) < 1 || x.extent(0) > rows_) {
     return error(errc::invalid_argument, "rows", "x has %ld rows; this network takes 1..%ld", x.extent(0), rows_);
   }
-  if (x.data() == nullptr || x.extent(1) != first.in || x.stride(1) != 1 || x.stride(0) < first.in) {
+  if (x.data() == nullptr || x.extent(1) != first.in || x.stride(1) != 1 || x.stride(0) < first.in ||
+      x.stride(0) > index{1} << 29) {
     return error(errc::invalid_argument, "x", "x is (%ld,%ld) with strides (%ld,%ld) at %p; needed is (rows,%ld)",
                  x.extent(0), x.extent(1), x.stride(0), x.stride(1), static_cast<const void*>(x.data()), first.in);
   }

@@ -1,0 +1,203 @@
+// nn::mlp in the hands of a caller who is in a hurry: sizes of one, odd sizes, fewer rows than planned, executors of
+// any kind, wrong arguments. The gradients are compared with differences of the loss.
+#include <gtest/gtest.h>
+
+#include <brgemm/nn/mlp.hpp>
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+namespace brgemm {  // so that index is not the one of <strings.h>
+namespace {
+
+constexpr loops::serial alone;
+
+/// Runs each task as a range of its own, the last one first, and says that it has more threads than there are tasks.
+struct backwards {
+  int threads() const noexcept { return 1000; }
+  void run(index count, loops::range_task task, void* context) const noexcept {
+    for (index i = count; i-- > 0;) task(context, i, i + 1);
+  }
+};
+
+std::vector<float> random_floats(index count, unsigned seed, float scale = 1) {
+  std::mt19937 random(seed);
+  std::uniform_real_distribution<float> uniform(-scale, scale);
+  std::vector<float> v(static_cast<std::size_t>(count));
+  for (float& x : v) x = uniform(random);
+  return v;
+}
+
+nn::mlp make(const nn::mlp_desc& d, unsigned seed) {
+  auto made = nn::mlp::make(d);
+  EXPECT_TRUE(made) << made.error().message();
+  nn::mlp m = std::move(*made);
+  for (index l = 0; l < m.layers(); ++l) {
+    const index in = m.layer(l).description().in, out = m.layer(l).description().out;
+    const auto w = random_floats(in * out, seed + static_cast<unsigned>(l), 1 / std::sqrt(static_cast<float>(in)));
+    const auto bias = random_floats(out, seed + 50);
+    EXPECT_TRUE(m.set(alone, l, view<const float, 2>(w.data(), {in, out}), layout::plain, bias));
+  }
+  EXPECT_TRUE(m.prepare(alone));
+  return m;
+}
+
+/// Logits and gradients of a step over `rows` rows.
+std::vector<float> step(nn::mlp& m, loops::executor_ref threads, index rows, index in, index out) {
+  const auto x = random_floats(rows * in, 1), g = random_floats(rows * out, 2);
+  const auto y = m.forward(threads, view<const float, 2>(x.data(), {rows, in}));
+  EXPECT_TRUE(y) << y.error().message();
+  std::vector<float> all(y->data(), y->data() + rows * out);
+  const auto r = m.backward(threads, view<const float, 2>(g.data(), {rows, out}));
+  EXPECT_TRUE(r) << r.error().message();
+  all.insert(all.end(), m.gradients().begin(), m.gradients().end());
+  return all;
+}
+
+TEST(Mlp, SameBitsForAnySizesAndExecutors) {
+  const std::vector<index> networks[] = {{1, 1}, {1, 1, 1}, {3, 1, 5, 1}, {33, 65, 127, 10}, {64, 128, 7}};
+  auto pool = loops::thread_pool::make(7);
+  ASSERT_TRUE(pool);
+  for (const type data : {type::f32, type::bf16}) {
+    for (const auto& sizes : networks) {
+      for (const index rows : {1, 2, 65}) {
+        nn::mlp m = make({.rows = rows, .sizes = sizes, .data = data, .hidden = nn::activation::gelu_tanh}, 10);
+        const auto one = step(m, alone, rows, sizes.front(), sizes.back());
+        const backwards own;
+        EXPECT_EQ(step(m, own, rows, sizes.front(), sizes.back()), one) << sizes.size() << ' ' << rows;
+        EXPECT_EQ(step(m, *pool, rows, sizes.front(), sizes.back()), one) << sizes.size() << ' ' << rows;
+      }
+    }
+  }
+}
+
+TEST(Mlp, FewerRowsHaveTheBitsOfAPlanForThem) {
+  const index sizes[] = {40, 64, 33, 5};
+  for (const type data : {type::f32, type::bf16}) {
+    nn::mlp large = make({.rows = 200, .sizes = sizes, .data = data, .hidden = nn::activation::silu}, 20);
+    static_cast<void>(step(large, alone, 200, 40, 5));  // what is left of it must not count
+    for (const index rows : {1, 63, 65, 127}) {
+      nn::mlp small = make({.rows = rows, .sizes = sizes, .data = data, .hidden = nn::activation::silu}, 20);
+      EXPECT_EQ(step(large, alone, rows, 40, 5), step(small, alone, rows, 40, 5)) << rows;
+    }
+  }
+}
+
+TEST(Mlp, GradientsAreThoseOfDifferences) {
+  const index sizes[] = {5, 6, 7, 3};
+  for (int a = 2; a < nn::activation_count; ++a) {  // relu jumps
+    nn::mlp m = make({.rows = 4, .sizes = sizes, .hidden = static_cast<nn::activation>(a)}, 30);
+    const auto x = random_floats(4 * 5, 31), g = random_floats(4 * 3, 32);
+    const view<const float, 2> input(x.data(), {4, 5});
+    const auto loss = [&] {
+      EXPECT_TRUE(m.prepare(alone));
+      const auto y = m.forward(alone, input);
+      double sum = 0;
+      for (std::size_t i = 0; i < g.size(); ++i) sum += static_cast<double>(y->data()[i]) * static_cast<double>(g[i]);
+      return sum;
+    };
+    static_cast<void>(loss());
+    ASSERT_TRUE(m.backward(alone, view<const float, 2>(g.data(), {4, 3})));
+    const std::vector<float> gradient(m.gradients().begin(), m.gradients().end());
+    for (std::size_t i = 0; i < gradient.size(); ++i) {
+      float& p = m.parameters()[i];
+      const float before = p;
+      constexpr float h = 0x1p-8f;
+      p = before + h;
+      const double above = loss();
+      p = before - h;
+      const double slope = (above - loss()) / (2 * static_cast<double>(h));
+      p = before;
+      if (gradient[i] == 0) continue;  // between the layers' parts, and padding
+      ASSERT_NEAR(static_cast<double>(gradient[i]), slope, 2e-3) << "activation " << a << ", parameter " << i;
+    }
+  }
+}
+
+TEST(Mlp, NamesWhatIsWrongWithADesc) {
+  const index good[] = {4, 5, 6}, zero[] = {4, 0, 6}, negative[] = {4, -2, 6}, one[] = {4};
+  constexpr index large = index{1} << 29;
+  const index too_large[] = {4, large + 1, 6}, too_many[] = {large, large, large, large, large, large, large};
+  const std::vector<index> too_deep(nn::mlp::max_layers + 2, 1);
+  const struct {
+    const char* field;
+    const char* number;
+    nn::mlp_desc d;
+  } cases[] = {
+      {"rows", "0", {.rows = 0, .sizes = good}},
+      {"rows", "-3", {.rows = -3, .sizes = good}},
+      {"sizes", "0 sizes", {.rows = 1, .sizes = {}}},
+      {"sizes", "1 sizes", {.rows = 1, .sizes = one}},
+      {"sizes", "1026", {.rows = 1, .sizes = too_deep}},
+      {"sizes", "0", {.rows = 1, .sizes = zero}},
+      {"sizes", "-2", {.rows = 1, .sizes = negative}},
+      {"out", "536870913", {.rows = 1, .sizes = too_large}},
+      {"sizes", "2^62", {.rows = large, .sizes = too_many}},
+      {"data", "f16", {.rows = 1, .sizes = good, .data = type::f16}},
+      {"data", "u8", {.rows = 1, .sizes = good, .data = type::u8}},
+      {"hidden", "9", {.rows = 1, .sizes = good, .hidden = static_cast<nn::activation>(9)}},
+  };
+  for (const auto& c : cases) {
+    const auto made = nn::mlp::make(c.d);
+    ASSERT_FALSE(made) << c.field << ' ' << c.number;
+    EXPECT_EQ(made.error().field(), c.field) << made.error().message();
+    EXPECT_NE(made.error().message().find(c.number), std::string_view::npos) << made.error().message();
+  }
+  // Every field of the desc has a case, but for `training`, both of whose values are right.
+  const auto& [rows, sizes, data, hidden, training] = cases[0].d;
+  static_cast<void>(rows), static_cast<void>(training);
+  const auto forbidden = nn::mlp::make({.rows = 1, .sizes = good}, {.backend = "none such"});
+  ASSERT_FALSE(forbidden);
+  EXPECT_EQ(forbidden.error().code(), errc::forbidden);
+}
+
+TEST(Mlp, NamesWhatIsWrongWithACallAndWritesNothing) {
+  const index sizes[] = {4, 5, 6};
+  nn::mlp m = make({.rows = 8, .sizes = sizes}, 40);
+  static_cast<void>(step(m, alone, 8, 4, 6));
+  const std::vector<float> parameters(m.parameters().begin(), m.parameters().end());
+  const std::vector<float> gradients(m.gradients().begin(), m.gradients().end());
+  std::vector<float> f(400, 1);
+  using in = view<const float, 2>;
+  using out = view<float, 2>;
+  const auto expect = [&](const char* field, const auto& r) {
+    ASSERT_FALSE(r) << field;
+    EXPECT_EQ(r.error().field(), field) << r.error().message();
+    EXPECT_TRUE(std::equal(parameters.begin(), parameters.end(), m.parameters().begin())) << field;
+    EXPECT_TRUE(std::equal(gradients.begin(), gradients.end(), m.gradients().begin())) << field;
+    EXPECT_EQ(f, std::vector<float>(400, 1)) << field;
+  };
+  expect("rows", m.forward(alone, in(f.data(), {0, 4})));
+  expect("rows", m.forward(alone, in(f.data(), {9, 4})));
+  expect("rows", m.forward(alone, in(f.data(), {-1, 4})));
+  expect("x", m.forward(alone, in(nullptr, {8, 4})));
+  expect("x", m.forward(alone, in(f.data(), {8, 5})));
+  expect("x", m.forward(alone, in(f.data(), {8, 4}, {3, 1})));
+  expect("x", m.forward(alone, in(f.data(), {8, 4}, {8, 2})));
+  expect("x", m.forward(alone, in(f.data(), {8, 4}, {index{1} << 62, 1})));
+  expect("gradient", m.backward(alone, in(f.data(), {7, 6})));
+  expect("gradient", m.backward(alone, in(f.data(), {8, 5})));
+  expect("gradient", m.backward(alone, in(nullptr, {8, 6})));
+  expect("gradient", m.backward(alone, in(f.data(), {8, 6}, {7, 1})));
+  const std::span<const float> bias(f.data(), 5);
+  const std::span<float> bias_out(f.data() + 300, 5);
+  expect("layer", m.set(alone, 2, in(f.data(), {4, 5}), layout::plain, bias));
+  expect("layer", m.set(alone, -1, in(f.data(), {4, 5}), layout::plain, bias));
+  expect("bias", m.set(alone, 0, in(f.data(), {4, 5}), layout::plain, bias.first(4)));
+  expect("w", m.set(alone, 0, in(f.data(), {4, 6}), layout::plain, bias));
+  expect("w", m.set(alone, 0, in(nullptr, {4, 5}), layout::plain, bias));
+  expect("w", m.set(alone, 0, in(f.data(), {4, 5}, {index{1} << 62, 1}), layout::plain, bias));
+  expect("stored", m.set(alone, 0, in(f.data(), {4, 5}), layout::interleaved, bias));
+  expect("layer", m.get(alone, 2, out(f.data(), {4, 5}), layout::plain, bias_out));
+  expect("bias", m.get(alone, 0, out(f.data(), {4, 5}), layout::plain, bias_out.first(2)));
+  expect("w", m.get(alone, 0, out(f.data(), {5, 4}), layout::plain, bias_out));
+  const auto made = nn::mlp::make({.rows = 8, .sizes = sizes, .training = false});
+  ASSERT_TRUE(made);
+  expect("training", made->get(alone, 0, out(f.data(), {4, 5}), layout::plain, bias_out, true));
+  nn::mlp fresh = make({.rows = 8, .sizes = sizes}, 41);
+  expect("rows", fresh.backward(alone, in(f.data(), {0, 6})));  // no forward yet
+}
+
+}  // namespace
+}  // namespace brgemm
