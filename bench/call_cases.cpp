@@ -81,29 +81,27 @@ void run_handle_call(benchmark::State& state, const settings& s) {
   }
 }
 
-// Runs f(thread) on each of `threads` threads; seconds from when they are let go, all awake, until the last one is
-// done.
+// Runs f(thread) on each of `threads` threads; seconds from when all are awake until the last one is done.
 template <class F>
 double together(int threads, const F& f) {
   using clock = std::chrono::steady_clock;
   std::atomic<int> awake{0};
-  std::atomic<bool> go{false};
-  std::vector<clock::time_point> end(static_cast<std::size_t>(threads));
+  std::vector<clock::time_point> begin(static_cast<std::size_t>(threads));
+  std::vector<clock::time_point> end(begin.size());
   std::vector<std::jthread> workers;
-  for (int t = 0; t < threads; ++t) {
+  for (std::size_t t = 0; t < begin.size(); ++t) {
     workers.emplace_back([&, t] {
       ++awake;
-      while (!go) {  // a barrier would sleep, and waking takes as long as generating several kernels
+      while (awake < threads) {  // a barrier would sleep, and waking takes as long as generating several kernels
       }
-      f(t);
-      end[static_cast<std::size_t>(t)] = clock::now();
+      begin[t] = clock::now();
+      f(static_cast<int>(t));
+      end[t] = clock::now();
     });
   }
-  while (awake < threads) std::this_thread::yield();
-  const auto begin = clock::now();
-  go = true;
   workers.clear();  // joins
-  return std::chrono::duration<double>(*std::max_element(end.begin(), end.end()) - begin).count();
+  const auto first = *std::min_element(begin.begin(), begin.end());
+  return std::chrono::duration<double>(*std::max_element(end.begin(), end.end()) - first).count();
 }
 
 void run_lookup(benchmark::State& state, std::int64_t count, int threads, const settings& s) {
