@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <map>
 #include <string>
 #include <thread>
 #include <vector>
@@ -32,7 +33,7 @@ using fake::problem;
 using fake::run;
 
 constexpr options use_fake{.backend = "fake"};
-constexpr std::size_t per_kernel = sizeof(detail::record) + 4096;
+constexpr std::size_t per_kernel = 4096;  // where a record waits to be used again
 
 result<kernel> make(brgemm::index m) { return make_kernel(problem(m), use_fake); }
 
@@ -50,6 +51,22 @@ struct late_user {
 };
 late_user late;
 
+/// Gives back the buffers that wait to be generated in.
+void drop_scratch() {
+  for (auto& slot : detail::cache.scratch) {
+    void* idle = slot.exchange(nullptr);
+    if (idle != nullptr) --detail::cache.scratch_buffers;
+    std::free(idle);
+  }
+}
+
+/// As many threads would that generate at once.
+void fill_scratch(int threads) {
+  void* seen = nullptr;
+  const detail::scratch_buffer buffer(seen);
+  if (threads > 1) fill_scratch(threads - 1);
+}
+
 class CodeCache : public testing::Test {
  protected:
   void SetUp() override {
@@ -57,9 +74,15 @@ class CodeCache : public testing::Test {
     late.held = {};
     clear_code_cache();
     set_code_cache_limit(std::size_t{64} << 20);
+    drop_scratch();
+    {
+      std::vector<kernel> held;  // so that records wait to be used again
+      for (brgemm::index m = 1; m <= 64; ++m) held.push_back(*make(m));
+    }
+    clear_code_cache();
     before_ = code_cache_stats();
     ASSERT_EQ(before_.kernels, 0u);
-    ASSERT_EQ(before_.bytes, 0u);
+    ASSERT_EQ(before_.bytes, sizeof(detail::code_cache) + detail::cache.records * detail::record_bytes + scratch_bytes);
     fake::made = 0;
     fake::most_inside = 0;
   }
@@ -71,9 +94,13 @@ class CodeCache : public testing::Test {
     clear_code_cache();
     const auto after = code_cache_stats();
     EXPECT_EQ(after.kernels, 0u);  // nothing holds a pin that was not given back
-    EXPECT_EQ(after.bytes, 0u);
+    EXPECT_EQ(after.bytes, sizeof(detail::code_cache) + detail::cache.records * detail::record_bytes +
+                               detail::cache.scratch_buffers * scratch_bytes);
     set_code_cache_limit(std::size_t{64} << 20);
   }
+  /// Room for so many kernels besides what is there already.
+  std::size_t limit_of(std::size_t kernels) const { return before_.bytes + kernels * per_kernel; }
+  static constexpr std::size_t scratch_bytes = backend::max_code_bytes;
   code_cache_statistics before_;
 };
 
@@ -96,7 +123,7 @@ TEST_F(CodeCache, GivesTheSameKernelAgain) {
   EXPECT_EQ(fake::made, 2);
   const auto s = code_cache_stats();
   EXPECT_EQ(s.kernels, 2u);
-  EXPECT_EQ(s.bytes, 2 * per_kernel);
+  EXPECT_EQ(s.bytes, limit_of(2));
   EXPECT_EQ(s.hits - before_.hits, 1u);
   EXPECT_EQ(s.misses - before_.misses, 2u);
 }
@@ -201,7 +228,7 @@ TEST_F(CodeCache, AFailureIsToldToAllAndForgotten) {
     EXPECT_EQ(k.error().code(), errc::out_of_memory);
   });
   fake::fails = false;
-  EXPECT_EQ(code_cache_stats().bytes, 0u);
+  EXPECT_EQ(code_cache_stats().bytes, before_.bytes + (detail::cache.scratch_buffers - 1) * scratch_bytes);
   EXPECT_TRUE(make(9));
 }
 
@@ -219,22 +246,22 @@ TEST_F(CodeCache, ARepeatedRequestTakesNoLock) {
 }
 
 TEST_F(CodeCache, StaysWithinItsBound) {
-  set_code_cache_limit(10 * per_kernel + 100);
+  set_code_cache_limit(limit_of(10) + 100);
   for (brgemm::index m = 1; m <= 200; ++m) {
     const auto k = make(m);
     ASSERT_TRUE(k);
     EXPECT_EQ(run(*k), m);
-    EXPECT_LE(code_cache_stats().bytes, 10 * per_kernel + 100);
+    EXPECT_LE(code_cache_stats().bytes, limit_of(10) + 100);
   }
   const auto s = code_cache_stats();
   EXPECT_EQ(s.kernels, 10u);
   EXPECT_EQ(s.evictions - before_.evictions, 190u);
-  set_code_cache_limit(3 * per_kernel);
+  set_code_cache_limit(limit_of(3));
   EXPECT_EQ(code_cache_stats().kernels, 3u);
 }
 
 TEST_F(CodeCache, LeastRecentlyUsedLeavesFirst) {
-  set_code_cache_limit(3 * per_kernel);
+  set_code_cache_limit(limit_of(3));
   ASSERT_TRUE(make(1) && make(2) && make(3));
   ASSERT_TRUE(make(1));  // now 2 is the oldest
   ASSERT_TRUE(make(4));
@@ -246,14 +273,14 @@ TEST_F(CodeCache, LeastRecentlyUsedLeavesFirst) {
 }
 
 TEST_F(CodeCache, HeldKernelsStayAndAFullCacheSaysSo) {
-  set_code_cache_limit(2 * per_kernel);
+  set_code_cache_limit(limit_of(2));
   auto one = make(1);
   auto two = make(2);
   ASSERT_TRUE(one && two);
   const auto three = make(3);
   ASSERT_FALSE(three);
   EXPECT_EQ(three.error().code(), errc::cache_full);
-  EXPECT_NE(three.error().message().find(std::to_string(2 * per_kernel)), std::string_view::npos)
+  EXPECT_NE(three.error().message().find(std::to_string(limit_of(2))), std::string_view::npos)
       << three.error().message();
   EXPECT_EQ(run(*one) + run(*two), 3);
   *one = {};
@@ -302,7 +329,7 @@ TEST_F(CodeCache, AContextIsReleasedWithItsKernel) {
     EXPECT_EQ(run(*k), 3);
     EXPECT_EQ(k->order(), order::foreign);
     EXPECT_EQ(fake::contexts, 1);
-    EXPECT_EQ(code_cache_stats().bytes, sizeof(detail::record) + sizeof(desc));
+    EXPECT_EQ(code_cache_stats().bytes, before_.bytes + sizeof(desc));
     clear_code_cache();
     EXPECT_EQ(fake::contexts, 1);
   }
@@ -342,13 +369,15 @@ TEST_F(CodeCache, NothingIsEvictedWhereTheBarrierIsForbiddenLater) {
 
 /// Threads make, call, keep and drop the same kernels and others while most of them do not fit.
 void make_call_and_evict() {
-  set_code_cache_limit(12 * per_kernel);
+  fill_scratch(4);  // one a thread
+  const std::size_t limit = code_cache_stats().bytes + 12 * per_kernel;
+  set_code_cache_limit(limit);
   in_threads(4, [](int thread) {
     std::vector<kernel> held(3);
     std::uint32_t random = 12345u + static_cast<std::uint32_t>(thread);
     for (int i = 0; i < 3000; ++i) {
       random = random * 1664525u + 1013904223u;
-      const brgemm::index m = 1 + (random >> 16) % 24;
+      const brgemm::index m = 1 + (random >> 16) % (i % 2 == 0 ? 24 : 600);
       auto k = make(m);
       if (!k) {
         ASSERT_EQ(k.error().code(), errc::cache_full);
@@ -364,7 +393,7 @@ void make_call_and_evict() {
       if (i % 1000 == 0) clear_code_cache();
     }
   });
-  EXPECT_LE(code_cache_stats().bytes, 12 * per_kernel);
+  EXPECT_LE(code_cache_stats().bytes, limit);
 }
 
 TEST_F(CodeCache, EvictionUnderUse) {
@@ -398,7 +427,7 @@ TEST_F(CodeCache, NoMappingIsWritableAndExecutable) {
   });
   for (const char* way : {"/proc/self/mem", "mprotect", "memfd"}) {
     backend::set_code_memory(way);
-    set_code_cache_limit(50 * per_kernel);
+    set_code_cache_limit(limit_of(50) + 2 * scratch_bytes);
     in_threads(3, [](int thread) {
       for (brgemm::index i = 1; i <= 300; ++i) ASSERT_TRUE(make(1000 * (thread + 1) + i));
     });
@@ -406,6 +435,86 @@ TEST_F(CodeCache, NoMappingIsWritableAndExecutable) {
   backend::set_code_memory("");
   stop = true;
   watch.join();
+}
+
+/// What the table of system calls has given and not got back.
+std::map<void*, std::size_t> blocks;
+std::size_t allocated = 0;
+std::ptrdiff_t mapped = 0;
+
+TEST_F(CodeCache, CountsEverythingThatItAllocates) {
+  auto& os = backend::current_system_calls;
+  drop_scratch();
+  blocks.clear();
+  allocated = 0;
+  mapped = 0;
+  os.allocate = [](std::size_t bytes) noexcept {
+    void* p = std::malloc(bytes);
+    allocated += blocks[p] = bytes;
+    return p;
+  };
+  os.free = [](void* p) noexcept {
+    allocated -= blocks.at(p);
+    blocks.erase(p);
+    std::free(p);
+  };
+  os.map = [](void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset) noexcept {
+    mapped += static_cast<std::ptrdiff_t>(bytes);
+    return ::mmap(at, bytes, protection, flags, fd, offset);
+  };
+  os.unmap = [](void* at, std::size_t bytes) noexcept {
+    mapped -= static_cast<std::ptrdiff_t>(bytes);
+    return ::munmap(at, bytes);
+  };
+  const auto& memory = backend::code_memory::state;
+  const auto seen = [&memory] {  // reserved addresses have no memory yet
+    return mapped + static_cast<std::ptrdiff_t>(allocated + static_cast<std::size_t>(fake::contexts) * sizeof(desc)) -
+           (memory.end - memory.next);
+  };
+  const auto counted = [] { return static_cast<std::ptrdiff_t>(code_cache_stats().bytes); };
+  const std::ptrdiff_t base = counted() - seen();
+  {
+    std::vector<kernel> held;
+    for (brgemm::index m = 1; m <= 300; ++m) {
+      if (m == 200) backend::jit_registry::set_targets("gdb");  // which takes memory too
+      held.push_back(m % 10 == 0 ? *make_kernel(problem(m), {.backend = "fake_function"}) : *make(m));
+      ASSERT_EQ(counted() - seen(), base) << "kernel " << m;
+    }
+    fill_scratch(6);  // of which four stay
+    EXPECT_EQ(counted() - seen(), base);
+  }
+  set_code_cache_limit(code_cache_stats().bytes - 500 * per_kernel);
+  EXPECT_EQ(counted() - seen(), base);
+  fake::fails = true;
+  EXPECT_FALSE(make(900));
+  fake::fails = false;
+  EXPECT_EQ(counted() - seen(), base);
+  clear_code_cache();
+  backend::jit_registry::set_targets("");
+  EXPECT_EQ(counted() - seen(), base);
+  set_code_cache_limit(0);
+  EXPECT_EQ(detail::cache.scratch_buffers, 0u);
+  EXPECT_EQ(counted() - seen(), base);
+  const auto full = make(1);
+  ASSERT_FALSE(full);
+  EXPECT_EQ(full.error().code(), errc::cache_full);
+}
+
+/// Kernels without code fill the bound with records, which stay; kernels with code must fit nonetheless.
+TEST_F(CodeCache, RecordsLeaveRoomForCode) {
+  const std::size_t limit = std::size_t{2} << 20;
+  set_code_cache_limit(limit);
+  for (brgemm::index m = 1; m <= 3000; ++m) {
+    ASSERT_TRUE(make_kernel(problem(m), {.backend = "fake_function"}));
+    ASSERT_LE(code_cache_stats().bytes, limit);
+  }
+  std::vector<kernel> held;
+  for (brgemm::index m = 1; m <= 100; ++m) {
+    auto k = make(m);
+    ASSERT_TRUE(k) << k.error().message();
+    held.push_back(std::move(*k));
+    ASSERT_LE(code_cache_stats().bytes, limit);
+  }
 }
 
 int failing_call = 0;
@@ -423,16 +532,14 @@ TEST_F(CodeCache, InjectedFailuresGiveTypedErrorsAndLeakNothing) {
     return fails_now() ? (errno = ENOMEM, MAP_FAILED) : ::mmap(at, bytes, protection, flags, fd, offset);
   };
   os.create_file = []() noexcept { return errno = EPERM, -1; };
-  for (auto& slot : detail::cache.scratch) std::free(slot.exchange(nullptr));
+  drop_scratch();
   ASSERT_TRUE(make(900));
   std::size_t of_kind[2] = {};
   const std::size_t kernels = code_cache_stats().kernels;
   std::vector<kernel> held;  // so that every kernel takes a record of its own
   for (int n = 1; n <= 12; ++n) {
     failing_call = n;
-    if (n % 2 != 0) {
-      for (auto& slot : detail::cache.scratch) std::free(slot.exchange(nullptr));
-    }
+    if (n % 2 != 0) drop_scratch();
     auto k = make(1000 + n);
     failing_call = 0;
     if (k) {
@@ -443,7 +550,9 @@ TEST_F(CodeCache, InjectedFailuresGiveTypedErrorsAndLeakNothing) {
       ++of_kind[memory ? 0 : 1];
     }
     EXPECT_EQ(code_cache_stats().kernels, kernels + held.size());
-    EXPECT_EQ(code_cache_stats().bytes, (kernels + held.size()) * per_kernel);
+    EXPECT_EQ(code_cache_stats().bytes, sizeof(detail::code_cache) + detail::cache.records * detail::record_bytes +
+                                            detail::cache.scratch_buffers * scratch_bytes +
+                                            (kernels + held.size()) * per_kernel);
   }
   EXPECT_GE(of_kind[0], 1u);
   EXPECT_GE(of_kind[1], 2u);
@@ -451,7 +560,7 @@ TEST_F(CodeCache, InjectedFailuresGiveTypedErrorsAndLeakNothing) {
 
 TEST_F(CodeCache, ForkWhileOtherThreadsGenerate) {
   if (thread_sanitizer) GTEST_SKIP() << "ThreadSanitizer ends a child that starts threads";
-  set_code_cache_limit(20 * per_kernel);
+  set_code_cache_limit(limit_of(20) + 3 * scratch_bytes);  // three threads and the one that forks
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
   for (int t = 0; t < 3; ++t) {

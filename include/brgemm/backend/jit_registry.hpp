@@ -355,6 +355,9 @@ inline result<void> add(std::span<const std::uint8_t> code, const char* name) no
   return to == 0 ? result<void>() : tell(to, code, name);
 }
 
+/// Memory that `add` takes.
+inline std::size_t bytes_for_each() noexcept { return wanted() != 0 ? sizeof(registration) : 0; }
+
 /// Takes back what `add` announced, before the code goes away. Thread-safe.
 inline void remove(const std::uint8_t* code) noexcept {
   if (code != nullptr && wanted() != 0) forget(code);

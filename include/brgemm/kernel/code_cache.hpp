@@ -13,6 +13,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <utility>
 
 #include "../backend/backend.hpp"
 #include "../backend/executable_memory.hpp"
@@ -22,9 +23,10 @@
 
 namespace brgemm::inline abi_0 {
 
-/// What the cache holds and has done. `bytes` counts code pages, records and contexts of kernels; records of evicted
-/// kernels wait to be used again and are not counted, nor are the buffers that code is generated in (256 KiB a thread
-/// while it generates).
+/// What the cache holds and has done. `bytes` counts all memory of the cache: code pages, contexts of kernels, what
+/// debuggers are told of them, records (those of evicted kernels too, which wait to be used again), buffers that code
+/// is generated in (256 KiB a thread that generates; at most four stay), and the table of buckets. Addresses that are
+/// reserved for code and have no memory behind them yet (less than 256 KiB) are not counted.
 struct code_cache_statistics {
   std::size_t kernels = 0;
   std::size_t bytes = 0;
@@ -79,6 +81,7 @@ struct record {
   backend::code_pages pages;
 
   record_state state = record_state::free;  // from here on under the lock
+  void* buffer = nullptr;                   // that its code is being generated in
   record* older = nullptr;                  // in the list of pending or of ready records; `older` also in the free list
   record* newer = nullptr;
   std::size_t bytes = 0;
@@ -106,6 +109,7 @@ struct record_list {
 
 inline constexpr int bucket_shift = 52;
 inline constexpr std::size_t bucket_count = std::size_t{1} << (64 - bucket_shift);
+inline constexpr std::size_t record_bytes = sizeof(record) + alignof(record);  // as allocated
 inline constexpr std::size_t default_code_cache_limit = std::size_t{64} << 20;
 inline constexpr int scratch_count = 4;
 
@@ -120,7 +124,9 @@ struct code_cache {
   record_list pending;
   record* free = nullptr;
   std::size_t kernels = 0;
-  std::size_t bytes = 0;
+  std::size_t bytes = 0;            // code pages, contexts, registrations
+  std::size_t records = 0;          // allocated, for ever
+  std::size_t scratch_buffers = 0;  // allocated
   std::size_t limit = default_code_cache_limit;
   std::uint64_t hits = 0;  // of kernels that left
   std::uint64_t misses = 0;
@@ -326,6 +332,12 @@ inline void release_program(record* r, bool reusable) noexcept {
   r->program = {};
 }
 
+/// Everything that the cache has allocated, and itself.
+inline std::size_t total_locked() noexcept {
+  return sizeof(code_cache) + cache.bytes + cache.records * record_bytes +
+         cache.scratch_buffers * backend::max_code_bytes;
+}
+
 /// Puts a record that is in no list and holds no program on the free list.
 inline void recycle_locked(record* r) noexcept {
   unlink_locked(r);
@@ -355,17 +367,30 @@ inline bool evict_locked(record* r) noexcept {
   return true;
 }
 
-/// Evicts until `more` bytes fit, oldest first. A kernel that was used since it was put into the list, or is held, goes
+/// Evicts until `enough()`, oldest first. A kernel that was used since it was put into the list, or is held, goes
 /// to the new end instead (second chance), so "least recently used" is exact up to the time between two generations.
-inline bool make_room_locked(std::size_t more) noexcept {
-  const auto fits = [more] { return more <= cache.limit && cache.bytes <= cache.limit - more; };
-  for (std::size_t steps = 2 * cache.kernels; !fits() && steps > 0 && cache.ready.oldest != nullptr; --steps) {
+template <class Enough>
+void evict_until_locked(Enough enough) noexcept {
+  for (std::size_t steps = 2 * cache.kernels; !enough() && steps > 0 && cache.ready.oldest != nullptr; --steps) {
     record* r = cache.ready.oldest;
     const std::uint64_t used = last_use_of(*r);
     if (used <= r->seen && evict_locked(r)) continue;
     r->seen = std::max(used, r->seen);
     cache.ready.remove(r);
     cache.ready.push(r);
+  }
+}
+
+/// Makes `more` bytes fit, by eviction, and where that is not enough without the buffers that nobody uses now.
+inline bool make_room_locked(std::size_t more) noexcept {
+  const auto fits = [more] { return more <= cache.limit && total_locked() <= cache.limit - more; };
+  evict_until_locked(fits);
+  for (auto& slot : cache.scratch) {
+    if (fits()) break;
+    void* idle = slot.exchange(nullptr, std::memory_order_acquire);
+    if (idle == nullptr) continue;
+    backend::current_system_calls.free(idle);
+    --cache.scratch_buffers;
   }
   return fits();
 }
@@ -392,6 +417,8 @@ inline void after_fork_in_child() noexcept {
   backend::code_memory::after_fork(true);
   while (record* r = cache.pending.oldest) {
     cache.pending.remove(r);
+    if (r->buffer != nullptr) --cache.scratch_buffers;
+    backend::current_system_calls.free(std::exchange(r->buffer, nullptr));
     recycle_locked(r);
   }
   const std::uint32_t own = own_shard < shared_shard ? 1u << own_shard : 0u;
@@ -428,42 +455,69 @@ inline bool start_locked() noexcept {
 /// The buffer that a backend generates into. A few stay, because getting one from the system costs a page fault a page.
 class scratch_buffer {
  public:
-  scratch_buffer() noexcept {
-    for (auto& slot : cache.scratch) {
-      if (data_ == nullptr) data_ = slot.exchange(nullptr, std::memory_order_acquire);
-    }
-    if (data_ == nullptr) data_ = backend::current_system_calls.allocate(backend::max_code_bytes);
+  explicit scratch_buffer(void*& seen) noexcept : seen_(seen) {
+    take();
+    seen_ = data_;
   }
   scratch_buffer(const scratch_buffer&) = delete;
   scratch_buffer& operator=(const scratch_buffer&) = delete;
   ~scratch_buffer() {
+    seen_ = nullptr;
     for (auto& slot : cache.scratch) {
       if (data_ != nullptr) data_ = slot.exchange(data_, std::memory_order_acq_rel);
     }
-    if (data_ != nullptr) backend::current_system_calls.free(data_);
+    if (data_ == nullptr) return;
+    backend::current_system_calls.free(data_);
+    std::lock_guard guard(cache.lock);
+    --cache.scratch_buffers;
   }
   explicit operator bool() const noexcept { return data_ != nullptr; }
+  bool fits() const noexcept { return fits_; }
   std::span<std::uint8_t> bytes() const noexcept {
     return {static_cast<std::uint8_t*>(data_), backend::max_code_bytes};
   }
 
  private:
+  void take() noexcept {
+    for (auto& slot : cache.scratch) {
+      if (data_ == nullptr) data_ = slot.exchange(nullptr, std::memory_order_acquire);
+    }
+    if (data_ != nullptr) return;
+    std::lock_guard guard(cache.lock);
+    fits_ = make_room_locked(backend::max_code_bytes);
+    if (fits_) data_ = backend::current_system_calls.allocate(backend::max_code_bytes);
+    if (data_ != nullptr) ++cache.scratch_buffers;
+  }
+
   void* data_ = nullptr;
+  void*& seen_;  // for a fork's child, in which nobody goes on with it
+  bool fits_ = true;
 };
+
+/// A record that nothing refers to; nullptr where memory is out, or the bound. Records are never given back, so that at
+/// most half of the bound may become records: beyond that, kernels leave and theirs are used again.
+inline record* new_record_locked() noexcept {
+  const auto may_grow = [] { return (cache.records + 1) * record_bytes <= cache.limit / 2; };
+  if (cache.free == nullptr && !may_grow()) evict_until_locked([] { return cache.free != nullptr; });
+  if (cache.free == nullptr && !make_room_locked(record_bytes)) return nullptr;
+  if (record* r = cache.free; r != nullptr) {
+    cache.free = r->older;
+    return r;
+  }
+  constexpr std::size_t align = alignof(record);  // by hand, as the table of system calls has malloc
+  void* block = backend::current_system_calls.allocate(record_bytes);
+  if (block == nullptr) return nullptr;
+  ++cache.records;
+  const auto address = (reinterpret_cast<std::uintptr_t>(block) + align - 1) / align * align;
+  auto* r = new (reinterpret_cast<void*>(address)) record;
+  r->owner = &cache;
+  return r;
+}
 
 /// A record that no list holds, with the key filled in; nullptr where memory is out.
 inline record* take_record_locked(cache_key key, std::uint64_t hash) noexcept {
-  record* r = cache.free;
-  if (r != nullptr) {
-    cache.free = r->older;
-  } else {
-    constexpr std::size_t align = alignof(record);  // by hand, as the table of system calls has malloc
-    void* block = backend::current_system_calls.allocate(sizeof(record) + align);
-    if (block == nullptr) return nullptr;
-    const auto address = (reinterpret_cast<std::uintptr_t>(block) + align - 1) / align * align;
-    r = new (reinterpret_cast<void*>(address)) record;
-    r->owner = &cache;
-  }
+  record* r = new_record_locked();
+  if (r == nullptr) return nullptr;
   r->description = *key.description;
   r->circumstances = key.circumstances;
   r->state = record_state::pending;
@@ -478,17 +532,28 @@ inline record* take_record_locked(cache_key key, std::uint64_t hash) noexcept {
 inline error cache_full_error(std::size_t needed) noexcept {
   return {errc::cache_full,
           "code_cache",
-          "a kernel of %zu bytes does not fit: the limit is %zu, %zu are in use by %zu kernels, all held",
+          "%zu bytes for a kernel do not fit: the limit is %zu, %zu are in use with %zu kernels, all held",
           needed,
           cache.limit,
-          cache.bytes,
+          total_locked(),
           cache.kernels};
+}
+
+/// Why there is no record.
+inline error no_record_error() noexcept {
+  std::lock_guard guard(cache.lock);
+  if (total_locked() + record_bytes > cache.limit) return cache_full_error(record_bytes);
+  return {errc::out_of_memory, "memory", "no %zu bytes for a kernel's record", record_bytes};
 }
 
 /// Generates what `r` stands for, and copies it to executable memory within the bound. No lock is held while a backend
 /// works; `r` is not seen by others until it is published.
 inline result<void> fill(record* r, const backend::entry& maker) noexcept {
-  scratch_buffer buffer;
+  scratch_buffer buffer(r->buffer);
+  if (!buffer.fits()) {
+    std::lock_guard guard(cache.lock);
+    return cache_full_error(backend::max_code_bytes);
+  }
   if (!buffer) {
     return error(errc::out_of_memory, "memory", "no %zu bytes for a buffer to generate code in",
                  backend::max_code_bytes);
@@ -497,7 +562,10 @@ inline result<void> fill(record* r, const backend::entry& maker) noexcept {
   if (!made) return made.error();
   r->program = *made;
   r->maker = &maker;
-  const std::size_t needed = sizeof(record) + backend::code_memory::whole_pages(made->code_bytes) + made->context_bytes;
+  std::size_t needed = made->context_bytes;
+  if (made->code_bytes != 0) {
+    needed += backend::code_memory::whole_pages(made->code_bytes) + backend::jit_registry::bytes_for_each();
+  }
   {
     std::lock_guard guard(cache.lock);
     if (!make_room_locked(needed)) return cache_full_error(needed);
@@ -568,7 +636,7 @@ template <class Choose>
   stay_loaded();
   bool mine = false;
   record* r = find_or_begin(key, hash, mine);
-  if (r == nullptr) return error(errc::out_of_memory, "memory", "no %zu bytes for a kernel's record", sizeof(record));
+  if (r == nullptr) return no_record_error();
   if (!mine) return r;
   const result<const backend::entry*> maker = choose();
   const result<void> made = maker ? fill(r, **maker) : result<void>(maker.error());
@@ -582,13 +650,14 @@ template <class Choose>
 /// What the cache holds and has done, as of one moment. Thread-safe.
 inline code_cache_statistics code_cache_stats() noexcept {
   std::lock_guard guard(detail::cache.lock);
-  code_cache_statistics s{detail::cache.kernels, detail::cache.bytes,  detail::cache.limit,
-                          detail::cache.hits,    detail::cache.misses, detail::cache.evictions};
+  code_cache_statistics s{detail::cache.kernels, detail::total_locked(), detail::cache.limit,
+                          detail::cache.hits,    detail::cache.misses,   detail::cache.evictions};
   for (const detail::record* r = detail::cache.ready.oldest; r != nullptr; r = r->newer) s.hits += detail::hits_of(*r);
   return s;
 }
 
-/// Bounds the cache to this many bytes (64 MiB at first), and evicts what does not fit and nobody holds. Thread-safe.
+/// Bounds the cache to this many bytes (64 MiB at first), and evicts what does not fit and nobody holds. Generating
+/// needs some 300 KiB besides the kernels themselves. Thread-safe.
 inline void set_code_cache_limit(std::size_t bytes) noexcept {
   std::lock_guard guard(detail::cache.lock);
   detail::cache.limit = bytes;
