@@ -45,6 +45,15 @@ class jit_assembler : public assembler_names::CodeGenerator {
     kmovw(k1, eax);
   }
 
+  /// Register i at the least width that holds the tail of lanes of `bytes` bytes. AVX-512: a wider one would cross into
+  /// the next line of cache more often, which costs a second access though its lanes there are masked.
+  Xmm narrow(int i, int bytes) const {
+    const int size = tail_ * bytes;
+    return size <= 16 ? quarter(i) : size <= 32 ? Xmm(Ymm(i)) : v(i);
+  }
+  /// Whether the tail fills such a register or a scalar, so that no mask is needed.
+  bool is_whole(int bytes) const { return std::has_single_bit(static_cast<unsigned>(tail_ * bytes)); }
+
   // ---- loads of one vector, by element type -------------------------------------------------------------------------
 
   /// 32- or 64-bit lanes as they are.
@@ -52,18 +61,26 @@ class jit_assembler : public assembler_names::CodeGenerator {
     if (!masked) {
       f64 ? vmovupd(v(d), ptr[at]) : vmovups(v(d), ptr[at]);
     } else if (wide()) {
-      f64 ? vmovupd(v(d) | k1 | T_z, ptr[at]) : vmovups(v(d) | k1 | T_z, ptr[at]);
+      load_tail(d, at, f64);
     } else {
       lane_mask(d, f64);
       f64 ? vmaskmovpd(v(d), v(d), ptr[at]) : vmaskmovps(v(d), v(d), ptr[at]);
     }
+  }
+  void load_tail(int d, const RegExp& at, bool f64) {
+    const int bytes = f64 ? 8 : 4;
+    const Xmm to = narrow(d, bytes);
+    if (tail_ * bytes == 4) return vmovss(to, ptr[at]);
+    if (tail_ * bytes == 8) return vmovsd(to, ptr[at]);
+    if (is_whole(bytes)) return vmovups(to, ptr[at]);
+    f64 ? vmovupd(to | k1 | T_z, ptr[at]) : vmovups(to | k1 | T_z, ptr[at]);
   }
   /// 16-bit elements, zero-extended to 32-bit lanes.
   void load_words(int d, const RegExp& at, bool masked) {
     if (!masked) {
       vpmovzxwd(v(d), ptr[at]);
     } else if (wide()) {
-      vpmovzxwd(v(d) | k1 | T_z, ptr[at]);
+      vpmovzxwd(narrow(d, 4) | k1 | T_z, ptr[at]);
     } else {
       load_bytes(d, at, 2 * tail_);
       vpmovzxwd(v(d), quarter(d));
@@ -74,7 +91,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
     if (!masked) {
       vpmovzxbd(v(d), ptr[at]);
     } else if (wide()) {
-      vpmovzxbd(v(d) | k1 | T_z, ptr[at]);
+      vpmovzxbd(narrow(d, 4) | k1 | T_z, ptr[at]);
     } else {
       load_bytes(d, at, tail_);
       vpmovzxbd(v(d), quarter(d));
@@ -87,7 +104,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
     } else if (!masked) {
       vcvtph2ps(v(d), ptr[at]);
     } else if (wide()) {
-      vcvtph2ps(v(d) | k1 | T_z, ptr[at]);
+      vcvtph2ps(narrow(d, 4) | k1 | T_z, ptr[at]);
     } else {
       load_bytes(d, at, 2 * tail_);
       vcvtph2ps(v(d), quarter(d));
@@ -185,11 +202,20 @@ class jit_assembler : public assembler_names::CodeGenerator {
     if (!masked) {
       f64 ? vmovupd(ptr[at], v(s)) : vmovups(ptr[at], v(s));
     } else if (wide()) {
-      f64 ? vmovupd(ptr[at] | k1, v(s)) : vmovups(ptr[at] | k1, v(s));
+      store_tail(at, s, f64);
     } else {
       lane_mask(temporary, f64);
       f64 ? vmaskmovpd(ptr[at], v(temporary), v(s)) : vmaskmovps(ptr[at], v(temporary), v(s));
     }
+  }
+
+  void store_tail(const RegExp& at, int s, bool f64) {
+    const int bytes = f64 ? 8 : 4;
+    const Xmm from = narrow(s, bytes);
+    if (tail_ * bytes == 4) return vmovss(ptr[at], from);
+    if (tail_ * bytes == 8) return vmovsd(ptr[at], from);
+    if (is_whole(bytes)) return vmovups(ptr[at], from);
+    f64 ? vmovupd(ptr[at] | k1, from) : vmovups(ptr[at] | k1, from);
   }
 
   // ---- constants behind the code -----------------------------------------------------------------------------------
@@ -332,7 +358,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
   }
   void store_words(const RegExp& at, int s, bool masked) {
     if (wide()) {
-      masked ? vmovdqu16(ptr[at] | k1, half(s)) : vmovdqu16(ptr[at], half(s));
+      masked ? vmovdqu16(ptr[at] | k1, narrow(s, 2)) : vmovdqu16(ptr[at], half(s));
     } else {
       store_bytes(at, s, masked ? 2 * tail_ : 16);
     }

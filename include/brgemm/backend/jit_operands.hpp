@@ -133,12 +133,14 @@ class jit_operands : public jit_epilogue {
   }
   /// The passing operand stays in memory; masked lanes of the sum keep their value and are never stored.
   void product_in_memory(int sum, int held, const Address& passing, bool tail) {
-    const Xmm to = tail ? v(sum) | k1 : v(sum);
+    const int bytes = f64_ ? 8 : 4;
+    const Xmm to = tail ? narrow(sum, bytes) | k1 : v(sum);
+    const Xmm by = tail ? narrow(held, bytes) : v(held);
     switch (b_.how) {
-      case product::fma_f64: return vfmadd231pd(to, v(held), passing);
-      case product::dot_bf16: return vdpbf16ps(to, v(held), passing);
-      case product::dot_8bit: return vpdpbusd(to, v(held), passing, assembler_names::EvexEncoding);
-      default: return vfmadd231ps(to, v(held), passing);
+      case product::fma_f64: return vfmadd231pd(to, by, passing);
+      case product::dot_bf16: return vdpbf16ps(to, by, passing);
+      case product::dot_8bit: return vpdpbusd(to, by, passing, assembler_names::EvexEncoding);
+      default: return vfmadd231ps(to, by, passing);
     }
   }
   void sum_column(const block& k, int j, int b) {
