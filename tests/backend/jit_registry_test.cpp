@@ -2,13 +2,19 @@
 #include "brgemm/backend/jit_registry.hpp"
 
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sys/wait.h>
+#include <ucontext.h>
+#include <unwind.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdlib>
 #include <fstream>
+#include <set>
 #include <sstream>
 #include <string>
+#include <vector>
 
 #include "kernel/fake_backend.hpp"
 
@@ -173,6 +179,124 @@ TEST_F(JitRegistry, UnknownWordsAndUnwritableFilesAreErrors) {
   __asm__ volatile("");
 }
 
+/// What the unwinder says of a kernel's caller at each of its instructions, against what was there on entry.
+struct stepped {
+  std::uintptr_t first = 0;  // the kernel's code
+  std::uintptr_t end = 0;
+  greg_t entry[NGREG] = {};
+  long steps = 0;
+  long wrong = 0;
+  std::uintptr_t wrong_at = 0;
+  std::set<std::uintptr_t>* seen = nullptr;
+};
+stepped walk;
+
+/// The frame behind the kernel's: its address, its stack pointer and the registers that a function must keep.
+_Unwind_Reason_Code look_at_frame(_Unwind_Context* context, void* state) {
+  auto& frames = *static_cast<int*>(state);  // 0: not yet at the kernel; 1: the kernel was the last
+  const std::uintptr_t at = _Unwind_GetIP(context);
+  if (frames == 0) {
+    frames = at >= walk.first && at < walk.end ? 1 : 0;
+    return _URC_NO_REASON;
+  }
+  const auto stack = static_cast<std::uintptr_t>(walk.entry[REG_RSP]);
+  bool right = at == *reinterpret_cast<const std::uintptr_t*>(stack) && _Unwind_GetCFA(context) == stack + 8;
+  constexpr std::pair<int, int> kept[] = {{3, REG_RBX},  {6, REG_RBP},  {12, REG_R12},
+                                          {13, REG_R13}, {14, REG_R14}, {15, REG_R15}};
+  for (const auto& [dwarf, in_context] : kept) {
+    right = right && _Unwind_GetGR(context, dwarf) == static_cast<std::uintptr_t>(walk.entry[in_context]);
+  }
+  frames = right ? 2 : 3;
+  return _URC_END_OF_STACK;
+}
+
+void on_step(int, siginfo_t*, void* context) {
+  const auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+  const auto at = static_cast<std::uintptr_t>(registers[REG_RIP]);
+  if (at < walk.first || at >= walk.end) return;
+  if (at == walk.first) std::copy(std::begin(registers), std::end(registers), walk.entry);
+  ++walk.steps;
+  walk.seen->insert(at);
+  int frames = 0;
+  _Unwind_Backtrace(look_at_frame, &frames);
+  if (frames == 2) return;
+  ++walk.wrong;
+  walk.wrong_at = at - walk.first;
+}
+
+extern "C" void __register_frame(void*);  // libgcc: unwind information of generated code
+extern "C" void __deregister_frame(void*);
+
+/// Runs a kernel one instruction at a time, and unwinds from each of them.
+void step_through(const kernel& k, const arguments& x) {
+  const auto& code = kernel_access::record_of(k);
+  walk = {};
+  walk.first = reinterpret_cast<std::uintptr_t>(code.pages.address);
+  walk.end = walk.first + code.program.code_bytes;
+  std::set<std::uintptr_t> seen;
+  walk.seen = &seen;
+  ASSERT_NE(__jit_debug_descriptor.first, nullptr);
+  auto* object = static_cast<registry::object_file*>(const_cast<void*>(__jit_debug_descriptor.first->object));
+  ASSERT_EQ(object->frame.code, walk.first);
+  ASSERT_EQ(object->frame.bytes, code.program.code_bytes);
+  __register_frame(&object->frame);
+  struct sigaction action {};
+  struct sigaction before {};
+  action.sa_sigaction = on_step;
+  action.sa_flags = SA_SIGINFO;
+  sigaction(SIGTRAP, &action, &before);
+  __asm__ volatile("sub $128, %%rsp\n pushfq\n orl $0x100, (%%rsp)\n popfq\n add $128, %%rsp" ::: "memory", "cc");
+  k(x);
+  __asm__ volatile("sub $128, %%rsp\n pushfq\n andl $~0x100, (%%rsp)\n popfq\n add $128, %%rsp" ::: "memory", "cc");
+  sigaction(SIGTRAP, &before, nullptr);
+  __deregister_frame(&object->frame);
+  EXPECT_GT(walk.steps, 20);
+  EXPECT_EQ(walk.wrong, 0) << "of " << walk.steps << " steps, the last at +" << walk.wrong_at << " of "
+                           << k.name().c_str();
+  const auto has_return = std::any_of(
+      seen.begin(), seen.end(), [](std::uintptr_t at) { return *reinterpret_cast<const std::uint8_t*>(at) == 0xc3; });
+  EXPECT_TRUE(has_return);
+}
+
+/// Real kernels: with and without registers to save, with functions behind the kernel's own `ret`.
+TEST_F(JitRegistry, UnwindsFromEveryInstructionOfRealKernels) {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)
+  GTEST_SKIP() << "sanitizers take the signals";
+#endif
+  registry::set_targets("gdb");
+  std::vector<float> a(64 * 64, 0.5f), b(64 * 64, 0.25f), c(64 * 64);
+  arguments x;
+  x.a = a.data(), x.b = b.data(), x.c = c.data(), x.batch = 1;
+  x.lda = x.ldb = x.ldc = 64;
+  std::set<std::size_t> saved;  // how many registers kernels saved
+  int kernels = 0;
+  for (const backend::entry& e : backend::built_in()) {
+    if (!e.runs_here() || e.name == "reference") continue;
+    for (int kind = 0; kind < 4; ++kind) {
+      for (brgemm::index m : {1, 7, 14, 20}) {
+        desc d;
+        d.m = m, d.n = 19, d.k = 5;
+        d.lda = d.ldb = d.ldc = 64;
+        if (kind >= 1) d.ldc = at_call;
+        if (kind >= 2) d.lda = d.ldb = at_call;
+        if (kind == 3) append(append(d, op::gelu_erf()), op::tanh());
+        const auto k = make_kernel(d, {.backend = e.name});
+        ASSERT_TRUE(k) << k.error().message();
+        step_through(*k, x);
+        std::size_t pushes = 0;
+        const std::uint8_t* at = kernel_access::record_of(*k).pages.address + 8;
+        for (; *at == 0x53 || (*at == 0x41 && (at[1] & 0xf8) == 0x50); at += *at == 0x53 ? 1 : 2) ++pushes;
+        saved.insert(pushes);
+        ++kernels;
+      }
+    }
+    clear_code_cache();
+  }
+  if (kernels == 0) GTEST_SKIP() << "no generated code on this machine";
+  EXPECT_TRUE(saved.contains(0));
+  EXPECT_GE(*saved.rbegin(), 3u);
+}
+
 /// Run under gdb by the next test.
 TEST_F(JitRegistry, DISABLED_Trap) {
   registry::set_targets("gdb");
@@ -188,7 +312,8 @@ TEST_F(JitRegistry, GdbShowsTheNameAndUnwinds) {
   if (std::system("gdb --version >/dev/null 2>&1") != 0) GTEST_SKIP() << "gdb is not installed";
   std::array<char, 4096> self{};
   ASSERT_GT(readlink("/proc/self/exe", self.data(), self.size() - 1), 0);
-  const std::string command = std::string("gdb -nx -batch -ex run -ex bt ") + "-ex kill --args '" + self.data() +
+  const std::string command = std::string("gdb -nx -batch -ex run -ex bt -ex 'stepi 3' ") +
+                              "-ex 'echo at ret' -ex bt -ex kill --args '" + self.data() +
                               "' --gtest_also_run_disabled_tests --gtest_filter=JitRegistry.DISABLED_Trap 2>&1";
   std::FILE* pipe = popen(command.c_str(), "r");
   ASSERT_NE(pipe, nullptr);
@@ -204,6 +329,10 @@ TEST_F(JitRegistry, GdbShowsTheNameAndUnwinds) {
   EXPECT_LT(at_name, at_caller) << output;
   EXPECT_NE(at_caller, std::string::npos) << output;
   EXPECT_NE(output.find("main (", at_caller), std::string::npos) << output;
+  const auto at_ret = output.find("at ret");  // with the frame gone: pop r12; pop rbx; pop rbp
+  ASSERT_NE(at_ret, std::string::npos) << output;
+  EXPECT_LT(output.find(name_of_42, at_ret), output.find("caller_of_the_kernel", at_ret)) << output;
+  EXPECT_LT(output.find("caller_of_the_kernel", at_ret), output.find("DISABLED_Trap", at_ret)) << output;
 }
 
 }  // namespace

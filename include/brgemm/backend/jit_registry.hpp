@@ -22,6 +22,8 @@
 #include <cstdlib>
 #include <cstring>
 #include <ctime>
+#include <initializer_list>
+#include <iterator>
 #include <mutex>
 #include <span>
 
@@ -57,39 +59,67 @@ inline constexpr int to_jitdump = 4;
 inline constexpr int unknown_word = 8;
 
 /// Call frame information: how to find the caller, and its registers, from any instruction of a kernel. Kernels begin
-/// with `endbr64; push rbp; mov rbp, rsp` and the pushes of what else they save, and keep rbp; only at their last
-/// instruction, `ret`, is the caller skipped.
+/// with `endbr64; push rbp; mov rbp, rsp` and the pushes of what else they save, keep rbp, and end with `vzeroupper`,
+/// a load of each register that they saved, `leave; ret`; the functions that they call lie behind that.
 struct [[gnu::packed]] frame_section {
   std::uint32_t cie_length = 20;
   std::uint32_t cie_id = 0;
   // Version 1, no augmentation, units 1 and -8, rip; cfa = rsp + 8; rip at cfa - 8.
   std::uint8_t cie[16] = {1, 0, 1, 0x78, 16, 0x0c, 7, 8, 0x90, 1};
-  std::uint32_t fde_length = 52;
+  std::uint32_t fde_length = 68;
   std::uint32_t to_cie = 28;  // back from here to the beginning
   std::uint64_t code = 0;
   std::uint64_t bytes = 0;
-  std::uint8_t fde[32] = {};
+  std::uint8_t fde[48] = {};
   std::uint32_t end = 0;
 };
 
+/// Where the kernel's own `ret` is, at which its frame is gone; the size where there is none.
+inline std::size_t return_of(std::span<const std::uint8_t> code, std::size_t saved) noexcept {
+  constexpr std::uint8_t vzeroupper[] = {0xc5, 0xf8, 0x77};
+  constexpr std::uint8_t leave = 0xc9;
+  constexpr std::uint8_t pop_rbp = 0x5d;
+  constexpr std::uint8_t ret = 0xc3;
+  const std::size_t to_leave = sizeof vzeroupper + 4 * saved;  // `mov r, [rbp - x]` has four bytes
+  for (std::size_t at = 0; at + to_leave + 2 <= code.size(); ++at) {
+    const bool here = std::memcmp(&code[at], vzeroupper, sizeof vzeroupper) == 0;
+    if (here && code[at + to_leave] == leave && code[at + to_leave + 1] == ret) return at + to_leave + 1;
+  }
+  const std::size_t last = code.size() - 1;
+  return code[last] == ret && (code[last - 1] == pop_rbp || code[last - 1] == leave) ? last : code.size();
+}
+
 inline void describe_frame(frame_section& f, std::span<const std::uint8_t> code) noexcept {
   constexpr std::uint8_t prologue[] = {0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5};
-  // +5: cfa = rsp + 16, rbp at cfa - 16; +3: cfa = rbp + 16.
-  constexpr std::uint8_t rules[] = {0x45, 0x0e, 16, 0x86, 2, 0x43, 0x0d, 6};
   f.code = static_cast<std::uint64_t>(reinterpret_cast<std::uintptr_t>(code.data()));
   f.bytes = code.size();
   if (code.size() < sizeof prologue || std::memcmp(code.data(), prologue, sizeof prologue) != 0) return;
-  std::memcpy(f.fde, rules, sizeof rules);
+  std::uint8_t* rule = f.fde;
+  const auto put = [&rule](std::initializer_list<std::uint8_t> bytes) {
+    rule = std::copy(bytes.begin(), bytes.end(), rule);
+  };
+  put({0x45, 0x0e, 16, 0x86, 2});  // +5: cfa = rsp + 16, rbp at cfa - 16
+  put({0x43, 0x0d, 6});            // +3: cfa = rbp + 16
   std::size_t at = sizeof prologue;
-  std::size_t rule = sizeof rules;
-  for (std::uint8_t slot = 3; at + 2 <= code.size() && slot <= 7; ++slot) {  // push rbx; push r12 .. r15
+  std::uint8_t saved[5] = {};  // rbx, r12 .. r15, by DWARF's numbers
+  std::uint8_t count = 0;
+  while (at + 2 <= code.size() && count < std::size(saved)) {
     const bool high = code[at] == 0x41 && code[at + 1] >= 0x54 && code[at + 1] <= 0x57;
     if (!high && code[at] != 0x53) break;
-    f.fde[rule++] = static_cast<std::uint8_t>(0x40 + (high ? 2 : 1));
-    f.fde[rule++] = static_cast<std::uint8_t>(0x80 + (high ? code[at + 1] - 0x54 + 12 : 3));
-    f.fde[rule++] = slot;
+    saved[count] = static_cast<std::uint8_t>(high ? code[at + 1] - 0x54 + 12 : 3);
+    put({static_cast<std::uint8_t>(high ? 0x42 : 0x41), static_cast<std::uint8_t>(0x80 | saved[count]),
+         static_cast<std::uint8_t>(3 + count)});  // + its length: at cfa - 8 * (3 + count)
+    ++count;
     at += high ? 2 : 1;
   }
+  const std::size_t end = return_of(code, count);
+  if (end == code.size()) return;
+  const std::size_t further = end - at;
+  put({0x0a, 0x04});  // remember; + four bytes
+  for (int shift = 0; shift < 32; shift += 8) put({static_cast<std::uint8_t>(further >> shift)});
+  put({0x0c, 7, 8, 0xc6});  // cfa = rsp + 8, rbp as the caller left it, like the others
+  for (std::uint8_t i = 0; i < count; ++i) put({static_cast<std::uint8_t>(0xc0 | saved[i])});
+  put({0x41, 0x0b});  // +1: as remembered
 }
 
 /// The ELF object of one kernel; its text is where the kernel is.
