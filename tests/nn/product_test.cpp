@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <brgemm/nn/linear.hpp>
+#include <cmath>
 #include <cstdlib>
 #include <memory>
 #include <vector>
