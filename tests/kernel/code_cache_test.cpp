@@ -466,8 +466,8 @@ TEST_F(CodeCache, CountsEverythingThatItAllocates) {
     mapped -= static_cast<std::ptrdiff_t>(bytes);
     return ::munmap(at, bytes);
   };
-  const auto& memory = backend::code_memory::state;
-  const auto seen = [&memory] {  // reserved addresses have no memory yet
+  static const auto& memory = backend::code_memory::state;
+  const auto seen = [] {  // reserved addresses have no memory yet
     return mapped + static_cast<std::ptrdiff_t>(allocated + static_cast<std::size_t>(fake::contexts) * sizeof(desc)) -
            (memory.end - memory.next);
   };
