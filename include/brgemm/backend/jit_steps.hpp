@@ -17,6 +17,8 @@ class jit_steps : public jit_operands {
   using jit_operands::jit_operands;
 
  protected:
+  static constexpr std::size_t prefetch_ahead = 4096;  // bytes, beyond the end of B too: a prefetch never faults
+
   void entry(const block& k) {
     if (lda_in_register_ && a_rows_ && k.rows > 5) lea(r12, ptr[rax + r9 * 4]), add(r12, r9);
     if (lda_in_register_ && a_rows_ && k.rows > 10) lea(r13, ptr[r12 + r9 * 4]), add(r13, r9);
@@ -68,6 +70,7 @@ class jit_steps : public jit_operands {
       for (int r = 0; r < k.rows; ++r) load_a(k, r * b_.a_registers, r, s, valid);
       for (int j = 0; j < k.columns; ++j) {
         if (b_.embed && whole && k.rows == 1) {
+          if (b_.prefetch) prefetcht0(ptr[b_at(j, s) + prefetch_ahead]);
           product_in_memory(accumulator(k, 0, j, chain), 0, ptr[b_at(j, s)], masked(k, j));
           continue;
         }
