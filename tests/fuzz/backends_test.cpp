@@ -47,6 +47,24 @@ TEST(Fuzz, StoreOfF16AfterFourChains) {
   hide_features("");
 }
 
+// A k near 2^56 (with batch 0 no memory is read): 128 k, wanted modulo 2^32, left 63 bits. Seen under ubsan only.
+TEST(Fuzz, SumsOfLongRowsOfBytes) {
+  brgemm::desc d;
+  d.a = d.b = brgemm::type::s8, d.c = brgemm::type::s32;
+  d.m = d.n = d.ldb = d.ldc = 1, d.k = d.lda = (index{1} << 56) + 4;
+  d.zero_b = brgemm::zero_point::at_call;
+  code_runner runner;
+  for (const auto& backend : brgemm::backend::built_in()) {
+    if (!backend.runs_here() || !backend.supports(d)) continue;
+    std::int32_t c = 7;
+    const brgemm::arguments x{.c = &c, .batch = 0};
+    const auto made = runner.make(backend, d);
+    ASSERT_TRUE(made) << backend.name;
+    (*made)(x);
+    EXPECT_EQ(c, 0) << backend.name;
+  }
+}
+
 TEST(Fuzz, ShortInputs) {
   backend_fuzzer fuzzer;
   std::uint8_t data[4] = {};

@@ -176,7 +176,7 @@ class jit_epilogue : public jit_block {
     mov(rdx, argument(&arguments::batch));
     if (is_signed) {  // every vector that was added counts 128 a byte
       const index tails = (d_.k % chunk + 15) / 16;
-      imul(ecx, edx, static_cast<int>(static_cast<std::uint32_t>((d_.k / chunk * chunk + tails * chunk) * 128)));
+      imul(ecx, edx, static_cast<int>(static_cast<std::uint32_t>(d_.k / chunk * chunk + tails * chunk) * 128));
       sub(eax, ecx);
     }
     neg(eax);
