@@ -34,7 +34,8 @@ TEST(GradientProduct, LargerThanTheCaches) {
     }
     ASSERT_EQ(nn::block_width(in), 64);
     ASSERT_EQ(nn::block_width(out), 64);
-    const auto product = detail::gradient_product::make(in, out, type::f32, {});
+    const auto product =
+        detail::gradient_product::make(in, out, type::f32, nn::blocked_tiling(in), nn::blocked_tiling(out), {});
     ASSERT_TRUE(product) << product.error().message();
     const auto count = static_cast<std::size_t>(in * out);
     const std::unique_ptr<float, void (*)(void*)> memory(static_cast<float*>(std::aligned_alloc(64, count * 4 + 64)),

@@ -147,6 +147,8 @@ class linear {
   /// bf16 blocks are transposed or paired for the kernels, so only f32 blocks are read in place.
   bool copies_x() const noexcept { return d_.data != type::f32 || d_.x_storage == storage::plain; }
   bool copies_z() const noexcept { return d_.data != type::f32 || d_.y_storage == storage::plain; }
+  tiling x_blocks() const noexcept { return copies_x() ? column_tiling(d_.in, d_.rows) : blocked_tiling(d_.in); }
+  tiling z_blocks() const noexcept { return copies_z() ? column_tiling(d_.out, d_.rows) : blocked_tiling(d_.out); }
   index copy_bytes(index features) const noexcept {
     return row_blocks(d_.rows) * blocked_tiling(features).row_step * size_of(d_.data);
   }

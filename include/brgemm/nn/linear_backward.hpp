@@ -111,7 +111,7 @@ inline result<void> linear::backward_weights(loops::executor_ref threads, index 
 /// The blocks of x that gradient_product reads: f32 as they are; bf16 transposed, an odd last row followed by zeros.
 inline void linear::copy_x(loops::executor_ref threads, index rows, const void* x, void* to) const noexcept {
   const tiling from = x_tiles();
-  const tiling blocks = blocked_tiling(d_.in);
+  const tiling blocks = x_blocks();
   detail::for_each_tile(threads, rows, d_.in, [&](index block, index panel, index height, index width) {
     const index source = from.offset(block, panel);
     const index target = blocks.offset(block, panel);
@@ -128,7 +128,7 @@ inline void linear::copy_x(loops::executor_ref threads, index rows, const void* 
 /// The blocks of dz: f32 as they are; bf16 with pairs of rows beside each other, an odd last row paired with zeros.
 inline void linear::copy_z(loops::executor_ref threads, index rows, const void* dz, void* to) const noexcept {
   const tiling from = y_tiles();
-  const tiling blocks = blocked_tiling(d_.out);
+  const tiling blocks = z_blocks();
   detail::for_each_tile(threads, rows, d_.out, [&](index block, index panel, index height, index width) {
     const index source = from.offset(block, panel);
     const index target = blocks.offset(block, panel);

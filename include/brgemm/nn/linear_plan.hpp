@@ -83,7 +83,7 @@ inline result<linear> linear::plan(const linear_desc& d, const options& how) noe
     if (!step) return step.error();
     l.activation_.emplace(std::move(*step));
   }
-  auto gradient = detail::gradient_product::make(d.in, d.out, d.data, how);
+  auto gradient = detail::gradient_product::make(d.in, d.out, d.data, l.x_blocks(), l.z_blocks(), how);
   if (!gradient) return gradient.error();
   l.gradient_.emplace(std::move(*gradient));
   return l;

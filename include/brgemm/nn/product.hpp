@@ -148,17 +148,19 @@ inline constexpr auto ones_bf16 = make_ones(to_bf16(1.0f));
 
 /// dW (in, out) = x^T (in, rows) * dz (rows, out) and db (out) = column sums of dz, in f32, from x and dz in blocks.
 /// dW in panels (ceil(out/w), in, w), as the parameters are. One chain a sum, in ascending order of the rows.
-/// f32: blocks as blocked_tiling has them. bf16: a block of x is transposed, (w, 64); one of dz has its rows in pairs,
-/// (32, w, 2), a missing last row of either being zero.
+/// Their blocks are those of blocked_tiling or column_tiling, in bf16 changed inside: a block of x is transposed, (w,
+/// 64); one of dz has its rows in pairs, (32, w, 2), a missing last row of either being zero.
 class gradient_product {
  public:
-  static result<gradient_product> make(index in, index out, type data, const options& how) noexcept {
+  /// Block (r, c) of x and of dz is where `x` and `z` say.
+  static result<gradient_product> make(index in, index out, type data, const nn::tiling& x, const nn::tiling& z,
+                                       const options& how) noexcept {
     gradient_product p;
     p.in_ = in;
     p.out_ = out;
     p.data_ = data;
-    p.x_ = nn::blocked_tiling(in);
-    p.z_ = nn::blocked_tiling(out);
+    p.x_ = x;
+    p.z_ = z;
     const index dw_bytes = nn::panels(out) * in * p.z_.ld * size_of(type::f32);
     p.streams_ = largest_cache_bytes() > 0 && dw_bytes > largest_cache_bytes();
     for (int part = 0; part < 3; ++part) {
@@ -188,7 +190,7 @@ class gradient_product {
                          reinterpret_cast<std::uintptr_t>(dw) % static_cast<std::uintptr_t>(streaming_alignment) == 0;
     const auto& kernels = streams ? streaming_ : kernels_;
     const void* const ones = data_ == type::f32 ? static_cast<const void*>(&ones_f32) : &ones_bf16;
-    loops::parallel_for(threads, {nn::panels(out_), nn::panels(in_)}, [&](index panel, index block) {
+    const auto tile = [&](index panel, index block) {
       const bool full_n = (panel + 1) * z_.ld <= out_;
       const bool full_m = (block + 1) * x_.ld <= in_;
       const char* const z = static_cast<const char*>(dz) + panel * z_.column_step * size_of(data_);
@@ -200,7 +202,14 @@ class gradient_product {
           rows, [full_m, full_n, &kernels](int part) { return &kernels[part][full_m][full_n]; },
           static_cast<const char*>(x) + block * x_.column_step * size_of(data_), true, z,
           dw + (panel * in_ + block * x_.ld) * z_.ld);
-    });
+    };
+    // What is split between the threads, the larger of x and dz, is read by one of them; the other by all.
+    if (in_ > out_ && !streams) {
+      loops::parallel_for(threads, {nn::panels(in_), nn::panels(out_)},
+                          [&](index block, index panel) { tile(panel, block); });
+    } else {
+      loops::parallel_for(threads, {nn::panels(out_), nn::panels(in_)}, tile);
+    }
   }
 
  private:

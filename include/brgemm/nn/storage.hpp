@@ -59,6 +59,13 @@ constexpr tiling blocked_tiling(index features) noexcept {
   return {width, block_rows * width * panels(features), block_rows * width};
 }
 
+/// A copy for loops over the rows: (ceil(features/w), ceil(rows/64), 64, w), so that such a loop reads one stream
+/// (where it jumps at each block, the prefetchers start again: 1 to 2 % of a weight update).
+constexpr tiling column_tiling(index features, index rows) noexcept {
+  const index block = block_rows * block_width(features);
+  return {block_width(features), block, block * row_blocks(rows)};
+}
+
 constexpr tiling tiling_of(storage s, index features, index ld) noexcept {
   return s == storage::plain ? plain_tiling(features, ld) : blocked_tiling(features);
 }

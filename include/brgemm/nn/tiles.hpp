@@ -12,10 +12,11 @@ constexpr index extent_of_block(index count, index size, index i) noexcept {
 }
 
 /// Calls f(block, panel, height, width) for each block of a matrix (rows, features), spread over the threads. height
-/// and width are the block's own: at most 64 and block_width(features).
+/// and width are the block's own: at most 64 and block_width(features). A thread gets whole columns of blocks, which
+/// are also what loops over the features read: it then finds in its own cache what it wrote.
 template <class F>
 void for_each_tile(loops::executor_ref threads, index rows, index features, F&& f) {
-  loops::parallel_for(threads, {nn::row_blocks(rows), nn::panels(features)}, [&](index block, index panel) {
+  loops::parallel_for(threads, {nn::panels(features), nn::row_blocks(rows)}, [&](index panel, index block) {
     f(block, panel, extent_of_block(rows, nn::block_rows, block),
       extent_of_block(features, nn::block_width(features), panel));
   });
