@@ -17,7 +17,7 @@ class jit_steps : public jit_operands {
   using jit_operands::jit_operands;
 
  protected:
-  static constexpr std::size_t prefetch_ahead = 4096;  // bytes, beyond the end of B too: a prefetch never faults
+  static constexpr std::size_t prefetch_ahead = 8192;  // bytes, beyond the end of B too: a prefetch never faults
 
   void entry(const block& k) {
     if (lda_in_register_ && a_rows_ && k.rows > 5) lea(r12, ptr[rax + r9 * 4]), add(r12, r9);
