@@ -137,7 +137,7 @@ inline result<void> check_streaming(const desc& d) noexcept {
     return error(errc::unsupported, "write_c", "write_c is streaming and c is %s; f32, f64 and s32 are there",
                  name_of(d.c).data());
   }
-  if (d.ldc != at_call && d.ldc * size_of(d.c) % streaming_alignment == 0) return {};
+  if (d.ldc != at_call && d.ldc % (streaming_alignment / size_of(d.c)) == 0) return {};
   return error(
       errc::invalid_argument, "ldc",
       "write_c is streaming and ldc is %ld elements of %ld bytes: it must be fixed and count a multiple of %ld "
