@@ -99,6 +99,39 @@ TEST(Jit, TheParagraphHasBoundAndPrediction) {
   }
 }
 
+/// Whether the code has these bytes in a row; -1 stands for any byte.
+bool contains(const kernel_dump& code, std::initializer_list<int> bytes) {
+  const auto all = code.code();
+  return std::search(all.begin(), all.end(), bytes.begin(), bytes.end(),
+                     [](std::uint8_t x, int wanted) { return wanted < 0 || x == wanted; }) != all.end();
+}
+
+// Bits do not tell whether C went past the caches, or B was prefetched: the code does.
+TEST(Jit, StreamingAndPrefetchesAreInTheCode) {
+  for (const backend::entry* e : generating()) {
+    const bool wide = e->name == "avx512";
+    for (const bool streaming : {false, true}) {
+      desc d = f32_desc(3, 64, 5);
+      if (streaming) d.write_c = write_kind::streaming;
+      const auto made = make_kernel(d, {.backend = e->name});
+      ASSERT_TRUE(made);
+      const auto code = dump(*made);
+      ASSERT_TRUE(code);
+      const bool vmovntps = wide ? contains(*code, {0x62, -1, 0x7c, 0x48, 0x2b}) : contains(*code, {0x2b});
+      EXPECT_EQ(vmovntps && contains(*code, {0x0f, 0xae, 0xf8}), streaming) << e->name;  // and sfence
+      EXPECT_EQ(code->text().find("past the caches") != std::string_view::npos, streaming);
+    }
+    for (const brgemm::index k : {63, 64}) {
+      const auto made = make_kernel(f32_desc(1, 64, k), {.backend = e->name});
+      ASSERT_TRUE(made);
+      const auto code = dump(*made);
+      ASSERT_TRUE(code);
+      EXPECT_EQ(contains(*code, {0x0f, 0x18}), wide && k == 64) << e->name;  // prefetcht0
+      EXPECT_EQ(code->text().find("prefetched") != std::string_view::npos, wide && k == 64);
+    }
+  }
+}
+
 TEST(Jit, EveryShapeAndTypeHasABlockingOrAReason) {
   static constexpr type types[][2] = {{type::f32, type::f32}, {type::f64, type::f64}, {type::bf16, type::bf16},
                                       {type::f16, type::f16}, {type::u8, type::s8},   {type::s8, type::s8},

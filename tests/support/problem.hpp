@@ -229,7 +229,10 @@ inline problem draw_problem(entropy& e, const drawn_desc& drawn, index entries) 
   draw_side(e, p.d, entries, p.d.stride_a, v, p.a);
   draw_side(e, p.d, entries, p.d.stride_b, v, p.b);
   clear_padding(p);
-  p.c.assign(p.of_c.size(), std::byte{0xa5});
+  const bool streaming =
+      p.d.write_c == brgemm::write_kind::streaming;  // C is on lines: what is left of one belongs to p.c
+  constexpr auto line = static_cast<std::size_t>(brgemm::detail::streaming_alignment);
+  p.c.assign(streaming ? (p.of_c.size() + line - 1) / line * line : p.of_c.size(), std::byte{0xa5});
   draw_rows(e, p.of_c, v, p.c.data());
   for (int i = 0; i < p.d.epilogue_size; ++i) {
     draw_operand(e, p.d, p.m, drawn.operand_ld[i], drawn.ldc, p.d.epilogue[i], p.operands[i]);
@@ -339,10 +342,7 @@ inline void place_batch(const problem& p, index batch, guard side, const problem
 inline brgemm::arguments place(const problem& p, index batch, guard side, const problem_memory& memory) {
   brgemm::arguments x;
   place_batch(p, batch, side, memory, x);
-  const bool streaming = p.d.write_c == brgemm::write_kind::streaming;
-  constexpr auto line = static_cast<std::size_t>(brgemm::detail::streaming_alignment);
-  x.c = memory.c->place(streaming ? (p.c.size() + line - 1) / line * line : p.c.size(), side);
-  std::memcpy(x.c, p.c.data(), p.c.size());
+  x.c = put(*memory.c, side, p.c.data(), p.c.size());
   x.m = p.m, x.lda = p.lda, x.ldb = p.ldb, x.ldc = p.ldc;
   x.alpha = p.alpha, x.beta = p.beta;
   x.zero_a = p.zero_a, x.zero_b = p.zero_b;

@@ -139,7 +139,7 @@ inline bool write_all(int fd, std::span<const std::uint8_t> code, off_t at) noex
 /// Gives back what is of no use, and keeps the reason.
 inline std::uint8_t* give_up(void* p, std::size_t bytes) noexcept {
   const int why = errno;
-  if (p != MAP_FAILED) current_system_calls.unmap(p, bytes);
+  current_system_calls.unmap(p, bytes);
   errno = why;
   return nullptr;
 }
@@ -247,8 +247,10 @@ inline unsigned permitted() noexcept {
   unsigned bits = permitted_ways.load(std::memory_order_relaxed);
   if (bits == 0) {
     const char* list = std::getenv("BRGEMM_CODE_MEMORY");
-    bits = parse(list != nullptr ? list : "");
-    permitted_ways.store(bits, std::memory_order_relaxed);
+    const unsigned from_environment = parse(list != nullptr ? list : "");
+    if (permitted_ways.compare_exchange_strong(bits, from_environment, std::memory_order_relaxed)) {
+      bits = from_environment;  // else set_code_memory was quicker, and stands
+    }
   }
   return bits;
 }
@@ -294,15 +296,18 @@ inline void release_code(code_pages pages, bool reusable) noexcept {
     os.map(pages.address, pages.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
     return;
   }
-  {
-    auto& state = code_memory::state;
-    std::lock_guard guard(state.lock);
-    const auto first = reinterpret_cast<std::uintptr_t>(pages.address);
-    const bool none = state.retired_end == 0;
-    state.retired_first = none ? first : std::min(state.retired_first, first);
-    state.retired_end = std::max(state.retired_end, first + pages.bytes);
-  }
+  auto& state = code_memory::state;
+  std::lock_guard guard(state.lock);  // until the pages are gone: a barrier before that does not count for them
+  const auto first = reinterpret_cast<std::uintptr_t>(pages.address);
+  const bool none = state.retired_end == 0;
+  state.retired_first = none ? first : std::min(state.retired_first, first);
+  state.retired_end = std::max(state.retired_end, first + pages.bytes);
   os.unmap(pages.address, pages.bytes);
+}
+
+/// Gives pages back in which no thread ever ran: no core has fetched from there.
+inline void discard_code(code_pages pages) noexcept {
+  if (pages.address != nullptr) current_system_calls.unmap(pages.address, pages.bytes);
 }
 
 namespace code_memory {

@@ -120,6 +120,8 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
           static_cast<int>(k_group_of(d)), b.hold_a ? "broadcasts of A" : "vectors of B",
           b.hold_a ? "vectors of B" : "broadcasts of A", b.embed ? " as operands in memory" : "", b.unroll);
   if (b.group != 0) p.add("C rests in memory between groups of %lld entries. ", static_cast<long long>(b.group));
+  if (b.prefetch) p.add("B is prefetched. ");
+  if (d.write_c == write_kind::streaming) p.add("Whole vectors of C are written past the caches. ");
   const step_cost cost = cost_of_step(d, unit, b, rows.size, columns, reads_by_four(d, unit, b, rows.size, columns));
   p.add("A step of the first block needs %.1f cycles for products, %.1f for loads, %.1f for latency. ", cost.products,
         cost.loads / 2, cost.latency);

@@ -269,7 +269,7 @@ inline double sum_over_blocks(const blocking& b, Cycles cycles) {
 }
 
 /// Once a call: stores, and what the next block cannot hide. C is best written line after line: several columns of
-/// blocks each go through all of its rows (64x64 with one k: 10 % slower by two columns).
+/// blocks each go through all of its rows.
 inline double once_cycles(const desc& d, const blocking& b) {
   const auto columns = static_cast<double>(b.columns[0].count + b.columns[1].count + b.columns[2].count);
   return 10 + 0.3 * (columns - 1) * static_cast<double>(d.m) +
@@ -397,9 +397,9 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
   if (best_cost == 0) return best;  // no block fits: accumulators() is 0
   best.bound = best_bound;
   best.group = detail::choose_group(d, best);
-  // A layer with one row reads its weights once. With prefetches it does so as fast as they can be read from L3
-  // (1024x1024: 0.88 of that without). Smaller kernels, whose B may stay in L1, would only load more (10 % slower).
-  best.prefetch = d.m == 1 && d.k * d.n >= 4096;
+  // A layer with one row reads its weights once: with prefetches as fast as L3 gives them. Kernels whose B may stay in
+  // L1 would only load more.
+  best.prefetch = d.m == 1 && best.hold_a && best.embed && d.k * d.n >= 4096;
   best.unroll = detail::choose_unroll(d, best);
   return best;
 }

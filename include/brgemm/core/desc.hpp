@@ -129,7 +129,7 @@ struct desc {
   index k = 1;         ///< columns of A, rows of B, >= 0
   index lda = 1;       ///< plain: >= k; transposed: >= m; or at_call
   index ldb = 1;       ///< plain: >= n; transposed: >= k; interleaved: >= n; or at_call
-  index ldc = 1;       ///< >= n, or at_call
+  index ldc = 1;       ///< >= n, or at_call; see write_kind::streaming
   index stride_a = 0;  ///< batch_kind::strides only, else 0. Elements; any sign, 0 allowed
   index stride_b = 0;
   type a = type::f32;

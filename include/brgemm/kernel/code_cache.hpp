@@ -326,7 +326,7 @@ inline std::uint64_t hits_of(const record& r) noexcept {
 
 inline void release_program(record* r, bool reusable) noexcept {
   backend::jit_registry::remove(r->pages.address);
-  backend::release_code(r->pages, reusable);
+  r->state == record_state::pending ? backend::discard_code(r->pages) : backend::release_code(r->pages, reusable);
   if (r->program.release != nullptr) r->program.release(r->program.context);
   r->pages = {};
   r->program = {};
@@ -417,6 +417,8 @@ inline void after_fork_in_child() noexcept {
   backend::code_memory::after_fork(true);
   while (record* r = cache.pending.oldest) {
     cache.pending.remove(r);
+    r->pages = {};  // whether they are there still, only the thread knew that stayed behind
+    r->program = {};
     if (r->buffer != nullptr) --cache.scratch_buffers;
     backend::current_system_calls.free(std::exchange(r->buffer, nullptr));
     recycle_locked(r);
@@ -586,7 +588,7 @@ inline result<void> fill(record* r, const backend::entry& maker) noexcept {
 
 /// Makes a generated kernel visible, pinned once; or forgets one that failed. Wakes who waits for it.
 inline void finish(record* r, bool made) noexcept {
-  if (!made) release_program(r, true);  // it never ran
+  if (!made) release_program(r, true);
   {
     std::lock_guard guard(cache.lock);
     cache.pending.remove(r);

@@ -59,8 +59,8 @@ constexpr tiling blocked_tiling(index features) noexcept {
   return {width, block_rows * width * panels(features), block_rows * width};
 }
 
-/// A copy for loops over the rows: (ceil(features/w), ceil(rows/64), 64, w), so that such a loop reads one stream
-/// (where it jumps at each block, the prefetchers start again: 1 to 2 % of a weight update).
+/// A copy for loops over the rows: (ceil(features/w), ceil(rows/64), 64, w), so that such a loop reads one stream;
+/// where it jumps at each block, the CPU's prefetching starts again.
 constexpr tiling column_tiling(index features, index rows) noexcept {
   const index block = block_rows * block_width(features);
   return {block_width(features), block, block * row_blocks(rows)};
