@@ -16,23 +16,29 @@ trap 'rm -rf "$folder"' EXIT
 export OMP_WAIT_POLICY=passive  # threads that wait should not keep other tests from running
 
 for type in f32 bf16; do
-  options=(--type "$type" --epochs 3 --layers 48,32 --data "$data")
+  options=(--type "$type" --epochs 8 --layers 48,32 --data "$data")
   "$program" "${options[@]}" --threads 1 --output "$folder/whole" | tee "$folder/log"
   accuracy=$(sed -n 's/^\([0-9]*\)\.[0-9]* % of 10000 test pictures right.*/\1/p' "$folder/log")
   [ "$accuracy" -ge 84 ] || { echo "accuracy is $accuracy %"; exit 1; }
 
   interruptions=0
   resume=()
+  delay=0.1
   for try in $(seq 100); do
     "$program" "${options[@]}" --threads $((try % 4 + 1)) --output "$folder/parts" "${resume[@]}" > "$folder/log" &
     child=$!
     # At first wait until it trains; a child that is interrupted while it still reads pictures has nothing to save.
     until grep -q '^784-' "$folder/log" || ! kill -0 $child 2> /dev/null; do sleep 0.01; done
-    sleep 0.1
+    sleep $delay
     kill -INT $child 2> /dev/null || true
     status=0
     wait $child || status=$?
-    if [ "$status" -eq 0 ]; then break; fi
+    if [ "$status" -eq 0 ]; then
+      [ "$interruptions" -eq 0 ] || break
+      delay=0  # it ended before it was interrupted: once more from the start, and sooner
+      rm -r "$folder/parts"
+      continue
+    fi
     [ "$status" -eq 130 ] || { echo "exit status $status"; cat "$folder/log"; exit 1; }
     interruptions=$((interruptions + 1))
     resume=(--resume)
