@@ -6,6 +6,36 @@
 #include "rearrange.hpp"
 #include "tiles.hpp"
 
+namespace brgemm::inline abi_0::detail {
+
+inline void transposed_copy(const std::uint16_t* from, index ld_from, std::uint16_t* to, index, index rows,
+                            index columns) noexcept {
+  transpose_rows(from, ld_from, to, nn::block_rows, rows, columns);
+}
+inline void paired_copy(const std::uint16_t* from, index ld_from, std::uint16_t* to, index ld_to, index rows,
+                        index columns) noexcept {
+  interleave_rows(from, ld_from, reinterpret_cast<std::uint32_t*>(to), ld_to, rows, columns);
+}
+
+/// Copies (rows, features) block by block, f32 as it is, bf16 changed inside each block by `change`.
+template <class Change>
+void copy_blocks(loops::executor_ref threads, index rows, index features, type data, const void* from,
+                 const nn::tiling& source, void* to, const nn::tiling& target, Change change) noexcept {
+  for_each_tile(threads, rows, features, [&](index block, index panel, index height, index width) {
+    const index first = source.offset(block, panel);
+    const index place = target.offset(block, panel);
+    if (data == type::f32) {
+      copy_rows(static_cast<const float*>(from) + first, source.ld, static_cast<float*>(to) + place, target.ld, height,
+                width);
+    } else {
+      change(static_cast<const std::uint16_t*>(from) + first, source.ld, static_cast<std::uint16_t*>(to) + place,
+             target.ld, height, width);
+    }
+  });
+}
+
+}  // namespace brgemm::inline abi_0::detail
+
 namespace brgemm::inline abi_0::nn {
 
 inline result<void> linear::check_backward(const char* call, index rows) const noexcept {
@@ -110,36 +140,12 @@ inline result<void> linear::backward_weights(loops::executor_ref threads, index 
 
 /// The blocks of x that gradient_product reads: f32 as they are; bf16 transposed, an odd last row followed by zeros.
 inline void linear::copy_x(loops::executor_ref threads, index rows, const void* x, void* to) const noexcept {
-  const tiling from = x_tiles();
-  const tiling blocks = x_blocks();
-  detail::for_each_tile(threads, rows, d_.in, [&](index block, index panel, index height, index width) {
-    const index source = from.offset(block, panel);
-    const index target = blocks.offset(block, panel);
-    if (d_.data == type::f32) {
-      detail::copy_rows(static_cast<const float*>(x) + source, from.ld, static_cast<float*>(to) + target, blocks.ld,
-                        height, width);
-    } else {
-      detail::transpose_rows(static_cast<const std::uint16_t*>(x) + source, from.ld,
-                             static_cast<std::uint16_t*>(to) + target, block_rows, height, width);
-    }
-  });
+  detail::copy_blocks(threads, rows, d_.in, d_.data, x, x_tiles(), to, x_blocks(), detail::transposed_copy);
 }
 
 /// The blocks of dz: f32 as they are; bf16 with pairs of rows beside each other, an odd last row paired with zeros.
 inline void linear::copy_z(loops::executor_ref threads, index rows, const void* dz, void* to) const noexcept {
-  const tiling from = y_tiles();
-  const tiling blocks = z_blocks();
-  detail::for_each_tile(threads, rows, d_.out, [&](index block, index panel, index height, index width) {
-    const index source = from.offset(block, panel);
-    const index target = blocks.offset(block, panel);
-    if (d_.data == type::f32) {
-      detail::copy_rows(static_cast<const float*>(dz) + source, from.ld, static_cast<float*>(to) + target, blocks.ld,
-                        height, width);
-    } else {
-      detail::interleave_rows(static_cast<const std::uint16_t*>(dz) + source, from.ld,
-                              static_cast<std::uint32_t*>(to) + target / 2, blocks.ld, height, width);
-    }
-  });
+  detail::copy_blocks(threads, rows, d_.out, d_.data, dz, y_tiles(), to, z_blocks(), detail::paired_copy);
 }
 
 }  // namespace brgemm::inline abi_0::nn
