@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fake_backend.hpp"
+#include "support/failing_system.hpp"
 
 #if defined(__SANITIZE_THREAD__)
 constexpr bool thread_sanitizer = true;
@@ -29,6 +30,7 @@ constexpr bool thread_sanitizer = false;
 namespace {
 
 using namespace brgemm;
+using brgemm_test::failing_call;
 using fake::problem;
 using fake::run;
 
@@ -517,21 +519,9 @@ TEST_F(CodeCache, RecordsLeaveRoomForCode) {
   }
 }
 
-int failing_call = 0;
-bool fails_now() { return --failing_call == 0; }
-
 /// Every allocation and every call to the system fails in turn, with all ways round it closed.
 TEST_F(CodeCache, InjectedFailuresGiveTypedErrorsAndLeakNothing) {
-  auto& os = backend::current_system_calls;
-  os.allocate = [](std::size_t bytes) noexcept -> void* { return fails_now() ? nullptr : std::malloc(bytes); };
-  os.write = [](int, const void*, std::size_t, off_t) noexcept { return errno = EIO, ssize_t{-1}; };
-  os.protect = [](void* at, std::size_t bytes, int protection) noexcept {
-    return fails_now() ? (errno = EACCES, -1) : ::mprotect(at, bytes, protection);
-  };
-  os.map = [](void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset) noexcept {
-    return fails_now() ? (errno = ENOMEM, MAP_FAILED) : ::mmap(at, bytes, protection, flags, fd, offset);
-  };
-  os.create_file = []() noexcept { return errno = EPERM, -1; };
+  const brgemm_test::failing_system system;
   drop_scratch();
   ASSERT_TRUE(make(900));
   std::size_t of_kind[2] = {};

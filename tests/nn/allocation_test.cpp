@@ -1,17 +1,18 @@
 // nn::linear and nn::mlp where memory is short: every allocation and every call to the system fails in turn. Each gives
 // a typed error, and nothing is leaked.
 #include <gtest/gtest.h>
-#include <sys/mman.h>
 
 #include <brgemm/nn/mlp.hpp>
-#include <cerrno>
 #include <cstdlib>
 #include <new>
 
+#include "support/failing_system.hpp"
+
 namespace {
 
-int failing_call = 0;  ///< counts down to the call that fails
-bool fails_now() { return --failing_call == 0; }
+using brgemm_test::failing_call;
+using brgemm_test::failing_system;
+using brgemm_test::fails_now;
 long alive = 0;  ///< allocations by `new (std::nothrow)`
 
 void* take(std::size_t bytes, std::size_t alignment) {
@@ -46,24 +47,6 @@ void give_back(void* p) {
 
 namespace brgemm {  // so that index is not the one of <strings.h>
 namespace {
-
-/// The calls to the system that fail in turn, with all ways round them closed; the real ones at the end.
-class failing_system {
- public:
-  failing_system() {
-    auto& os = backend::current_system_calls;
-    os.allocate = [](std::size_t bytes) noexcept -> void* { return fails_now() ? nullptr : std::malloc(bytes); };
-    os.write = [](int, const void*, std::size_t, off_t) noexcept { return errno = EIO, ssize_t{-1}; };
-    os.protect = [](void* at, std::size_t bytes, int protection) noexcept {
-      return fails_now() ? (errno = EACCES, -1) : ::mprotect(at, bytes, protection);
-    };
-    os.map = [](void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset) noexcept {
-      return fails_now() ? (errno = ENOMEM, MAP_FAILED) : ::mmap(at, bytes, protection, flags, fd, offset);
-    };
-    os.create_file = []() noexcept { return errno = EPERM, -1; };
-  }
-  ~failing_system() { backend::current_system_calls = backend::real_system_calls; }
-};
 
 /// Calls make(size, how) with ever other sizes, so that kernels are made each time, until no call is left to fail;
 /// returns how many failed.
