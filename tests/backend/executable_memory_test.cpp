@@ -316,13 +316,50 @@ TEST_F(ExecutableMemory, OneBarrierServesAllPagesGivenBackBefore) {
   all.pop_back();
   all.push_back(install_at(base + 4096 * 7));
   EXPECT_EQ(barriers, 2);  // given back since
+  ::munmap(base, room);
+}
+
+/// Where the barrier is denied after pages were given back, other addresses are found, as often as it takes, and those
+/// pages' stay reserved.
+TEST_F(ExecutableMemory, PagesGivenBackBeforeTheBarrierWasDeniedAreNotUsedAgain) {
+  for (const char* way : {"/proc/self/mem", "mprotect", "memfd"}) {
+    current_system_calls.barrier = backend::real_system_calls.barrier;
+    start_anew();
+    backend::set_code_memory(way);
+    std::vector<code_pages> all;
+    for (std::uint32_t i = 0; i < 100; ++i) all.push_back(*backend::install_code(returning(i)));
+    auto& state = backend::code_memory::state;
+    if (state.next != state.end) ::munmap(state.next, static_cast<std::size_t>(state.end - state.next));
+    state.next = state.end = nullptr;  // so that way 1 maps pages too
+    std::set<std::uint8_t*> held_code;
+    for (const auto& pages : all) {
+      held_code.insert(pages.address);
+      backend::release_code(pages, true);
+    }
+    current_system_calls.barrier = [](int) noexcept { return errno = EPERM, -1; };
+    std::vector<code_pages> later;
+    for (std::uint32_t i = 0; i < 200; ++i) {
+      const auto pages = backend::install_code(returning(i));
+      ASSERT_TRUE(pages) << way << ": " << pages.error().message();
+      EXPECT_EQ(call(*pages), i);
+      EXPECT_EQ(held_code.count(pages->address), 0u) << way;
+      later.push_back(*pages);
+    }
+    for (const auto& pages : later) backend::release_code(pages, false);
+  }
+}
+
+/// Where the pages that held code take all addresses below too, nothing is left to try.
+TEST_F(ExecutableMemory, ADeniedBarrierIsTheReasonWhereNoOtherAddressesAreLeft) {
+  deny_memory_file();
+  deny_file();
+  auto& state = backend::code_memory::state;
+  state.retired_first = 4096;
+  state.retired_end = ~std::uintptr_t{0};
   current_system_calls.barrier = [](int) noexcept { return errno = EPERM, -1; };
-  backend::release_code(all.back(), true);
-  place = base + 4096 * 7;
   const auto refused = backend::install_code(returning(7));
   ASSERT_FALSE(refused);
   EXPECT_NE(refused.error().message().find("mprotect: EPERM"), std::string_view::npos) << refused.error().message();
-  ::munmap(base, room);
 }
 
 /// Runs `child` in a fork and returns its exit status.

@@ -12,6 +12,7 @@
 
 #include <fcntl.h>
 #include <linux/membarrier.h>
+#include <pthread.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -59,6 +60,7 @@ struct system_calls {
   int (*barrier)(int command) noexcept;  ///< membarrier
   void* (*allocate)(std::size_t bytes) noexcept;
   void (*free)(void*) noexcept;
+  int (*at_fork)(void (*before)(), void (*in_parent)(), void (*in_child)()) noexcept;  ///< pthread_atfork
 };
 
 inline constexpr system_calls real_system_calls = {
@@ -76,6 +78,9 @@ inline constexpr system_calls real_system_calls = {
     [](int command) noexcept { return static_cast<int>(::syscall(SYS_membarrier, command, 0, 0)); },
     [](std::size_t bytes) noexcept { return std::malloc(bytes); },
     [](void* p) noexcept { std::free(p); },
+    [](void (*before)(), void (*in_parent)(), void (*in_child)()) noexcept {
+      return ::pthread_atfork(before, in_parent, in_child);
+    },
 };
 
 /// The table in use. For tests: change it only while no kernel is being made.
@@ -144,17 +149,36 @@ inline std::uint8_t* give_up(void* p, std::size_t bytes) noexcept {
   return nullptr;
 }
 
-/// Maps pages. Where they lie among pages that held code, other cores are made to drop what they fetched from there;
-/// one barrier serves all pages that were given back before it.
-inline std::uint8_t* map_locked(std::size_t bytes, int protection, int flags, int fd) noexcept {
-  void* p = current_system_calls.map(nullptr, bytes, protection, MAP_PRIVATE | flags, fd, 0);
-  if (p == MAP_FAILED) return nullptr;
+/// Gives memory back and keeps its addresses from being used again.
+inline void reserve(void* p, std::size_t bytes) noexcept {
+  const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE;
+  static_cast<void>(current_system_calls.map(p, bytes, PROT_NONE, flags, -1, 0));
+}
+
+/// Whether pages may hold code: where they lie among pages that did, other cores are made to drop what they fetched
+/// from there; one barrier serves all pages that were given back before it.
+inline bool free_of_old_code_locked(const void* p, std::size_t bytes) noexcept {
   const auto first = reinterpret_cast<std::uintptr_t>(p);
-  if (first < state.retired_end && state.retired_first < first + bytes) {
-    if (!serialise_cores()) return give_up(p, bytes);
-    state.retired_first = state.retired_end = 0;
+  if (state.retired_end <= first || first + bytes <= state.retired_first) return true;
+  if (!serialise_cores()) return false;
+  state.retired_first = state.retired_end = 0;
+  return true;
+}
+
+/// Maps pages. Where the system gives some that held code and denies the barrier, those stay reserved, and others are
+/// asked for below all that held code: farther and farther, as addresses there may be in use.
+inline std::uint8_t* map_locked(std::size_t bytes, int protection, int flags, int fd) noexcept {
+  std::uintptr_t wish = 0;
+  for (std::uintptr_t distance = bytes;; distance *= 2) {
+    void* p = current_system_calls.map(reinterpret_cast<void*>(wish), bytes, protection, MAP_PRIVATE | flags, fd, 0);
+    if (p == MAP_FAILED) return nullptr;
+    if (free_of_old_code_locked(p, bytes)) return static_cast<std::uint8_t*>(p);
+    const int why = errno;
+    reserve(p, bytes);
+    errno = why;
+    if (distance >= state.retired_first) return nullptr;
+    wish = (state.retired_first - distance) / whole_pages(1) * whole_pages(1);
   }
-  return static_cast<std::uint8_t*>(p);
 }
 
 inline std::uint8_t* map_pages(std::size_t bytes, int protection, int flags, int fd) noexcept {
@@ -291,18 +315,14 @@ inline result<code_pages> install_code(std::span<const std::uint8_t> code) noexc
 /// and the addresses stay reserved.
 inline void release_code(code_pages pages, bool reusable) noexcept {
   if (pages.address == nullptr) return;
-  const system_calls& os = current_system_calls;
-  if (!reusable) {
-    os.map(pages.address, pages.bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
-    return;
-  }
+  if (!reusable) return code_memory::reserve(pages.address, pages.bytes);
   auto& state = code_memory::state;
   std::lock_guard guard(state.lock);  // until the pages are gone: a barrier before that does not count for them
   const auto first = reinterpret_cast<std::uintptr_t>(pages.address);
   const bool none = state.retired_end == 0;
   state.retired_first = none ? first : std::min(state.retired_first, first);
   state.retired_end = std::max(state.retired_end, first + pages.bytes);
-  os.unmap(pages.address, pages.bytes);
+  current_system_calls.unmap(pages.address, pages.bytes);
 }
 
 /// Gives pages back in which no thread ever ran: no core has fetched from there.
