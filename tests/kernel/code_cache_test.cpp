@@ -55,10 +55,9 @@ late_user late;
 
 /// Gives back the buffers that wait to be generated in.
 void drop_scratch() {
-  for (auto& slot : detail::cache.scratch) {
-    void* idle = slot.exchange(nullptr);
-    if (idle != nullptr) --detail::cache.scratch_buffers;
-    std::free(idle);
+  for (void*& slot : detail::cache.scratch) {
+    if (slot != nullptr) --detail::cache.scratch_buffers;
+    std::free(std::exchange(slot, nullptr));
   }
 }
 
@@ -141,10 +140,12 @@ TEST_F(CodeCache, EveryFieldOfTheDescCounts) {
     return found != nullptr;
   };
   EXPECT_TRUE(finds());
+  const std::uint64_t hash = detail::bucket_hash({base, 0});
   auto* bytes = reinterpret_cast<unsigned char*>(&base);
   for (std::size_t i = 0; i < sizeof(desc); ++i) {  // no such desc need be valid: only the lookup is asked
     bytes[i] ^= 1;
     EXPECT_FALSE(finds()) << "byte " << i;
+    EXPECT_TRUE(i >= offsetof(desc, epilogue) || detail::bucket_hash({base, 0}) != hash) << "byte " << i;
     bytes[i] ^= 1;
   }
 }
@@ -293,6 +294,40 @@ TEST_F(CodeCache, HeldKernelsStayAndAFullCacheSaysSo) {
   EXPECT_EQ(run(*two), 2);
 }
 
+/// Records stay: where the limit is lowered below what they take, no kernel fits though none is held.
+TEST_F(CodeCache, ALimitBelowTheRecordsIsToldAsSuch) {
+  {
+    std::vector<kernel> held;
+    for (brgemm::index m = 1; m <= 500; ++m) held.push_back(*make(m));
+  }
+  const std::size_t in_records = detail::cache.records * detail::record_bytes;
+  ASSERT_GT(in_records, 500 * sizeof(detail::record));
+  set_code_cache_limit(in_records);
+  EXPECT_EQ(code_cache_stats().kernels, 0u);
+  EXPECT_GT(code_cache_stats().bytes, in_records);
+  const auto k = make(1);
+  ASSERT_FALSE(k);
+  EXPECT_EQ(k.error().code(), errc::cache_full);
+  const auto text = std::string(k.error().message());
+  EXPECT_NE(text.find(" 0 kernels that are held"), std::string::npos) << text;
+  EXPECT_NE(text.find(std::to_string(in_records) + " by records"), std::string::npos) << text;
+  EXPECT_NE(text.find("table"), std::string::npos) << text;  // not cut off
+  set_code_cache_limit(std::size_t{64} << 20);
+  EXPECT_TRUE(make(1));
+}
+
+/// As before the first kernel of the process.
+TEST_F(CodeCache, WithoutHandlersOfForkNoKernelIsMade) {
+  detail::cache.started = false;
+  backend::current_system_calls.at_fork = [](void (*)(), void (*)(), void (*)()) noexcept { return ENOMEM; };
+  const auto k = make(1);
+  detail::cache.started = true;
+  ASSERT_FALSE(k);
+  EXPECT_EQ(k.error().code(), errc::out_of_memory);
+  EXPECT_NE(k.error().message().find("pthread_atfork"), std::string_view::npos) << k.error().message();
+  EXPECT_TRUE(make(1));
+}
+
 TEST_F(CodeCache, HandlesCountInAnyThread) {
   kernel held = *make(7);
   in_threads(40, [&held](int) {  // more than there are counters of threads' own
@@ -406,9 +441,7 @@ TEST_F(CodeCache, EvictionUnderUse) {
 TEST_F(CodeCache, EvictionUnderUseWithoutMembarrier) {
   ASSERT_TRUE(make(1));
   const bool asymmetric = detail::cache.asymmetric;
-  detail::cache.asymmetric = false;  // as where the system lacks it from the start: nothing was given back for reuse
-  auto& memory = backend::code_memory::state;
-  memory.retired_first = memory.retired_end = 0;
+  detail::cache.asymmetric = false;  // as where the system lacks it
   backend::current_system_calls.barrier = [](int) noexcept { return -1; };
   make_call_and_evict();
   clear_code_cache();
@@ -429,7 +462,7 @@ TEST_F(CodeCache, NoMappingIsWritableAndExecutable) {
   });
   for (const char* way : {"/proc/self/mem", "mprotect", "memfd"}) {
     backend::set_code_memory(way);
-    set_code_cache_limit(limit_of(50) + 2 * scratch_bytes);
+    set_code_cache_limit(std::size_t{4} << 20);  // half for records, three buffers, so that kernels leave
     in_threads(3, [](int thread) {
       for (brgemm::index i = 1; i <= 300; ++i) ASSERT_TRUE(make(1000 * (thread + 1) + i));
     });
@@ -522,14 +555,15 @@ TEST_F(CodeCache, RecordsLeaveRoomForCode) {
 /// Every allocation and every call to the system fails in turn, with all ways round it closed.
 TEST_F(CodeCache, InjectedFailuresGiveTypedErrorsAndLeakNothing) {
   const brgemm_test::failing_system system;
-  drop_scratch();
+  backend::set_code_memory("mprotect");  // its calls are always the same
   ASSERT_TRUE(make(900));
   std::size_t of_kind[2] = {};
   const std::size_t kernels = code_cache_stats().kernels;
   std::vector<kernel> held;  // so that every kernel takes a record of its own
   for (int n = 1; n <= 12; ++n) {
-    failing_call = n;
-    if (n % 2 != 0) drop_scratch();
+    drop_scratch();
+    if (n % 2 != 0) fill_scratch(1);
+    failing_call = (n + 1) / 2;
     auto k = make(1000 + n);
     failing_call = 0;
     if (k) {
@@ -544,13 +578,14 @@ TEST_F(CodeCache, InjectedFailuresGiveTypedErrorsAndLeakNothing) {
                                             detail::cache.scratch_buffers * scratch_bytes +
                                             (kernels + held.size()) * per_kernel);
   }
+  backend::set_code_memory("");
   EXPECT_GE(of_kind[0], 1u);
-  EXPECT_GE(of_kind[1], 2u);
+  EXPECT_EQ(of_kind[1], 4u);  // mapping and protecting, each with a buffer at hand and without
 }
 
 TEST_F(CodeCache, ForkWhileOtherThreadsGenerate) {
   if (thread_sanitizer) GTEST_SKIP() << "ThreadSanitizer ends a child that starts threads";
-  set_code_cache_limit(limit_of(20) + 3 * scratch_bytes);  // three threads and the one that forks
+  set_code_cache_limit(std::size_t{4} << 20);  // half for records, a quarter for four buffers, so that kernels leave
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
   for (int t = 0; t < 3; ++t) {
@@ -586,6 +621,54 @@ TEST_F(CodeCache, ForkWhileOtherThreadsGenerate) {
   }
   stop = true;
   for (auto& t : threads) t.join();
+}
+
+/// Whether all buffers that are counted wait in slots, as they do where nobody generates.
+bool all_buffers_wait() {
+  std::size_t waiting = 0;
+  for (const void* slot : detail::cache.scratch) waiting += slot != nullptr ? 1 : 0;
+  return waiting == detail::cache.scratch_buffers;
+}
+
+int exit_status_of_fork(int (*in_child)()) {
+  const pid_t child = fork();
+  if (child == 0) _exit(in_child());
+  int status = -1;
+  if (waitpid(child, &status, 0) != child || !WIFEXITED(status)) return 1000;
+  return WEXITSTATUS(status);
+}
+
+/// Forks while another thread takes a buffer for a kernel and gives it back, all the time.
+TEST_F(CodeCache, AForksChildCountsTheBuffersThatItHas) {
+  ASSERT_TRUE(make(1));
+  const desc d = problem(2);
+  const detail::cache_key key(d, 0);
+  detail::cache.lock.lock();
+  detail::record* const r = detail::take_record_locked(key, detail::bucket_hash(key));
+  detail::cache.lock.unlock();
+  std::atomic<bool> stop{false};
+  std::thread other([&stop, r] {
+    while (!stop) const detail::scratch_buffer buffer(r->buffer);
+  });
+  int wrong = 0;
+  for (int round = 0; round < 200; ++round) wrong += exit_status_of_fork([] { return all_buffers_wait() ? 0 : 1; });
+  stop = true;
+  other.join();
+  detail::finish(r, false);
+  EXPECT_EQ(wrong, 0);
+}
+
+/// A fork while a buffer for which there is no slot is being freed.
+TEST_F(CodeCache, AForksChildDoesNotCountABufferThatIsBeingFreed) {
+  static int status;
+  status = -1;
+  ASSERT_TRUE(make(1));
+  backend::current_system_calls.free = [](void* p) noexcept {
+    std::free(p);
+    if (status < 0) status = exit_status_of_fork([] { return all_buffers_wait() ? 0 : 1; });
+  };
+  fill_scratch(detail::scratch_count + 1);
+  EXPECT_EQ(status, 0);
 }
 
 /// More threads at a time than there are counters of threads' own.

@@ -132,7 +132,7 @@ struct code_cache {
   std::uint64_t misses = 0;
   std::uint64_t evictions = 0;
   std::atomic<std::uint32_t> finished{0};  // generations that ended; waited on
-  std::atomic<void*> scratch[scratch_count] = {};
+  void* scratch[scratch_count] = {};       // buffers that nobody generates in
 };
 inline constinit code_cache cache;
 
@@ -385,11 +385,9 @@ void evict_until_locked(Enough enough) noexcept {
 inline bool make_room_locked(std::size_t more) noexcept {
   const auto fits = [more] { return more <= cache.limit && total_locked() <= cache.limit - more; };
   evict_until_locked(fits);
-  for (auto& slot : cache.scratch) {
-    if (fits()) break;
-    void* idle = slot.exchange(nullptr, std::memory_order_acquire);
-    if (idle == nullptr) continue;
-    backend::current_system_calls.free(idle);
+  for (void*& slot : cache.scratch) {
+    if (slot == nullptr || fits()) continue;
+    backend::current_system_calls.free(std::exchange(slot, nullptr));
     --cache.scratch_buffers;
   }
   return fits();
@@ -446,7 +444,7 @@ inline void after_fork_in_child() noexcept {
 /// Once a process, under the lock.
 inline bool start_locked() noexcept {
   if (cache.started.load(std::memory_order_relaxed)) return true;
-  if (::pthread_atfork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) return false;
+  if (backend::current_system_calls.at_fork(before_fork, after_fork_in_parent, after_fork_in_child) != 0) return false;
   cache.asymmetric.store(backend::code_memory::serialise_cores(), std::memory_order_relaxed);
   cache.started.store(true, std::memory_order_release);
   return true;
@@ -455,23 +453,23 @@ inline bool start_locked() noexcept {
 // Generation ---------------------------------------------------------------------------------------------------------
 
 /// The buffer that a backend generates into. A few stay, because getting one from the system costs a page fault a page.
+/// Who has it stands in `holder` from the moment that it leaves its slot, so that a fork's child can give it back.
 class scratch_buffer {
  public:
-  explicit scratch_buffer(void*& seen) noexcept : seen_(seen) {
-    take();
-    seen_ = data_;
+  explicit scratch_buffer(void*& holder) noexcept : data_(holder) {
+    std::lock_guard guard(cache.lock);
+    for (void*& slot : cache.scratch) {
+      if (data_ == nullptr) std::swap(data_, slot);
+    }
+    if (data_ != nullptr) return;
+    fits_ = make_room_locked(backend::max_code_bytes);
+    if (fits_) data_ = backend::current_system_calls.allocate(backend::max_code_bytes);
+    if (data_ != nullptr) ++cache.scratch_buffers;
   }
   scratch_buffer(const scratch_buffer&) = delete;
   scratch_buffer& operator=(const scratch_buffer&) = delete;
   ~scratch_buffer() {
-    seen_ = nullptr;
-    for (auto& slot : cache.scratch) {
-      if (data_ != nullptr) data_ = slot.exchange(data_, std::memory_order_acq_rel);
-    }
-    if (data_ == nullptr) return;
-    backend::current_system_calls.free(data_);
-    std::lock_guard guard(cache.lock);
-    --cache.scratch_buffers;
+    if (void* spare = give_back()) backend::current_system_calls.free(spare);
   }
   explicit operator bool() const noexcept { return data_ != nullptr; }
   bool fits() const noexcept { return fits_; }
@@ -480,19 +478,18 @@ class scratch_buffer {
   }
 
  private:
-  void take() noexcept {
-    for (auto& slot : cache.scratch) {
-      if (data_ == nullptr) data_ = slot.exchange(nullptr, std::memory_order_acquire);
-    }
-    if (data_ != nullptr) return;
+  /// Puts it into a slot; where none is free, it is not the cache's any more.
+  void* give_back() noexcept {
     std::lock_guard guard(cache.lock);
-    fits_ = make_room_locked(backend::max_code_bytes);
-    if (fits_) data_ = backend::current_system_calls.allocate(backend::max_code_bytes);
-    if (data_ != nullptr) ++cache.scratch_buffers;
+    void* spare = std::exchange(data_, nullptr);
+    for (void*& slot : cache.scratch) {
+      if (slot == nullptr) std::swap(slot, spare);
+    }
+    if (spare != nullptr) --cache.scratch_buffers;
+    return spare;
   }
 
-  void* data_ = nullptr;
-  void*& seen_;  // for a fork's child, in which nobody goes on with it
+  void*& data_;
   bool fits_ = true;
 };
 
@@ -532,17 +529,24 @@ inline record* take_record_locked(cache_key key, std::uint64_t hash) noexcept {
 }
 
 inline error cache_full_error(std::size_t needed) noexcept {
+  const std::size_t in_records = cache.records * record_bytes;
   return {errc::cache_full,
           "code_cache",
-          "%zu bytes for a kernel do not fit: the limit is %zu, %zu are in use with %zu kernels, all held",
+          "%zu bytes for a kernel do not fit in the limit of %zu: %zu are in use by %zu kernels that are held, %zu by "
+          "records, which stay, %zu by buffers and the table",
           needed,
           cache.limit,
-          total_locked(),
-          cache.kernels};
+          cache.bytes,
+          cache.kernels,
+          in_records,
+          total_locked() - cache.bytes - in_records};
 }
 
 /// Why there is no record.
 inline error no_record_error() noexcept {
+  if (!cache.started.load(std::memory_order_acquire)) {
+    return {errc::out_of_memory, "memory", "pthread_atfork has no memory to note what a fork needs"};
+  }
   std::lock_guard guard(cache.lock);
   if (total_locked() + record_bytes > cache.limit) return cache_full_error(record_bytes);
   return {errc::out_of_memory, "memory", "no %zu bytes for a kernel's record", record_bytes};
@@ -659,7 +663,9 @@ inline code_cache_statistics code_cache_stats() noexcept {
 }
 
 /// Bounds the cache to this many bytes (64 MiB at first), and evicts what does not fit and nobody holds. Generating
-/// needs some 300 KiB besides the kernels themselves. Thread-safe.
+/// needs some 300 KiB besides the kernels themselves. What is held stays, and so do the records of all kernels that
+/// ever were in the cache at a time (some 2 KiB each; `bytes` counts them): while that alone exceeds a lowered limit, a
+/// request for a kernel that is not in the cache fails with errc::cache_full, which tells the shares. Thread-safe.
 inline void set_code_cache_limit(std::size_t bytes) noexcept {
   std::lock_guard guard(detail::cache.lock);
   detail::cache.limit = bytes;
