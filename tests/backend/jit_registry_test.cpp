@@ -9,11 +9,13 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstdlib>
 #include <fstream>
 #include <set>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "kernel/fake_backend.hpp"
@@ -80,6 +82,28 @@ TEST_F(JitRegistry, TellsNobodyUnlessAsked) {
   ASSERT_TRUE(make());
   EXPECT_EQ(__jit_debug_descriptor.first, nullptr);
   EXPECT_NE(access(map_path().c_str(), F_OK), 0);
+}
+
+/// The environment is long, so that it is still being read when the other thread sets something else.
+TEST_F(JitRegistry, WhatATestSetsStandsThoughTheEnvironmentIsBeingRead) {
+  std::string list = "perf";
+  for (int i = 0; i < 100'000; ++i) list += ",perf";
+  setenv("BRGEMM_JIT_PROFILE", list.c_str(), 1);
+  int overwritten = 0;
+  for (int round = 0; round < 20; ++round) {
+    registry::targets = -1;  // as before the first kernel
+    std::atomic<bool> reading{false};
+    std::thread reader([&reading] {
+      reading = true;
+      static_cast<void>(registry::wanted());
+    });
+    while (!reading) std::this_thread::yield();
+    registry::set_targets("gdb");
+    reader.join();
+    overwritten += registry::wanted() != registry::to_gdb ? 1 : 0;
+  }
+  unsetenv("BRGEMM_JIT_PROFILE");
+  EXPECT_EQ(overwritten, 0);
 }
 
 TEST_F(JitRegistry, GdbListHoldsAnObjectPerKernel) {

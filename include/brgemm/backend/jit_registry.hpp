@@ -168,8 +168,10 @@ inline int wanted() noexcept {
   int bits = targets.load(std::memory_order_relaxed);
   if (bits < 0) {
     const char* list = std::getenv("BRGEMM_JIT_PROFILE");
-    bits = parse(list != nullptr ? list : "");
-    targets.store(bits, std::memory_order_relaxed);
+    const int from_environment = parse(list != nullptr ? list : "");
+    if (targets.compare_exchange_strong(bits, from_environment, std::memory_order_relaxed)) {
+      bits = from_environment;  // else set_targets was quicker, and stands
+    }
   }
   return bits;
 }
