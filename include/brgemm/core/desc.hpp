@@ -121,8 +121,7 @@ struct epilogue_op {
 
 inline constexpr int max_epilogue = 8;
 
-/// Everything that a kernel is made from. Compare with ==; hash with hash_of. Leave unused entries of `epilogue`
-/// default.
+/// Everything that a kernel is made from. Compare with ==. Leave unused entries of `epilogue` default.
 struct desc {
   index m = 1;         ///< rows of A and C, >= 1; the maximum where m_extent is at_call
   index n = 1;         ///< columns of B and C, >= 1
@@ -154,25 +153,8 @@ struct desc {
   friend constexpr bool operator==(const desc&, const desc&) = default;
 };
 
-// No padding: equality is equality of bytes, and the hash below covers every field by construction.
+// No padding: equality is equality of bytes, and a hash of the words covers every field by construction.
 static_assert(std::has_unique_object_representations_v<desc>);
-
-/// A hash of every byte of the desc (in four lanes, so that the multiplications overlap).
-inline std::uint64_t hash_of(const desc& d) noexcept {
-  static_assert(sizeof(desc) % 8 == 0);
-  constexpr int words = sizeof(desc) / 8;
-  std::uint64_t word[words];
-  __builtin_memcpy(word, &d, sizeof(desc));
-  std::uint64_t lane[4] = {0x9e3779b97f4a7c15u, 0xc2b2ae3d27d4eb4fu, 0x165667b19e3779f9u, 0x27d4eb2f165667c5u};
-  for (int i = 0; i < words; ++i) {
-    std::uint64_t& l = lane[i % 4];
-    l = (l ^ word[i]) * 0xff51afd7ed558ccdu;
-    l ^= l >> 29;
-  }
-  std::uint64_t h = lane[0] ^ std::rotl(lane[1], 17) ^ std::rotl(lane[2], 31) ^ std::rotl(lane[3], 47);
-  h *= 0xc4ceb9fe1a85ec53u;
-  return h ^ (h >> 32);
-}
 
 constexpr type accumulator_of(const desc& d) noexcept { return accumulator_of(d.a); }
 
