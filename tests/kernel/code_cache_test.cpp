@@ -685,6 +685,34 @@ TEST_F(CodeCache, HitsAreCountedInEveryThread) {
   EXPECT_EQ(code_cache_stats().hits - start.hits, std::uint64_t{threads} * requests);
 }
 
+/// In a cache that holds many, one barrier and few calls to the system serve several that leave. Late among the tests,
+/// as its records stay.
+TEST_F(CodeCache, ALargeCacheEvictsSeveralAtATime) {
+  static int barriers = 0;
+  static int unmapped = 0;
+  set_code_cache_limit(std::size_t{16} << 20);
+  std::vector<kernel> held;
+  for (brgemm::index m = 1; m <= 8; ++m) held.push_back(*make(m));
+  brgemm::index last = 8;
+  while (code_cache_stats().evictions == before_.evictions) ASSERT_TRUE(make(++last));
+  EXPECT_EQ(code_cache_stats().evictions - before_.evictions, 4u);
+  backend::current_system_calls.barrier = [](int command) noexcept {
+    return ++barriers, backend::real_system_calls.barrier(command);
+  };
+  backend::current_system_calls.unmap = [](void* at, std::size_t bytes) noexcept {
+    return ++unmapped, ::munmap(at, bytes);
+  };
+  const auto start = code_cache_stats();
+  for (int i = 0; i < 256; ++i) ASSERT_TRUE(make(++last));
+  const auto evictions = code_cache_stats().evictions - start.evictions;
+  EXPECT_GE(evictions, 256u - 4);
+  EXPECT_LE(evictions, 256u + 4);
+  EXPECT_LE(barriers, 72);  // 64 for those that leave, others before addresses are used again
+  EXPECT_LE(unmapped, 96);
+  for (brgemm::index m = 1; m <= 8; ++m) EXPECT_EQ(run(held[static_cast<std::size_t>(m - 1)]), m);
+  EXPECT_LE(code_cache_stats().bytes, std::size_t{16} << 20);
+}
+
 /// The last test: what it leaves is destroyed after main, and the exit status tells.
 TEST(CodeCacheLate, LivesAfterMain) {
   fake::register_all();

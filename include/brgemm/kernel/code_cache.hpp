@@ -324,12 +324,12 @@ inline std::uint64_t hits_of(const record& r) noexcept {
   return sum - r.hits_before;
 }
 
-inline void release_program(record* r, bool reusable) noexcept {
+/// Forgets the program, but for its pages, which the caller gives back.
+inline backend::code_pages release_program(record* r) noexcept {
   backend::jit_registry::remove(r->pages.address);
-  r->state == record_state::pending ? backend::discard_code(r->pages) : backend::release_code(r->pages, reusable);
   if (r->program.release != nullptr) r->program.release(r->program.context);
-  r->pages = {};
   r->program = {};
+  return std::exchange(r->pages, {});
 }
 
 /// Everything that the cache has allocated, and itself.
@@ -348,36 +348,81 @@ inline void recycle_locked(record* r) noexcept {
   cache.free = r;
 }
 
-/// Evicts the record unless somebody holds it.
-inline bool evict_locked(record* r) noexcept {
-  if (pins_of(*r) != 0) return false;
-  r->live.store(false, std::memory_order_seq_cst);
+/// Gives pages back, those that adjoin together: kernels made one after the other lie so, and one call to the system
+/// takes as long as a fifth of generating one.
+class leaving_pages {
+ public:
+  explicit leaving_pages(bool reusable) noexcept : reusable_(reusable) {}
+  leaving_pages(const leaving_pages&) = delete;
+  leaving_pages& operator=(const leaving_pages&) = delete;
+  ~leaving_pages() { backend::release_code(joined_, reusable_); }
+  void add(backend::code_pages p) noexcept {
+    const bool behind = p.address == joined_.address + joined_.bytes;
+    if (behind || p.address + p.bytes == joined_.address) {
+      joined_ = {behind ? joined_.address : p.address, joined_.bytes + p.bytes};
+    } else if (p.address != nullptr) {
+      backend::release_code(std::exchange(joined_, p), reusable_);
+    }
+  }
+
+ private:
+  backend::code_pages joined_;
+  bool reusable_;
+};
+
+/// Evicts those of the records, which are not live and in no list but this, that nobody has pinned; the others are
+/// ready again. One barrier for all.
+inline void evict_locked(record_list leaving) noexcept {
+  if (leaving.oldest == nullptr) return;
   const bool serialised = backend::code_memory::serialise_cores();
   const bool all_seen = serialised || !cache.asymmetric.load(std::memory_order_relaxed);
-  if (!all_seen || pins_of(*r) != 0) {
-    r->live.store(true, std::memory_order_release);
-    return false;
+  leaving_pages pages(serialised);
+  while (record* r = leaving.oldest) {
+    leaving.remove(r);
+    if (!all_seen || pins_of(*r) != 0) {
+      r->live.store(true, std::memory_order_release);
+      cache.ready.push(r);
+      continue;
+    }
+    cache.hits += hits_of(*r);
+    --cache.kernels;
+    ++cache.evictions;
+    pages.add(release_program(r));
+    recycle_locked(r);
   }
+}
+
+/// Takes a ready record out, to be evicted, unless somebody holds it.
+inline bool begin_eviction_locked(record* r, record_list& leaving) noexcept {
+  if (pins_of(*r) != 0) return false;
+  r->live.store(false, std::memory_order_seq_cst);
   cache.ready.remove(r);
-  cache.hits += hits_of(*r);
-  --cache.kernels;
-  ++cache.evictions;
-  release_program(r, serialised);
-  recycle_locked(r);
+  leaving.push(r);
   return true;
 }
 
 /// Evicts until `enough()`, oldest first. A kernel that was used since it was put into the list, or is held, goes
 /// to the new end instead (second chance), so "least recently used" is exact up to the time between two generations.
+/// In a large cache several leave at a time, for one barrier and few calls to the system; so many that others need not
+/// sleep until the lock is free.
 template <class Enough>
 void evict_until_locked(Enough enough) noexcept {
-  for (std::size_t steps = 2 * cache.kernels; !enough() && steps > 0 && cache.ready.oldest != nullptr; --steps) {
-    record* r = cache.ready.oldest;
-    const std::uint64_t used = last_use_of(*r);
-    if (used <= r->seen && evict_locked(r)) continue;
-    r->seen = std::max(used, r->seen);
-    cache.ready.remove(r);
-    cache.ready.push(r);
+  std::size_t steps = 2 * cache.kernels;
+  while (!enough() && steps > 0) {
+    record_list leaving;
+    std::size_t more = std::clamp<std::size_t>(cache.limit >> 22, 1, 16);
+    for (; more > 0 && steps > 0 && cache.ready.oldest != nullptr; --steps) {
+      record* r = cache.ready.oldest;
+      const std::uint64_t used = last_use_of(*r);
+      if (used > r->seen || !begin_eviction_locked(r, leaving)) {
+        r->seen = std::max(used, r->seen);
+        cache.ready.remove(r);
+        cache.ready.push(r);
+      }
+      if (leaving.oldest != nullptr) --more;
+    }
+    if (leaving.oldest == nullptr) return;
+    evict_locked(leaving);
   }
 }
 
@@ -592,7 +637,7 @@ inline result<void> fill(record* r, const backend::entry& maker) noexcept {
 
 /// Makes a generated kernel visible, pinned once; or forgets one that failed. Wakes who waits for it.
 inline void finish(record* r, bool made) noexcept {
-  if (!made) release_program(r, true);
+  if (!made) backend::discard_code(release_program(r));
   {
     std::lock_guard guard(cache.lock);
     cache.pending.remove(r);
@@ -675,11 +720,13 @@ inline void set_code_cache_limit(std::size_t bytes) noexcept {
 /// Evicts every kernel that nobody holds. Thread-safe.
 inline void clear_code_cache() noexcept {
   std::lock_guard guard(detail::cache.lock);
+  detail::record_list leaving;
   for (detail::record* r = detail::cache.ready.oldest; r != nullptr;) {
     detail::record* newer = r->newer;
-    detail::evict_locked(r);
+    detail::begin_eviction_locked(r, leaving);
     r = newer;
   }
+  detail::evict_locked(leaving);
 }
 
 }  // namespace brgemm::inline abi_0
