@@ -164,6 +164,7 @@ double unshared_speedup(const std::vector<brgemm::desc>& descs) {
 
 void run_generation(benchmark::State& state, const std::string& file, std::int64_t count) {
   for ([[maybe_unused]] auto _ : state) {
+    brgemm::clear_code_cache();  // with the kernels of earlier repetitions it would be full, and each evict another
     std::vector<double> each;
     std::vector<double> speedup;
     std::vector<double> unshared;
