@@ -1,7 +1,7 @@
 // Blocks of elements brought from one order into another: to bf16, transposed, rows in pairs.
 #pragma once
 
-#include <emmintrin.h>
+#include <immintrin.h>
 
 #include <cstring>
 
@@ -34,10 +34,63 @@ inline bool passes_caches(index bytes, const void* to) noexcept {
   return cache > 0 && bytes > cache / 2 && reinterpret_cast<std::uintptr_t>(to) % 16 == 0;
 }
 
-/// to[c * ld_to + r] = from[r * ld_from + c] for 32-bit words, by squares of four in registers. Streaming, `to` is
-/// on 16 bytes, ld_to a multiple of 4, and the caller orders the stores by _mm_sfence.
-inline void transpose_words(const float* from, index ld_from, float* to, index ld_to, index rows, index columns,
-                            streaming ahead = {}) noexcept {
+// Vectors of the compiler, because GCC 12 warns inside its own 512-bit intrinsics (its bug 105593).
+using words = std::uint32_t __attribute__((vector_size(64)));
+using pairs_of_words = std::uint64_t __attribute__((vector_size(64)));
+
+/// transpose_words for rows and columns that are multiples of 16, by squares of 16 in registers. Streaming, `to` is on
+/// 64 bytes and ld_to a multiple of 16.
+[[gnu::target("avx512f")]] inline void transpose_by_16(const float* from, index ld_from, float* to, index ld_to,
+                                                       index rows, index columns, streaming ahead) noexcept {
+  for (index c = 0; c < columns; c += 16) {
+    for (index r = 0; r < rows; r += 16) {
+      words x[16], y[16];
+      const float* row = from + r * ld_from + c;
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i, row += ld_from) std::memcpy(&x[i], row, sizeof(words));
+      for (int line = 0; ahead.next != nullptr && line < 16; ++line, ahead.next += 64) {
+        _mm_prefetch(ahead.next, _MM_HINT_T0);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < 16; i += 2) {  // squares of 2 x 2
+        y[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 16, 1, 17, 4, 20, 5, 21, 8, 24, 9, 25, 12, 28, 13, 29);
+        y[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 2, 18, 3, 19, 6, 22, 7, 23, 10, 26, 11, 27, 14, 30, 15, 31);
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < 16; j += 2) {  // of 4 x 4, in each quarter of a vector
+        const int i = j / 4 * 4 + j % 4 / 2;
+        const auto above = (pairs_of_words)y[i];
+        const auto below = (pairs_of_words)y[i + 2];
+        x[j] = (words)__builtin_shufflevector(above, below, 0, 8, 2, 10, 4, 12, 6, 14);
+        x[j + 1] = (words)__builtin_shufflevector(above, below, 1, 9, 3, 11, 5, 13, 7, 15);
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) {  // of 8 x 8: quarters 0 and 2, quarters 1 and 3
+        const int i = j / 4 * 8 + j % 4;
+        y[i] = __builtin_shufflevector(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+        y[i + 4] = __builtin_shufflevector(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+      }
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) {
+        x[i] = __builtin_shufflevector(y[i], y[i + 8], 0, 1, 2, 3, 8, 9, 10, 11, 16, 17, 18, 19, 24, 25, 26, 27);
+        x[i + 8] = __builtin_shufflevector(y[i], y[i + 8], 4, 5, 6, 7, 12, 13, 14, 15, 20, 21, 22, 23, 28, 29, 30, 31);
+      }
+      float* column = to + c * ld_to + r;
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i, column += ld_to) {
+        if (ahead.on) {
+          _mm512_stream_si512(reinterpret_cast<__m512i*>(column), (__m512i)x[i]);
+        } else {
+          std::memcpy(column, &x[i], sizeof(words));
+        }
+      }
+    }
+  }
+}
+
+/// transpose_words by squares of four. Streaming, `to` is on 16 bytes and ld_to a multiple of 4.
+inline void transpose_by_4(const float* from, index ld_from, float* to, index ld_to, index rows, index columns,
+                           streaming ahead) noexcept {
   const index whole_rows = rows / 4 * 4;
   const index whole_columns = columns / 4 * 4;
   for (index c = 0; c < whole_columns; c += 4) {
@@ -64,31 +117,46 @@ inline void transpose_words(const float* from, index ld_from, float* to, index l
   }
 }
 
+/// to[c * ld_to + r] = from[r * ld_from + c] for 32-bit words. Streaming, `to` is on 16 bytes, ld_to a multiple of 4,
+/// and the caller orders the stores by _mm_sfence.
+inline void transpose_words(const float* from, index ld_from, float* to, index ld_to, index rows, index columns,
+                            streaming ahead = {}) noexcept {
+  const bool on_lines = reinterpret_cast<std::uintptr_t>(to) % 64 == 0 && ld_to % 16 == 0;
+  if (!cpu().has(feature::avx512) || rows < 16 || columns < 16 || (ahead.on && !on_lines)) {
+    return transpose_by_4(from, ld_from, to, ld_to, rows, columns, ahead);
+  }
+  const index below = rows / 16 * 16;
+  const index beside = columns / 16 * 16;
+  transpose_by_16(from, ld_from, to, ld_to, below, beside, ahead);
+  const streaming rest{.on = ahead.on};
+  transpose_by_4(from + beside, ld_from, to + beside * ld_to, ld_to, below, columns - beside, rest);
+  transpose_by_4(from + below * ld_from, ld_from, to + below, ld_to, rows - below, columns, rest);
+}
+
 /// Rows of 16-bit elements, two by two: to[r/2 * ld_to + c] = (from[r][c], from[r+1][c]); a missing last row is zero.
 inline void interleave_rows(const std::uint16_t* from, index ld_from, std::uint32_t* to, index ld_to, index rows,
                             index columns) noexcept {
-  for (index r = 0; r < rows; r += 2) {
-    const std::uint16_t* const even = from + r * ld_from;
-    const std::uint16_t* const odd = even + ld_from;
-    std::uint32_t* const pairs = to + r / 2 * ld_to;
-    const bool both = r + 1 < rows;
-    index c = 0;
-    for (; both && c + 8 <= columns; c += 8) {
-      const __m128i x = _mm_loadu_si128(reinterpret_cast<const __m128i*>(even + c));
-      const __m128i y = _mm_loadu_si128(reinterpret_cast<const __m128i*>(odd + c));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(pairs + c), _mm_unpacklo_epi16(x, y));
-      _mm_storeu_si128(reinterpret_cast<__m128i*>(pairs + c + 4), _mm_unpackhi_epi16(x, y));
+  widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
+    for (index r = 0; r < rows; r += 2) {
+      const std::uint16_t* const even = from + r * ld_from;
+      const std::uint16_t* const odd = even + ld_from;
+      std::uint32_t* const pairs = to + r / 2 * ld_to;
+      if (r + 1 < rows) {
+        BRGEMM_INDEPENDENT
+        for (index c = 0; c < columns; ++c) pairs[c] = even[c] | static_cast<std::uint32_t>(odd[c]) << 16;
+      } else {
+        for (index c = 0; c < columns; ++c) pairs[c] = even[c];
+      }
     }
-    for (; c < columns; ++c) pairs[c] = even[c] | (both ? static_cast<std::uint32_t>(odd[c]) << 16 : 0u);
-  }
+  });
 }
 
 /// The transpose of at most 64 rows of 16-bit elements: to[c * ld_to + r] = from[r * ld_from + c], ld_to even; an odd
 /// last row is followed by zeros. Pairs of rows first, then 32-bit words.
 inline void transpose_rows(const std::uint16_t* from, index ld_from, std::uint16_t* to, index ld_to, index rows,
                            index columns) noexcept {
-  constexpr index strip = 16;
-  alignas(64) std::uint32_t pairs[nn::block_rows / 2 * strip];  // (32, 16)
+  constexpr index strip = 64;
+  alignas(64) std::uint32_t pairs[nn::block_rows / 2 * strip];  // (32, 64)
   for (index c = 0; c < columns; c += strip) {
     const index here = columns - c < strip ? columns - c : strip;
     interleave_rows(from + c, ld_from, pairs, strip, rows, here);
