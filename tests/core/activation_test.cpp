@@ -75,7 +75,7 @@ double by_tail(double x, double power, double v) {
   return x < 0 ? tail : 1 - tail;
 }
 
-/// The same for derivatives; where one is near 0 the error is below 2^-50 absolutely.
+/// The same for derivatives; where silu's and gelu_tanh's are near 0 the error is below 2^-50 absolutely.
 double exact_derivative(op_kind kind, double x) {
   constexpr double sqrt_half = 0.70710678118654752440, sqrt_2_over_pi = 0.79788456080286535588;
   constexpr double density = 0.39894228040143267794;  // 1/sqrt(2 pi)
@@ -87,6 +87,13 @@ double exact_derivative(op_kind kind, double x) {
     case op_kind::tanh_backward: return 4 * power * power / ((1 + power * power) * (1 + power * power));
     case op_kind::gelu_erf_backward: {
       if (a > 38) return far;
+      if (a > 0.7 && a < 0.8) {  // where it passes through 0
+        constexpr long double wide_density = 0.39894228040143267793994605993438L;
+        const long double wide = a;
+        const long double tail =
+            0.5L * std::erfc(wide * std::sqrt(0.5L)) - wide * wide_density * std::exp(-wide * wide / 2);
+        return static_cast<double>(x < 0 ? tail : 1 - tail);
+      }
       const double tail = 0.5 * std::erfc(a * sqrt_half) - a * density * std::exp(-a * a / 2);
       return x < 0 ? tail : 1 - tail;
     }
@@ -100,19 +107,28 @@ double exact_derivative(op_kind kind, double x) {
   }
 }
 
-/// Where a derivative passes through 0: there its error is small absolutely only.
+/// Where the derivative of silu or gelu_tanh passes through 0: there its error is small absolutely only.
 struct interval {
   float first, last;
   bool has(float x) const { return x >= first && x <= last; }
 };
 interval near_zero(op_kind kind) {
   switch (kind) {
-    case op_kind::gelu_erf_backward:
     case op_kind::gelu_tanh_backward: return {-1.75f, -0.5f};
     case op_kind::silu_backward: return {-1.5f, -1};
     default: return {1, 0};
   }
 }
+
+/// The largest error that docs/numerics.md states, in ULP: 2, or what was measured over all floats, rounded up.
+double most_ulp(op_kind kind) {
+  switch (kind) {
+    case op_kind::gelu_tanh_backward: return 4.3;
+    case op_kind::silu_backward: return 3.7;
+    default: return 2;
+  }
+}
+double most_near_zero(op_kind kind) { return kind == op_kind::silu_backward ? 0x1.3p-26 : 0x1.4p-25; }
 
 /// |computed - exact| in units of the last place of exact's binade, 2^-149 below the normal numbers.
 double ulp_error(float computed, double exact) {
@@ -248,9 +264,10 @@ void for_all_floats(F f) {
 /// signs, and with the 2^14 subnormals next to zero and to the normal numbers.
 template <class F>
 void for_floats_at_boundaries(F f) {
-  constexpr float points[] = {0,    0x1p-126f, 0x1p-63f, 0x1p-24f, 0x1p-12f, 0.25f, 0.3465736f, 0.5f, 0.625f,  1,
-                              1.5f, 2,         3,        4.75f,    6,        8,     10,         11,   14.35f,  14.5f,
-                              17,   60,        87.3365f, 88.7228f, 103.972f, 106,   108,        120,  INFINITY};
+  constexpr float points[] = {0,        0x1p-126f,  0x1p-63f, 0x1p-24f, 0x1p-12f, 0.25f,   0.3465736f, 0.5f,
+                              0.625f,   0.7517915f, 1,        1.5f,     2,        3,       4.75f,      6,
+                              8,        10,         11,       14.35f,   14.5f,    17,      60,         87.3365f,
+                              88.7228f, 103.972f,   106,      108,      120,      INFINITY};
   for (const float point : points) {
     for (const std::uint64_t sign : {0ull, 1ull << 31}) {
       const std::uint64_t middle = std::bit_cast<std::uint32_t>(point);
@@ -270,10 +287,8 @@ TEST_P(Activation, ErrorInUlp) {
   std::printf("[ ulp ] %s %.4f at x=%a (%.9g), near zero 2^%.2f, %s\n", name_of(GetParam()), w.ulp,
               static_cast<double>(w.at), static_cast<double>(w.at), std::log2(w.absolute),
               full_range() ? "all floats" : "a dense subset");
-  EXPECT_LE(w.ulp, GetParam() == op_kind::gelu_tanh_backward ? 4.3
-                   : brgemm::detail::is_backward(GetParam()) ? 4.0
-                                                             : 2.0);
-  EXPECT_LE(w.absolute, 0x1p-24);
+  EXPECT_LE(w.ulp, most_ulp(GetParam()));
+  EXPECT_LE(w.absolute, most_near_zero(GetParam()));
 }
 
 TEST_P(Activation, ScalarHasTheBitsOfAvx512) {

@@ -261,8 +261,8 @@ void emit_hardswish(E& e, typename E::reg x, const typename E::reg* t) {
 //
 // All but hardswish's come from the tail, the derivative at -a, a = |x|: that of sigmoid and tanh is even, and the
 // others are 1 - f'(-a) at a. With E = exp(-a) (tanh: exp(-2a); gelu_tanh: exp(-2u)) it is E N / (1 + E)^2, where N is
-// 1, 4 or 1 + E - v, v = a for silu and a times the derivative of 2u for gelu_tanh. The factor 2^n of E comes last, so
-// that a subnormal result is rounded once.
+// 1, 4 or 1 + E - v, v = a for silu and a times the derivative of 2u for gelu_tanh; gelu_erf has a formula of its own.
+// The power of two comes last, so that a subnormal result is rounded once.
 
 /// v = 2^-r - 1 and r = 2^n (1 + v), n an integer in [-252, 0], |r| <= 0.5; powers below 2^-126 count as 2^-126.
 template <class E>
@@ -299,13 +299,38 @@ void emit_side(E& e, typename E::reg x, typename E::reg tail, typename E::reg t)
   e.select_less(x, x, 0.0f, tail, t);
 }
 
+/// x = c E / (1 + E)^2, E = 2^(n-r), as q (1 + v) 2^n, q = c / (1 + P)^2, P and q rounded: what these roundings and
+/// that of the square change, to first order, goes into v = 2^-r - 1. n = t0, r = t1; t[0..4] are clobbered.
+template <class E>
+void emit_logistic_derivative(E& e, typename E::reg x, float c, const typename E::reg* t) {
+  emit_exp2_series(e, x, t[1]);
+  e.mul(x, x, t[1]);
+  e.max(t[2], t[0], -126.0f);
+  emit_power_of_two(e, t[2], t[2]);
+  e.move(t[1], t[2]);
+  e.fma(t[1], t[2], x);  // P
+  e.sub(t[3], t[2], t[1]);
+  e.fma(t[3], t[2], x);   // E - P
+  e.fma(x, t[3], -1.2f);  // nearly -2 (1 + v) / (1 + P) where P is not small
+  e.add(t[2], t[1], 2.0f);
+  e.move(t[3], t[2]);
+  e.horner(t[3], t[1], 1.0f);  // (1 + P)^2 = t3 - t4
+  e.sub(t[4], t[3], 1.0f);
+  e.fnma(t[4], t[1], t[2]);
+  e.constant(t[1], c);
+  e.div(t[1], t[1], t[3]);
+  e.horner(t[3], t[1], -c);
+  e.fnma(t[3], t[1], t[4]);
+  e.fma(x, t[3], -1 / c);
+  e.horner(x, t[1], t[1]);
+  e.scale(x, x, t[0]);
+}
+
 template <class E>
 void emit_sigmoid_derivative(E& e, typename E::reg x, const typename E::reg* t) {
   emit_magnitude(e, x, x, 106.0f, t[0]);
   emit_negative_exponent(e, t[0], t[1], x);
-  emit_power(e, x, t[1], t[0]);
-  e.add(x, x, 1.0f);
-  emit_quotient(e, x, t[0], t[1], t[2]);
+  emit_logistic_derivative(e, x, 1.0f, t);
 }
 
 template <class E>
@@ -313,10 +338,7 @@ void emit_tanh_derivative(E& e, typename E::reg x, const typename E::reg* t) {
   emit_magnitude(e, x, x, 54.0f, t[0]);
   e.add(x, x, x);
   emit_negative_exponent(e, t[0], t[1], x);
-  emit_power(e, x, t[1], t[0]);
-  e.add(x, x, 1.0f);
-  e.mul(x, x, 4.0f);
-  emit_quotient(e, x, t[0], t[1], t[2]);
+  emit_logistic_derivative(e, x, 4.0f, t);
 }
 
 template <class E>
@@ -350,52 +372,62 @@ void emit_gelu_tanh_derivative(E& e, typename E::reg x, const typename E::reg* t
   emit_side(e, x, t[4], t[1]);
 }
 
-/// Up to |x| = 1: 1/2 + x q(x^2), q of degree 5, off by at most 2^-28.2. Above, from the tail Phi(-a) - a phi(a) =
-/// 2^(-a^2 log2(e) / 2) (p(y) - a / sqrt(2 pi)), y = 2.5 / (a + 2.5), p of degree 7: the difference is off by at most
-/// 2^-26.3 of itself (both by Lawson's iteration, coefficients rounded one after the other).
+/// The tail Phi(-a) - a phi(a) is 2^(-a^2 log2(e) / 2) (a0 - a) s(w), a0 its root and w = (a - a0) / (a + k): so it
+/// keeps its relative error near a0. s, between 0.66 and 0.4, is a polynomial of degree 8, off by at most 2^-27.4 of
+/// itself (Lawson's iteration, coefficients rounded one after the other); as the difference a0 - a it has two parts.
 template <class E>
 void emit_gelu_erf_derivative(E& e, typename E::reg x, const typename E::reg* t) {
   constexpr float half_log2e = 0x1.715476p-1f;
   constexpr float half_log2e_low = 0x1.4ae0cp-27f;
+  constexpr float k = 3.625f;
+  constexpr float root = 0x1.80ead2p-1f, root_low = -0x1.a03fd4p-27f;
   emit_magnitude(e, t[0], x, 14.75f, t[1]);
-  // n - r = -a^2 log2(e) / 2, n = t3, r = t4
+  // n - r = -a^2 log2(e) / 2, n = t3, r = t2
   e.mul(t[1], t[0], t[0]);
   e.move(t[2], t[1]);
   e.fnma(t[2], t[0], t[0]);  // a^2 = t1 - t2
   e.mul(t[3], t[1], -half_log2e);
   e.round(t[3], t[3]);
+  e.mul(t[2], t[2], -half_log2e);
+  e.fma(t[2], t[1], half_log2e_low);
   e.move(t[4], t[3]);
   e.fma(t[4], t[1], half_log2e);
-  e.fma(t[4], t[1], half_log2e_low);
-  e.fnma(t[4], t[2], half_log2e);
-  emit_exp2_series(e, t[1], t[4]);
-  e.mul(t[1], t[1], t[4]);
-  e.add(t[2], t[0], 2.5f);
-  e.constant(t[4], 2.5f);
-  e.div(t[2], t[4], t[2]);
-  e.constant(t[4], 0x1.cd4d92p-5f);
-  e.horner(t[4], t[2], -0x1.331736p-3f);
-  e.horner(t[4], t[2], 0x1.e0aa64p-5f);
-  e.horner(t[4], t[2], 0x1.666232p-4f);
-  e.horner(t[4], t[2], 0x1.02ecbap-3f);
-  e.horner(t[4], t[2], 0x1.4ba216p-3f);
-  e.horner(t[4], t[2], 0x1.462a28p-3f);
-  e.horner(t[4], t[2], 0x1.0e4ff8p-16f);
-  e.fnma(t[4], t[0], -0x1.857936p-27f);
-  e.fnma(t[4], t[0], 0x1.988454p-2f);  // 1 / sqrt(2 pi)
-  e.fma(t[4], t[4], t[1]);
+  e.add(t[2], t[2], t[4]);
+  emit_exp2_series(e, t[1], t[2]);
+  e.mul(t[1], t[1], t[2]);  // v = 2^-r - 1
+  e.sub(t[5], t[0], root);
+  e.add(t[2], t[0], k);
+  e.div(t[2], t[5], t[2]);  // w
+  e.constant(t[4], 0x1.2a0e5ep-9f);
+  e.horner(t[4], t[2], -0x1.35ed74p-8f);
+  e.horner(t[4], t[2], -0x1.81ba28p-8f);
+  e.horner(t[4], t[2], 0x1.3f483p-6f);
+  e.horner(t[4], t[2], 0x1.ab4cdcp-6f);
+  e.horner(t[4], t[2], -0x1.5b3322p-3f);
+  e.horner(t[4], t[2], 0x1.51b916p-2f);
+  e.horner(t[4], t[2], -0x1.7bdd2ep-2f);
+  e.horner(t[4], t[2], 0x1.28936p-4f);
+  e.add(t[5], t[4], 0.5f);
+  e.sub(t[2], t[5], 0.5f);
+  e.sub(t[4], t[4], t[2]);  // s = t5 + t4
+  // a - a0 = t2 + t0
+  e.sub(t[2], t[0], root);
+  e.sub(t[0], t[0], t[2]);
+  e.sub(t[0], t[0], root);
+  e.sub(t[0], t[0], root_low);
+  // (a0 - a) s = t0 - t4
+  e.mul(t[4], t[4], t[2]);
+  e.fma(t[4], t[5], t[0]);
+  e.mul(t[0], t[2], t[5]);
+  e.xor_bits(t[0], t[0], 0x80000000u);
+  e.horner(t[5], t[2], t[0]);
+  e.add(t[4], t[4], t[5]);
+  // times 2^(n-r)
+  e.horner(t[4], t[1], t[4]);
+  e.fnma(t[4], t[0], t[1]);
+  e.sub(t[4], t[0], t[4]);
   e.scale(t[4], t[4], t[3]);
-  e.move(t[1], x);
-  emit_side(e, t[1], t[4], t[2]);
-  e.mul(t[2], x, x);
-  e.constant(t[3], -0x1.640bb6p-14f);
-  e.horner(t[3], t[2], 0x1.24f626p-10f);
-  e.horner(t[3], t[2], -0x1.367becp-7f);
-  e.horner(t[3], t[2], 0x1.ea2916p-5f);
-  e.horner(t[3], t[2], -0x1.1057f6p-2f);
-  e.horner(t[3], t[2], 0x1.988452p-1f);
-  e.horner(t[3], x, 0.5f);
-  e.select_less(x, t[0], 1.0f, t[3], t[1]);
+  emit_side(e, x, t[4], t[1]);
 }
 
 /// (x + 3/2) / 3, 0 up to -3 and 1 from 3.
@@ -460,9 +492,9 @@ constexpr int temporaries(op_kind kind) noexcept {
     case op_kind::gelu_tanh: return 5;
     case op_kind::silu: return 5;
     case op_kind::hardswish: return 3;
-    case op_kind::sigmoid_backward: return 3;
-    case op_kind::tanh_backward: return 3;
-    case op_kind::gelu_erf_backward: return 5;
+    case op_kind::sigmoid_backward: return 5;
+    case op_kind::tanh_backward: return 5;
+    case op_kind::gelu_erf_backward: return 6;
     case op_kind::gelu_tanh_backward: return 6;
     case op_kind::silu_backward: return 5;
     case op_kind::hardswish_backward: return 3;
