@@ -193,15 +193,22 @@ inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const bloc
   return cost;
 }
 
-/// One entry of the batch in one block: `cycles` of each step's cost.
-template <class Cycles>
-inline double entry_cycles(const desc& d, const vector_unit& unit, const blocking& b, int rows, const section& columns,
-                           Cycles cycles) {
-  const double steps = static_cast<double>(b.steps) + (b.rest != 0 ? 1.5 : 0.0);
-  const double single = cycles(cost_of_step(d, unit, b, rows, columns, false));
-  if (!reads_by_four(d, unit, b, rows, columns)) return steps * single;
-  const auto fours = static_cast<double>(b.steps - b.steps % 4);
-  return fours * cycles(cost_of_step(d, unit, b, rows, columns, true)) + (steps - fours) * single;
+/// Of one entry of the batch.
+struct entry_cycles {
+  double bound = 0;
+  double predicted = 0;
+  void add(double times, const step_cost& s) { bound += times * s.bound(), predicted += times * s.predicted(); }
+};
+
+inline entry_cycles cycles_of_entry(const desc& d, const vector_unit& unit, const blocking& b, int rows,
+                                    const section& columns) {
+  entry_cycles sum;
+  const bool by_four = reads_by_four(d, unit, b, rows, columns);
+  const auto fours = by_four ? static_cast<double>(b.steps - b.steps % 4) : 0.0;
+  const double steps = static_cast<double>(b.steps) + (b.rest != 0 ? 1.5 : 0.0) - fours;
+  if (fours > 0) sum.add(fours, cost_of_step(d, unit, b, rows, columns, true));
+  if (steps > 0) sum.add(steps, cost_of_step(d, unit, b, rows, columns, false));
+  return sum;
 }
 
 inline void divide(index total, index size, section& first, section& second) {
@@ -256,24 +263,23 @@ inline bool fits(const desc& d, const vector_unit& unit, blocking& b) {
   return true;
 }
 
-/// Sums a cost over all blocks for one entry of the batch.
-template <class Cycles>
-inline double sum_over_blocks(const blocking& b, Cycles cycles) {
-  double sum = 0;
+/// Calls each(count, rows, columns) for each kind of block, `count` of them.
+template <class Each>
+inline void for_blocks(const blocking& b, Each each) {
   for (const section& r : b.rows) {
     for (const section& c : b.columns) {
-      if (r.count != 0 && c.count != 0) sum += static_cast<double>(r.count * c.count) * cycles(r.size, c);
+      if (r.count != 0 && c.count != 0) each(static_cast<double>(r.count * c.count), r.size, c);
     }
   }
-  return sum;
 }
 
 /// Once a call: stores, and what the next block cannot hide. C is best written line after line: several columns of
 /// blocks each go through all of its rows.
 inline double once_cycles(const desc& d, const blocking& b) {
   const auto columns = static_cast<double>(b.columns[0].count + b.columns[1].count + b.columns[2].count);
-  return 10 + 0.3 * (columns - 1) * static_cast<double>(d.m) +
-         sum_over_blocks(b, [](int rows, const section& c) { return 4 + 0.25 * rows * c.size; });
+  double cycles = 10 + 0.3 * (columns - 1) * static_cast<double>(d.m);
+  for_blocks(b, [&](double count, int rows, const section& c) { cycles += count * (4 + 0.25 * rows * c.size); });
+  return cycles;
 }
 
 inline void divide_columns(index n, index size, blocking& b) {
@@ -379,16 +385,17 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
       for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1; --height) {
         detail::divide_rows(d, height, b);
         if (!detail::fits(d, unit, b)) continue;
-        const double bound = detail::sum_over_blocks(b, [&](int rows, const section& c) {
-          return detail::entry_cycles(d, unit, b, rows, c, [](const detail::step_cost& s) { return s.bound(); });
+        detail::entry_cycles sum;
+        detail::for_blocks(b, [&](double count, int rows, const section& c) {
+          const detail::entry_cycles block = detail::cycles_of_entry(d, unit, b, rows, c);
+          sum.bound += count * block.bound;
+          sum.predicted += count * block.predicted;
         });
-        b.cycles = detail::sum_over_blocks(b, [&](int rows, const section& c) {
-          return detail::entry_cycles(d, unit, b, rows, c, [](const detail::step_cost& s) { return s.predicted(); });
-        });
+        b.cycles = sum.predicted;
         b.block_cycles = detail::once_cycles(d, b);
         const double cost = b.cycles * 16 + b.block_cycles + 4 * (b.rows[1].count != 0) + 4 * (b.columns[1].count != 0);
         if (best_cost == 0 || cost < best_cost) best = b, best_cost = cost;
-        if (best_bound == 0 || bound < best_bound) best_bound = bound;
+        if (best_bound == 0 || sum.bound < best_bound) best_bound = sum.bound;
         if (b.rows[0].size < height) height = b.rows[0].size;  // the same division again
         if (++tried == 4) break;                               // lower blocks only load B more often
       }
