@@ -166,7 +166,8 @@ inline bool free_of_old_code_locked(const void* p, std::size_t bytes) noexcept {
 }
 
 /// Maps pages. Where the system gives some that held code and denies the barrier, those stay reserved, and others are
-/// asked for below all that held code: farther and farther, as addresses there may be in use.
+/// asked for below all that held code: farther and farther, as addresses there may be in use. What stays reserved is
+/// addresses only, and never given back.
 inline std::uint8_t* map_locked(std::size_t bytes, int protection, int flags, int fd) noexcept {
   std::uintptr_t wish = 0;
   for (std::uintptr_t distance = bytes;; distance *= 2) {

@@ -1,11 +1,16 @@
 // What the parts of a generated kernel share: the desc in bytes, the frame, and which register holds what of a block of
 // C.
 //
-// Registers:  rdi arguments     rax A, rdx B of the step     rcx steps left    rsi entries left   r8 next pair, or A of
-// the entry
-//             r9 lda, r10 3 lda, r11 ldb, rbx 3 ldb (bytes, where not constant)   r12, r13 A + 5, 10 rows   r14 C, r15
-//             ldc Between the sums of two blocks rax, rcx, rdx, rsi, r8, r12 and r13 are free. Accumulators fill the
-//             vector registers from the last downwards; the rest, from 0 upwards, are temporaries.
+// clang-format off
+// rdi  arguments                         r8   next pair, or A of the next entry    r12  A + 5 rows
+// rsi  entries left                      r9   lda, or C of the block (see c_)      r13  A + 10 rows
+// rax  A of the step                     r10  3 lda, or B of the next entry        r14  C of the block
+// rdx  B of the step                     r11  ldb                                  r15  ldc
+// rcx  loops of steps left               rbx  3 ldb
+// clang-format on
+// Leading dimensions are in bytes, and stand in a register only where they are no constants. Between the sums of two
+// blocks rax, rcx, rdx, rsi, r8, r12 and r13 are free. Accumulators fill the vector registers from the last downwards;
+// the rest, from 0 upwards, are temporaries.
 #pragma once
 
 #include "jit_assembler.hpp"

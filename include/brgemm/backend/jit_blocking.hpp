@@ -197,7 +197,10 @@ inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const bloc
 struct entry_cycles {
   double bound = 0;
   double predicted = 0;
-  void add(double times, const step_cost& s) { bound += times * s.bound(), predicted += times * s.predicted(); }
+  void add(double times, const step_cost& s) {
+    bound += times * s.bound();
+    predicted += times * s.predicted();
+  }
 };
 
 inline entry_cycles cycles_of_entry(const desc& d, const vector_unit& unit, const blocking& b, int rows,

@@ -1,8 +1,8 @@
 // The activations with a transcendental or a division in them: sigmoid, tanh, gelu (both forms), silu, hardswish, and
 // their derivatives, in f32. Each is one straight-line program over a few vector operations, written once for every
-// evaluator: plain floats
-// (`activate`, below), and the code generators, which emit an instruction or two for each operation. All operations are
-// exactly specified, so all evaluators give the same bits. Errors and how they are kept small: docs/numerics.md.
+// evaluator: plain floats (`activate`, below), and the code generators, which emit an instruction or two for each
+// operation. All operations are exactly specified, so all evaluators give the same bits. Errors and how they are kept
+// small: docs/numerics.md.
 #pragma once
 
 #include "desc.hpp"

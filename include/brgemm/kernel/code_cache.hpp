@@ -9,7 +9,6 @@
 #pragma once
 
 #include <dlfcn.h>
-#include <pthread.h>
 
 #include <atomic>
 #include <mutex>
@@ -349,7 +348,7 @@ inline void recycle_locked(record* r) noexcept {
 }
 
 /// Gives pages back, those that adjoin together: kernels made one after the other lie so, and one call to the system
-/// takes as long as a fifth of generating one.
+/// serves them all.
 class leaving_pages {
  public:
   explicit leaving_pages(bool reusable) noexcept : reusable_(reusable) {}
@@ -575,14 +574,18 @@ inline record* take_record_locked(cache_key key, std::uint64_t hash) noexcept {
 
 inline error cache_full_error(std::size_t needed) noexcept {
   const std::size_t in_records = cache.records * record_bytes;
+  const bool barrier_denied =
+      cache.asymmetric.load(std::memory_order_relaxed) && !backend::code_memory::serialise_cores();
   return {errc::cache_full,
           "code_cache",
-          "%zu bytes for a kernel do not fit in the limit of %zu: %zu are in use by %zu kernels that are held, %zu by "
-          "records, which stay, %zu by buffers and the table",
+          "%zu bytes for a kernel do not fit in the limit of %zu: %zu are in use by %zu kernels that are held or being "
+          "made%s, "
+          "%zu by records, which stay, %zu by buffers and the table",
           needed,
           cache.limit,
           cache.bytes,
           cache.kernels,
+          barrier_denied ? ", or that cannot leave because membarrier is denied" : "",
           in_records,
           total_locked() - cache.bytes - in_records};
 }
@@ -709,7 +712,7 @@ inline code_cache_statistics code_cache_stats() noexcept {
 
 /// Bounds the cache to this many bytes (64 MiB at first), and evicts what does not fit and nobody holds. Generating
 /// needs some 300 KiB besides the kernels themselves. What is held stays, and so do the records of all kernels that
-/// ever were in the cache at a time (some 2 KiB each; `bytes` counts them): while that alone exceeds a lowered limit, a
+/// ever were in the cache at a time (1.6 KiB each; `bytes` counts them): while that alone exceeds a lowered limit, a
 /// request for a kernel that is not in the cache fails with errc::cache_full, which tells the shares. Thread-safe.
 inline void set_code_cache_limit(std::size_t bytes) noexcept {
   std::lock_guard guard(detail::cache.lock);

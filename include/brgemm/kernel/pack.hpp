@@ -109,9 +109,9 @@ inline void transpose_block(const std::byte* from, index pitch_from, std::byte* 
   }
 }
 
-/// 4-byte words (rows,columns) to (columns,rows); pitches in bytes.
-inline void transpose_words(const void* from, index pitch_from, void* to, index pitch_to, index rows,
-                            index columns) noexcept {
+/// 4-byte words (rows,columns) to (columns,rows), wherever they stand; pitches in bytes.
+inline void transpose_unaligned(const void* from, index pitch_from, void* to, index pitch_to, index rows,
+                                index columns) noexcept {
   for (index r = 0; r < rows; r += pack_block) {
     const index rows_here = rows - r < pack_block ? rows - r : pack_block;
     for (index c = 0; c < columns; c += pack_block) {
@@ -146,7 +146,7 @@ template <class Word, int Group>
 void interleave_transposed(const Word* from, index ld_from, Word* to, index ld_to, index k, index n) noexcept {
   static_assert(sizeof(Word) * Group == 4);
   const index whole = k / Group;
-  transpose_words(from, ld_from * index{sizeof(Word)}, to, ld_to * 4, n, whole);
+  transpose_unaligned(from, ld_from * index{sizeof(Word)}, to, ld_to * 4, n, whole);
   if (whole * Group == k) return;
   Word* const last = to + whole * ld_to * Group;
   for (index j = 0; j < n; ++j) {
@@ -194,7 +194,7 @@ void move_plain(const packing& p) noexcept {
   Word* const to = static_cast<Word*>(p.to);
   constexpr index bytes = sizeof(Word);
   if (p.stored == layout::plain) return copy_rows(from, p.ld_from, to, p.ld_to, p.rows, p.columns);
-  if (bytes == 4) return transpose_words(from, p.ld_from * bytes, to, p.ld_to * bytes, p.columns, p.rows);
+  if (bytes == 4) return transpose_unaligned(from, p.ld_from * bytes, to, p.ld_to * bytes, p.columns, p.rows);
   transpose(from, p.ld_from, to, p.ld_to, p.columns, p.rows);
 }
 

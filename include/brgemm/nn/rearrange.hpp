@@ -1,7 +1,7 @@
 // Blocks of elements brought from one order into another: to bf16, transposed, rows in pairs.
 #pragma once
 
-#include <immintrin.h>
+#include <emmintrin.h>  // immintrin.h would double what a file that includes this one compiles
 
 #include <cstring>
 
@@ -59,10 +59,10 @@ using pairs_of_words = std::uint64_t __attribute__((vector_size(64)));
 #pragma GCC unroll 8
       for (int j = 0; j < 16; j += 2) {  // of 4 x 4, in each quarter of a vector
         const int i = j / 4 * 4 + j % 4 / 2;
-        const auto above = (pairs_of_words)y[i];
-        const auto below = (pairs_of_words)y[i + 2];
-        x[j] = (words)__builtin_shufflevector(above, below, 0, 8, 2, 10, 4, 12, 6, 14);
-        x[j + 1] = (words)__builtin_shufflevector(above, below, 1, 9, 3, 11, 5, 13, 7, 15);
+        const auto above = reinterpret_cast<pairs_of_words>(y[i]);
+        const auto below = reinterpret_cast<pairs_of_words>(y[i + 2]);
+        x[j] = reinterpret_cast<words>(__builtin_shufflevector(above, below, 0, 8, 2, 10, 4, 12, 6, 14));
+        x[j + 1] = reinterpret_cast<words>(__builtin_shufflevector(above, below, 1, 9, 3, 11, 5, 13, 7, 15));
       }
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) {  // of 8 x 8: quarters 0 and 2, quarters 1 and 3
@@ -79,7 +79,7 @@ using pairs_of_words = std::uint64_t __attribute__((vector_size(64)));
 #pragma GCC unroll 16
       for (int i = 0; i < 16; ++i, column += ld_to) {
         if (ahead.on) {
-          _mm512_stream_si512(reinterpret_cast<__m512i*>(column), (__m512i)x[i]);
+          __asm__("vmovntdq %1, %0" : "=m"(*reinterpret_cast<words*>(column)) : "v"(x[i]));
         } else {
           std::memcpy(column, &x[i], sizeof(words));
         }
