@@ -28,10 +28,6 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
                  "A of %s stored (k,m) cannot be read in groups of %d k: use pack_a and layout::plain",
                  name_of(a).data(), static_cast<int>(k_group_of(d)));
   }
-  if (a == type::bf16 && d.sums != order::machine && d.sums != order::pair) {
-    return error(errc::unsupported, "sums", "bf16 sums in order %d: generated code has order::pair (%d)",
-                 static_cast<int>(d.sums), static_cast<int>(order::pair));
-  }
   const bool may_not_fit = !unit.wide && (d.chains > 1 || masks_of_pairs(d, unit));
   if (may_not_fit && choose_blocking(d, unit).accumulators() == 0) {
     return error(errc::unsupported, d.chains > 1 ? "chains" : "layout_b",
@@ -121,6 +117,7 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
           b.hold_a ? "vectors of B" : "broadcasts of A", b.embed ? " as operands in memory" : "", b.unroll);
   if (b.group != 0) p.add("C rests in memory between groups of %lld entries. ", static_cast<long long>(b.group));
   if (b.prefetch) p.add("B is prefetched. ");
+  if (b.tile) p.add("Even and odd elements of each %d k are summed apart. ", 2 * steps_of_chunk);
   if (d.write_c == write_kind::streaming) p.add("Whole vectors of C are written past the caches. ");
   const step_cost cost = cost_of_step(d, unit, b, rows.size, columns, reads_by_four(d, unit, b, rows.size, columns));
   p.add("A step of the first block needs %.1f cycles for products, %.1f for loads, %.1f for latency. ", cost.products,

@@ -74,9 +74,10 @@ class jit_block : public jit_assembler {
     group_b,
     entries_left,
     first_group,
-    c_block,   // B stored (n,k): r14 while it walks B's rows
-    scratch,   // two 32-bit words
-    row_term,  // one 32-bit word for each of at most 30 rows
+    c_block,                 // B stored (n,k): r14 while it walks B's rows
+    scratch,                 // two 32-bit words
+    row_term,                // one 32-bit word for each of at most 30 rows
+    chunks_left = row_term,  // order::tile: bf16 has no row terms
     word_count = row_term + 16
   };
   static constexpr std::size_t saved_bytes = 40;  // the places below rbp of at most five registers
@@ -154,7 +155,7 @@ class jit_block : public jit_assembler {
   int accumulator(const block& k, int r, int j, int chain = 0) const {
     return unit_.registers() - 1 - ((chain * k.rows + r) * k.columns + j);
   }
-  int below_accumulators(const block& k) const { return unit_.registers() - 1 - k.rows * k.columns * b_.chains; }
+  int below_accumulators(const block& k) const { return unit_.registers() - 1 - k.rows * k.columns * b_.sums(); }
   // s8 x s8: sums of the columns of B, ones, and the bytes 0x80
   int column_sum(const block& k, int j) const { return below_accumulators(k) - j; }
   int ones(const block& k) const { return below_accumulators(k) - k.columns; }

@@ -15,7 +15,7 @@ enum class product : std::uint8_t {
   fma_f32,     ///< vfmadd231ps: f32, and f16 widened
   fma_f64,     ///< vfmadd231pd
   dot_bf16,    ///< vdpbf16ps
-  split_bf16,  ///< two vfmadd231ps on the halves of the pairs, with subnormals flushed as vdpbf16ps does
+  split_bf16,  ///< two vfmadd231ps on the halves of the pairs, with subnormals flushed as vdpbf16ps does; order::tile
   dot_8bit,    ///< vpdpbusd
   madd_8bit,   ///< two vpmaddwd on the even and odd bytes, exact
 };
@@ -41,6 +41,7 @@ struct blocking {
   int lanes = 16;  ///< accumulators in a vector
   int tail = 0;    ///< columns in the last vector, 0 if it is full
   int chains = 1;
+  bool tile = false;    ///< order::tile: even and odd elements of a chunk of k are summed apart, then added to the sum
   int a_registers = 1;  ///< registers of one broadcast of A
   int b_registers = 1;  ///< registers of one vector of B
   /// The broadcasts of a step stay in registers and vectors of B pass by; else the other way round.
@@ -59,7 +60,8 @@ struct blocking {
   double cycles = 0;        ///< predicted for one entry of the batch, operands in L1
   double block_cycles = 0;  ///< predicted once a call: start, epilogue, stores
   double bound = 0;  ///< of one entry: what multiplying units, loads and latency leave with the best of those tried
-  int accumulators() const { return rows[0].size * columns[0].size * chains; }
+  int sums() const { return tile ? 3 : chains; }  ///< vectors of sums for each vector of C
+  int accumulators() const { return rows[0].size * columns[0].size * sums(); }
 };
 
 namespace detail {
@@ -73,7 +75,8 @@ inline product choose_product(const desc& d, const vector_unit& unit) {
   switch (d.a) {
     case type::f64: return product::fma_f64;
     case type::bf16:
-      return unit.wide && unit.features.has(feature::avx512_bf16) ? product::dot_bf16 : product::split_bf16;
+      return d.sums != order::tile && unit.wide && unit.features.has(feature::avx512_bf16) ? product::dot_bf16
+                                                                                           : product::split_bf16;
     case type::u8:
     case type::s8: {
       const bool dot = unit.features.has(unit.wide ? feature::avx512_vnni : feature::avx_vnni);
@@ -97,6 +100,9 @@ constexpr bool has_few_bases(const desc& d) {
 constexpr bool shifts_a(const desc& d, product how) {
   return how == product::dot_8bit && d.a == type::s8 && d.b == type::s8;
 }
+
+/// Pairs in a chunk of k of order::tile.
+inline constexpr int steps_of_chunk = 16;
 
 /// Cycles that one product of two vectors occupies a multiplying unit's pair (two units: half a cycle an instruction).
 inline double product_cycles(product how, const vector_unit& unit) {
@@ -184,11 +190,11 @@ inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const bloc
   const bool turned = d.layout_b == layout::transposed;
   const int b_loads = turned ? 4 : d.layout_b == layout::plain ? static_cast<int>(k_group_of(d)) : 1;
   const double preparing = b_is_direct(d) ? 0 : turned ? 6 : vectors * (2 * b_loads - 1);
-  cost.latency = product_latency(b.how) / b.chains;
+  cost.latency = product_latency(b.how) / (b.tile ? 2 : b.chains);
   cost.products = rows * vectors * product_cycles(b.how, unit);
   cost.operations = cost.products * 2 + preparing + (b.a_registers - 1) * rows + (b.b_registers - 1) * vectors +
                     (d.a == type::f16 ? rows : 0) + (shifts_a(d, b.how) ? rows + vectors : 0) +
-                    (by_four ? rows / 4.0 : 0);
+                    (by_four ? rows / 4.0 : 0) + (b.tile ? rows * vectors * 4.0 / steps_of_chunk : 0);
   cost.loads = by_four ? rows * 13 / 16.0 + 1 : b.embed && b.hold_a ? rows + rows * vectors : rows + vectors * b_loads;
   return cost;
 }
@@ -240,7 +246,7 @@ inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, co
   // sums of B's columns and two constants; two registers for f16 by integers
   const int beside = shifts_a(d, b.how) ? vectors + 2 : emulates_f16(d, unit) ? 2 : 0;
   const int after_sums = registers - rows * vectors - beside - at_the_end;
-  const int free = registers - rows * vectors * b.chains - beside;
+  const int free = registers - rows * vectors * b.sums() - beside;
   if (d.layout_b == layout::transposed) {  // a tile of B rests in 5 registers; one more for its loads, halves of a step
     if (vectors > 1) return -1;
     b.hold_a = false;
@@ -334,7 +340,7 @@ inline index choose_group(const desc& d, const blocking& b) {
   if (d.write_c == write_kind::streaming) return 0;  // C is to be written once
   const index blocks_of_rows = b.rows[0].count + b.rows[1].count;
   const index blocks_of_columns = b.columns[0].count + b.columns[1].count;
-  if (blocks_of_rows == 1 || blocks_of_columns == 1 || d.m_extent == extent_kind::at_call || b.chains > 1) return 0;
+  if (blocks_of_rows == 1 || blocks_of_columns == 1 || d.m_extent == extent_kind::at_call || b.sums() > 1) return 0;
   if (!sums_may_rest_in_c(d) || shifts_a(d, b.how)) return 0;
   constexpr double l2 = 1 << 20;
   const double bytes =
@@ -349,7 +355,7 @@ inline index choose_group(const desc& d, const blocking& b) {
 inline int choose_unroll(const desc& d, const blocking& b) {
   if (d.layout_b == layout::transposed) return std::max<int>(b.chains, accumulator_of(d) == type::f64 ? 2 : 4);
   const int products = b.rows[0].size * b.columns[0].size;
-  if (b.steps * products <= 32 && b.steps > 0)
+  if (b.steps * products <= 32 && b.steps > 0 && !b.tile)
     return std::max<int>(b.chains, static_cast<int>(b.steps + b.chains - 1) / b.chains * b.chains);
   int unroll = b.chains;
   while (unroll * products < 8) unroll *= 2;
@@ -366,6 +372,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
   b.lanes = unit.bytes() / accumulator_bytes;
   b.tail = static_cast<int>(d.n % b.lanes);
   b.chains = accumulator_of(d) == type::s32 ? 1 : d.chains;
+  b.tile = d.sums == order::tile;
   const bool split = b.how == product::split_bf16 || b.how == product::madd_8bit;
   b.a_registers = split ? 2 : 1;
   b.b_registers = split ? 2 : 1;

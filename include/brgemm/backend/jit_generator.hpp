@@ -196,7 +196,7 @@ class jit_generator : public jit_steps {
     if (pack(k) == 1) return k.rows * k.columns;
     return k.rows * (k.columns - 1) + (k.rows + pack(k) - 1) / pack(k);
   }
-  int accumulators(const block& k) const { return last_of_first_chain(k) * b_.chains; }
+  int accumulators(const block& k) const { return last_of_first_chain(k) * b_.sums(); }
 
   void load_c(const block& k) {
     const block whole = pack(k) > 1 ? whole_part(k) : k;

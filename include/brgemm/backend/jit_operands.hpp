@@ -119,7 +119,9 @@ class jit_operands : public jit_epilogue {
       case product::fma_f32: return vfmadd231ps(v(sum), v(a), v(b));
       case product::fma_f64: return vfmadd231pd(v(sum), v(a), v(b));
       case product::dot_bf16: return vdpbf16ps(v(sum), v(a), v(b));
-      case product::split_bf16: vfmadd231ps(v(sum), v(a + 1), v(b + 1)); return vfmadd231ps(v(sum), v(a), v(b));
+      case product::split_bf16:
+        vfmadd231ps(v(sum - to_odd_sums_), v(a + 1), v(b + 1));
+        return vfmadd231ps(v(sum), v(a), v(b));
       case product::dot_8bit: return d_.b == type::s8 ? dot_8bit(sum, a, b) : dot_8bit(sum, b, a);
       case product::madd_8bit:
         for (int half = 0; half < 2; ++half) {
@@ -197,6 +199,8 @@ class jit_operands : public jit_epilogue {
     vunpcklpd(v(1), v(0), v(2));
     vunpckhpd(v(0), v(0), v(2));
   }
+
+  int to_odd_sums_ = 0;  // order::tile: registers from the sum of a chunk's even elements to that of its odd ones
 };
 
 }  // namespace BRGEMM_WITH_XBYAK

@@ -22,9 +22,15 @@ class jit_steps : public jit_operands {
   void entry(const block& k) {
     if (lda_in_register_ && a_rows_ && k.rows > 5) lea(r12, ptr[rax + r9 * 4]), add(r12, r9);
     if (lda_in_register_ && a_rows_ && k.rows > 10) lea(r13, ptr[r12 + r9 * 4]), add(r13, r9);
-    if (transposed_b_) return entry_of_tiles(k);
+    if (b_.tile) return chunks(k);
     if (detail::reads_by_four(d_, unit_, b_, k.rows, {1, k.columns, k.masked})) return entry_by_four(k);
-    const index loops = b_.steps / b_.unroll;
+    steps_of_k(k, b_.steps, b_.rest);
+  }
+
+  /// `whole` steps and then one of `rest` elements, if that is not 0.
+  void steps_of_k(const block& k, index whole, int rest) {
+    if (transposed_b_) return steps_of_tiles(k, whole, rest);
+    const index loops = whole / b_.unroll;
     index done = 0;  // steps that the pointers do not count yet
     if (loops > 1) {
       mov(rcx, static_cast<std::uint64_t>(loops));
@@ -37,10 +43,41 @@ class jit_steps : public jit_operands {
       for (int s = 0; s < loops * b_.unroll; ++s) step(k, s, s, static_cast<int>(group_));
       done = loops * b_.unroll;
     }
-    const index left = b_.steps - loops * b_.unroll;
+    const index left = whole - loops * b_.unroll;
     for (index s = 0; s < left; ++s) step(k, static_cast<int>(done + s), static_cast<int>(s), static_cast<int>(group_));
-    if (b_.rest != 0) step(k, static_cast<int>(done + left), static_cast<int>(left), b_.rest);
+    if (rest != 0) step(k, static_cast<int>(done + left), static_cast<int>(left), rest);
   }
+
+  // ---- order::tile -------------------------------------------------------------------------------
+
+  /// Chunks of 32 k; only the last one may leave the pointers where they are. In one of 16 pairs the loop of steps_of_k
+  /// turns at least twice, because its body has at most 8 steps.
+  void chunks(const block& k) {
+    const index whole = b_.steps / detail::steps_of_chunk;
+    if (whole > 0) {
+      mov(rcx, static_cast<std::uint64_t>(whole));
+      mov(word_at(chunks_left), rcx);
+      const std::uint8_t* top = getCurr();
+      chunk(k, detail::steps_of_chunk, 0);
+      sub(word_at(chunks_left), 1);
+      jnz(static_cast<const void*>(top));
+    }
+    const index left = b_.steps % detail::steps_of_chunk;
+    if (left != 0 || b_.rest != 0) chunk(k, left, b_.rest);
+  }
+  void chunk(const block& k, index whole, int rest) {
+    for_each(k, [&](int r, int j) { clear(accumulator(k, r, j, 1)), clear(accumulator(k, r, j, 2)); });
+    to_odd_sums_ = k.rows * k.columns;
+    steps_of_k(k, whole, rest);
+    for_each(k, [&](int r, int j) {
+      const int even = accumulator(k, r, j, 1);
+      add_lanes(even, even, even - to_odd_sums_);
+      add_lanes(accumulator(k, r, j), accumulator(k, r, j), even);
+    });
+  }
+
+  /// The sums that a step adds to.
+  int chain_of(int step) const { return b_.tile ? 1 : step % b_.chains; }
 
   /// Moves A and B by `steps`, as far as the steps did not do it themselves.
   void advance(const block& k, int steps) {
@@ -63,7 +100,7 @@ class jit_steps : public jit_operands {
   /// elements of the group of k exist.
   void step(const block& k, int s, int chain_step, int valid) {
     if (pack(k) > 1) return packed_step(k, s, valid);
-    const int chain = chain_step % b_.chains;
+    const int chain = chain_of(chain_step);
     const bool whole = valid == group_;
     if (b_.hold_a) {
       const int passing = k.rows * b_.a_registers;
@@ -110,10 +147,10 @@ class jit_steps : public jit_operands {
 
   // ---- B stored (n,k) ----------------------------------------------------------------------------
 
-  void entry_of_tiles(const block& k) {
+  void steps_of_tiles(const block& k, index steps, int rest) {
     const int in_tile = steps_of_tile();
     const int tiles = std::max(1, b_.chains / in_tile);  // in the loop's body, so that chains keep their place
-    const index loops = b_.steps / (tiles * in_tile);
+    const index loops = steps / (tiles * in_tile);
     if (loops > 0) {
       mov(rcx, static_cast<std::uint64_t>(loops));
       const std::uint8_t* top = getCurr();
@@ -121,10 +158,10 @@ class jit_steps : public jit_operands {
       sub(rcx, 1);
       jnz(static_cast<const void*>(top));
     }
-    const int left = static_cast<int>(b_.steps - loops * tiles * in_tile);
-    for (int first = 0; first < left + (b_.rest != 0); first += in_tile) {
+    const int left = static_cast<int>(steps - loops * tiles * in_tile);
+    for (int first = 0; first < left + (rest != 0); first += in_tile) {
       const int whole = std::min(left - first, in_tile);
-      steps_of_a_tile(k, first, whole, whole < in_tile ? b_.rest : 0);
+      steps_of_a_tile(k, first, whole, whole < in_tile ? rest : 0);
     }
   }
 
@@ -144,7 +181,7 @@ class jit_steps : public jit_operands {
       }
       sum_column(k, 0, b);
       for (int r = 0; r < k.rows; ++r) {
-        const int sum = accumulator(k, r, 0, (chain_step + s) % b_.chains);
+        const int sum = accumulator(k, r, 0, chain_of(chain_step + s));
         if (b_.embed && valid == group_) {
           product_in_memory(sum, b, ptr_b[a_at(r, s)], false);
         } else {
