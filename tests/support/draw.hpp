@@ -112,7 +112,7 @@ inline void draw_sums(entropy& e, desc& d) {
   using brgemm::order;
   const bool bytes = brgemm::detail::is_8bit(d.a);
   d.chains = static_cast<std::uint8_t>(e.one_in(2) ? 1 : e.pick({2, 4, 8}));
-  if (d.a == brgemm::type::bf16 && e.one_in(2)) d.sums = order::pair;
+  if (d.a == brgemm::type::bf16 && e.one_in(2)) d.sums = d.chains == 1 ? order::tile : order::pair;
   if (d.a != brgemm::type::bf16 && e.one_in(4)) d.sums = order::chain;
   if (bytes) {
     if (d.c == brgemm::type::s32 && e.one_in(2)) d.beta = brgemm::beta_kind::one;
