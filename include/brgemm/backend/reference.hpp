@@ -12,9 +12,11 @@ namespace brgemm::inline abi_0::backend {
 
 namespace reference_loops {
 
-// Every function below is part of one loop nest that is compiled twice, with and without FMA instructions:
-// __builtin_fma without them is a (correct, slow) call of the C library.
+// The functions that multiply are part of loops that are compiled twice, with and without FMA instructions:
+// __builtin_fma without them is a (correct, slow) call of the C library. What converts or only adds stands once: every
+// file that makes kernels compiles it.
 #define BRGEMM_DETAIL_INLINE [[gnu::always_inline]] inline
+#define BRGEMM_DETAIL_ONCE [[gnu::noinline]] inline
 
 /// Columns of C that are summed together: whole bytes of a mask, and few enough to stay in the first cache.
 inline constexpr index row_block = 64;
@@ -84,7 +86,7 @@ BRGEMM_DETAIL_INLINE void load_as(const void* data, index offset, index step, in
 }
 
 template <class To>
-BRGEMM_DETAIL_INLINE void load(type t, const void* data, index offset, index step, index count, To* out) noexcept {
+BRGEMM_DETAIL_ONCE void load(type t, const void* data, index offset, index step, index count, To* out) noexcept {
   switch (t) {
     case type::f32: return load_as<float>(data, offset, step, count, out);
     case type::f64: return load_as<double>(data, offset, step, count, out);
@@ -174,8 +176,8 @@ struct k_pair {
   float b0[row_block], b1[row_block];
 };
 
-BRGEMM_DETAIL_INLINE void load_pair(const problem& p, const batch_entry& e, index i, index k, index j0, index count,
-                                    k_pair& x) noexcept {
+BRGEMM_DETAIL_ONCE void load_pair(const problem& p, const batch_entry& e, index i, index k, index j0, index count,
+                                  k_pair& x) noexcept {
   x.a0 = flush(load_a<float>(p, e, i, k));
   load_b(p, e, k, j0, count, x.b0);
   x.a1 = 0;
@@ -241,7 +243,7 @@ BRGEMM_DETAIL_INLINE void add_chains(int chains, index count, Acc (*sums)[row_bl
 
 /// The start of a sum: +0 with C unread, C, or round(beta * C).
 template <class Acc>
-BRGEMM_DETAIL_INLINE void load_start(const problem& p, index i, index j0, index count, Acc* start) noexcept {
+BRGEMM_DETAIL_ONCE void load_start(const problem& p, index i, index j0, index count, Acc* start) noexcept {
   for (index j = 0; j < count; ++j) start[j] = Acc{0};
   const Acc beta = p.d.beta == beta_kind::at_call ? static_cast<Acc>(p.x.beta) : Acc{1};
   if (p.d.beta == beta_kind::zero || beta == Acc{0}) return;
@@ -269,8 +271,8 @@ BRGEMM_DETAIL_INLINE void sum_row(const problem& p, index i, index j0, index cou
 }
 
 /// sum (a - za)(b - zb) = sum ab - za * column sum of B - zb * row sum of A + terms * za * zb, modulo 2^32.
-BRGEMM_DETAIL_INLINE void subtract_zero_points(const problem& p, index i, index j0, index count,
-                                               std::uint32_t* sum) noexcept {
+BRGEMM_DETAIL_ONCE void subtract_zero_points(const problem& p, index i, index j0, index count,
+                                             std::uint32_t* sum) noexcept {
   const std::uint32_t za = p.d.zero_a == zero_point::at_call ? static_cast<std::uint32_t>(p.x.zero_a) : 0;
   const std::uint32_t zb = p.d.zero_b == zero_point::at_call ? static_cast<std::uint32_t>(p.x.zero_b) : 0;
   std::uint32_t row = 0;
@@ -311,7 +313,7 @@ BRGEMM_DETAIL_INLINE std::int32_t saturate(float x, float lowest, float highest)
 
 /// Converts count values to elements of type t at p[first].
 template <class Real>
-BRGEMM_DETAIL_INLINE void store_values(type t, void* p, index first, index count, const Real* x) noexcept {
+BRGEMM_DETAIL_ONCE void store_values(type t, void* p, index first, index count, const Real* x) noexcept {
   for (index j = 0; j < count; ++j) {
     const float narrow = static_cast<float>(x[j]);
     switch (t) {
@@ -369,7 +371,7 @@ BRGEMM_DETAIL_INLINE Real apply_function(const epilogue_op& o, Real x) noexcept 
 }
 
 template <class Real>
-BRGEMM_DETAIL_INLINE void apply_step(const problem& p, int step, index i, index j0, index count, Real* x) noexcept {
+BRGEMM_DETAIL_ONCE void apply_step(const problem& p, int step, index i, index j0, index count, Real* x) noexcept {
   const epilogue_op& o = p.d.epilogue[step];
   if (brgemm::detail::is_mask(o.kind)) return apply_mask(p, step, i, j0, count, x);
   if (!brgemm::detail::has_operand(o.kind)) {
@@ -431,6 +433,7 @@ BRGEMM_DETAIL_INLINE void run(const arguments& x, const desc& d) noexcept {
 }
 
 #undef BRGEMM_DETAIL_INLINE
+#undef BRGEMM_DETAIL_ONCE
 
 template <class Acc>
 void run_portable(const arguments* x, const void* context) {
@@ -446,7 +449,7 @@ inline entry_point choose(const desc& d) noexcept {
   const bool fma = cpu().has(feature::avx2);
   switch (accumulator_of(d)) {
     case type::f64: return fma ? run_with_fma<double> : run_portable<double>;
-    case type::s32: return fma ? run_with_fma<std::uint32_t> : run_portable<std::uint32_t>;
+    case type::s32: return run_portable<std::uint32_t>;
     default: return fma ? run_with_fma<float> : run_portable<float>;
   }
 }
