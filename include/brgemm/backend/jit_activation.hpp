@@ -110,7 +110,7 @@ class jit_evaluator {
 
  private:
   static std::uint32_t bits(float c) { return std::bit_cast<std::uint32_t>(c); }
-  jit_assembler::Xmm v(reg r) const { return a_.v(r); }
+  const jit_assembler::Xmm& v(reg r) const { return a_.v(r); }
   template <class Emit>
   void with(float c, Emit emit) {
     a_.with_constant(bits(c), emit);

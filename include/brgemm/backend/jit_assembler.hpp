@@ -11,6 +11,19 @@ inline namespace BRGEMM_WITH_XBYAK {
 
 namespace assembler_names = brgemm_assembler;
 
+/// Every vector register in 128, 256 and 512 bits: there is less to compile where they are not made at each use.
+struct vector_registers {
+  assembler_names::Xmm of_width[3][32];
+  constexpr vector_registers() {
+    for (int i = 0; i < 32; ++i) {
+      of_width[0][i] = assembler_names::Xmm(i);
+      of_width[1][i] = assembler_names::Ymm(i);
+      of_width[2][i] = assembler_names::Zmm(i);
+    }
+  }
+};
+inline constexpr vector_registers registers;
+
 /// An assembler that writes into a buffer of the caller.
 class jit_assembler : public assembler_names::CodeGenerator {
  public:
@@ -29,11 +42,11 @@ class jit_assembler : public assembler_names::CodeGenerator {
   bool has(feature f) const { return unit_.features.has(f); }
 
   // Vector registers by number, in the widths in use.
-  Xmm v(int i) const { return {wide() ? Operand::ZMM : Operand::YMM, i}; }
+  const Xmm& v(int i) const { return registers.of_width[wide() ? 2 : 1][i]; }
   Ymm ymm_or_wider(int i) const { return wide() ? Ymm(assembler_names::Zmm(i)) : Ymm(i); }
   static assembler_names::Zmm zmm(int i) { return assembler_names::Zmm(i); }
-  Xmm half(int i) const { return {wide() ? Operand::YMM : Operand::XMM, i}; }
-  Xmm quarter(int i) const { return {Operand::XMM, i}; }
+  const Xmm& half(int i) const { return registers.of_width[wide() ? 1 : 0][i]; }
+  const Xmm& quarter(int i) const { return registers.of_width[0][i]; }
 
   /// Columns that the last vector of a row holds; 0: all. Loads and stores with `tail` true touch only these.
   void set_tail(int lanes) { tail_ = lanes; }

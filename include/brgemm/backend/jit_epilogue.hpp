@@ -246,10 +246,10 @@ class jit_epilogue : public jit_block {
     const epilogue_op& o = d_.epilogue[i];
     switch (o.kind) {
       case op_kind::none: return;
-      case op_kind::bias: return with_vector(k, i, [&](int x, int y) { add_lanes(x, x, y); });
-      case op_kind::scale: return with_vector(k, i, [&](int x, int y) { multiply_lanes(x, x, y); });
-      case op_kind::add: return with_matrix(k, i, [&](int x, int y) { add_lanes(x, x, y); });
-      case op_kind::multiply: return with_matrix(k, i, [&](int x, int y) { multiply_lanes(x, x, y); });
+      case op_kind::bias:
+      case op_kind::scale: return with_vector(k, i);
+      case op_kind::add:
+      case op_kind::multiply: return with_matrix(k, i);
       case op_kind::relu:
         clear(0);
         return for_each(k, [&](int r, int j) { maximum(accumulator(k, r, j), 0, accumulator(k, r, j)); });
@@ -258,7 +258,7 @@ class jit_epilogue : public jit_block {
       case op_kind::relu_mask: return relu_mask(k, i);
       case op_kind::multiply_mask: return multiply_mask(k, i);
       case op_kind::store: return store_matrix(k, i);
-      default: return brgemm::detail::is_backward(o.kind) ? activate_backward(k, i) : activate(k, o.kind);
+      default: return brgemm::detail::is_backward(o.kind) ? with_matrix(k, i) : activate(k, o.kind);
     }
   }
 
@@ -310,13 +310,6 @@ class jit_epilogue : public jit_block {
       vmovaps(v(accumulator(k, r, j)), v(0));
     });
   }
-  /// The function gives the derivative at the operand's element.
-  void activate_backward(const block& k, int i) {
-    with_matrix(k, i, [&](int x, int y) {
-      call_activation(d_.epilogue[i].kind);
-      multiply_lanes(x, x, y);
-    });
-  }
   void call_activation(op_kind kind) {
     db(0xe8);
     dd(0);
@@ -327,8 +320,14 @@ class jit_epilogue : public jit_block {
 
   Address operand(int i) { return qword[rdi + offset_of(&arguments::operand) + 8 * static_cast<std::size_t>(i)]; }
 
-  template <class Combine>
-  void with_vector(const block& k, int i, Combine combine) {
+  /// x and the operand's element in register 0. A backward step's function gives the derivative at that element.
+  void combine(op_kind kind, int x) {
+    if (kind == op_kind::bias || kind == op_kind::add) return add_lanes(x, x, 0);
+    if (brgemm::detail::is_backward(kind)) call_activation(kind);
+    multiply_lanes(x, x, 0);
+  }
+
+  void with_vector(const block& k, int i) {
     const epilogue_op& o = d_.epilogue[i];
     const index size = size_of(o.operand);
     mov(rax, operand(i));
@@ -339,7 +338,7 @@ class jit_epilogue : public jit_block {
     if (o.along == axis::column) {
       for (int j = 0; j < k.columns; ++j) {
         load_as_accumulator(0, rax + column_bytes(j, size), o.operand, masked(k, j));
-        for (int r = 0; r < k.rows; ++r) combine(accumulator(k, r, j), 0);
+        for (int r = 0; r < k.rows; ++r) combine(o.kind, accumulator(k, r, j));
       }
       return;
     }
@@ -348,7 +347,7 @@ class jit_epilogue : public jit_block {
         const index at = o.along == axis::row ? r * size : 0;
         broadcast_as_accumulator(0, rax + static_cast<std::size_t>(at), o.operand);
       }
-      for (int j = 0; j < k.columns; ++j) combine(accumulator(k, r, j), 0);
+      for (int j = 0; j < k.columns; ++j) combine(o.kind, accumulator(k, r, j));
     }
   }
 
@@ -373,15 +372,14 @@ class jit_epilogue : public jit_block {
     lea(rax, ptr[rax + rcx * static_cast<int>(size)]);
   }
 
-  template <class Combine>
-  void with_matrix(const block& k, int i, Combine combine) {
+  void with_matrix(const block& k, int i) {
     const epilogue_op& o = d_.epilogue[i];
     const index size = size_of(o.operand);
     find_matrix(i, size, 1);
     for (int r = 0; r < k.rows; ++r) {
       for (int j = 0; j < k.columns; ++j) {
         load_as_accumulator(0, rax + column_bytes(j, size), o.operand, masked(k, j));
-        combine(accumulator(k, r, j), 0);
+        combine(o.kind, accumulator(k, r, j));
       }
       if (r + 1 < k.rows) add(rax, rdx);
     }

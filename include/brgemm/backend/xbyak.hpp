@@ -43,7 +43,14 @@ namespace brgemm_assembler = ::Xbyak;
 #define BRGEMM_WITH_XBYAK with_own_xbyak_without_exceptions
 #endif
 
+#if !defined(__clang__)  // GCC takes long to look for dead stores in the constructor, which makes every register
+#pragma GCC push_options
+#pragma GCC optimize("no-tree-dse")
+#endif
 #include <xbyak/xbyak.h>
+#if !defined(__clang__)
+#pragma GCC pop_options
+#endif
 
 namespace brgemm_assembler = Xbyak;
 

@@ -30,7 +30,7 @@ class error {
  public:
   error() noexcept { text_[0] = '\0'; }  // not the whole text: a result is made at every lookup of a kernel
   /// `format` as printf's; a message that is too long is cut. `field` must be a string literal.
-  [[gnu::format(printf, 4, 5)]] error(errc code, const char* field, const char* format, ...) noexcept
+  [[gnu::format(printf, 4, 5), gnu::cold]] error(errc code, const char* field, const char* format, ...) noexcept
       : code_(code), field_(field) {
     std::va_list arguments;
     va_start(arguments, format);
