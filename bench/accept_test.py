@@ -5,8 +5,8 @@ import unittest
 import accept
 
 
-def results_of(cases):
-    """Results with one run a case; cases: name -> counters, or an error's text."""
+def results_of(cases, peers="OpenBLAS 0.3, oneDNN 2.6"):
+    """Results with one run a case; cases: name -> counters, or an error's text. `peers` are those that were loaded."""
     entries = []
     for name, counters in cases.items():
         entry = {"name": name + "/iterations:1/manual_time", "run_type": "iteration"}
@@ -16,7 +16,7 @@ def results_of(cases):
             entry.update(counters)
         entries.append(entry)
     results = accept.Results()
-    results.add({"context": {}, "benchmarks": entries})
+    results.add({"context": {"peers": peers}, "benchmarks": entries})
     return results
 
 
@@ -70,9 +70,30 @@ class Rows(unittest.TestCase):
         cases = {f"shapes_1000/f32/4x16x16/batch{b}": kernel(peer="another") for b in (1, 16)}
         rows = accept.shape_rows("primitive", results_of(cases), "shapes_1000", "f32")
         self.assertEqual([r["met"] for r in rows if "LIBXSMM" in r["target"]], [False] * 4)
-        name = "linear/f32/64x1024x1024/threads1/forward"
-        alone = {k: v for k, v in kernel().items() if "LIBXSMM" not in k}
-        self.assertIs(accept.linear_rows("primitive", results_of({name: alone}))[0]["met"], False)
+        cases = {f"shapes_1000/f32/{m}x16x16/batch{b}": kernel() for m in (1, 2) for b in (1, 16)}
+        cases["shapes_1000/f32/1x16x16/batch1"] = kernel(peer="another")  # one shape alone
+        rows = accept.shape_rows("primitive", results_of(cases), "shapes_1000", "f32")
+        self.assertEqual([r["met"] for r in rows if "LIBXSMM" in r["target"]], [True, True, False, False])
+
+    def test_linear_needs_both_peers(self):
+        """Each row is false, and its reason names the peer, where one was not loaded or was left out."""
+        both = {**kernel(peer="oneDNN 2.6"), **kernel(peer="OpenBLAS 0.3")}
+        f32, bf16 = ("linear/%s/64x1024x1024/threads1/forward" % t for t in ("f32", "bf16"))
+
+        def rows(cases, peers="OpenBLAS 0.3, oneDNN 2.6"):
+            return accept.linear_rows("primitive", results_of(cases, peers))
+
+        self.assertEqual([r["met"] for r in rows({f32: both, bf16: kernel(peer="oneDNN 2.6")})], [True] * 3)
+        for name, counters, peers, missing in [
+                (f32, kernel(peer="oneDNN 2.6"), "BLIS 0.9, oneDNN 2.6", "OpenBLAS"),
+                (bf16, kernel(peer="oneDNN 2.6"), "BLIS 0.9, oneDNN 2.6", "OpenBLAS"),
+                (f32, kernel(peer="OpenBLAS 0.3"), "OpenBLAS 0.3", "oneDNN"),
+                (f32, kernel(peer="oneDNN 2.6"), "OpenBLAS 0.3, oneDNN 2.6", "OpenBLAS"),
+                (bf16, kernel(peer="another"), "OpenBLAS 0.3, oneDNN 2.6", "oneDNN"),
+                (f32, kernel(peer="another"), "", "oneDNN")]:
+            row, mean = rows({name: counters}, peers)
+            self.assertEqual((row["met"], mean["met"]), (False, False), (name, peers))
+            self.assertTrue(row["reason"].startswith(missing + " is missing"), row["reason"])
 
     def test_linear_takes_the_best_peer(self):
         name = "linear/f32/64x1024x1024/threads1/forward"
