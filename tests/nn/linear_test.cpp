@@ -320,6 +320,13 @@ TEST(Linear, SameBitsForAnyThreads) {
   }
 }
 
+/// Runs here, and BRGEMM_BACKEND does not forbid it.
+bool permitted(const backend::entry& e) {
+  if (!e.runs_here()) return false;
+  const auto made = make_kernel(desc{}, {.backend = e.name});
+  return made || made.error().code() != errc::forbidden;
+}
+
 TEST(Linear, SameBitsOnEveryBackend) {
   int compared = 0;
   for (const auto& [data, y] : types) {
@@ -335,7 +342,7 @@ TEST(Linear, SameBitsOnEveryBackend) {
                            350);
     const outcome right = wanted(p);
     for (const backend::entry& e : backend::built_in()) {
-      if (!e.runs_here()) continue;
+      if (!permitted(e)) continue;
       const auto plan = nn::linear::plan(p.d, {.backend = e.name});
       if (!plan) {
         EXPECT_EQ(plan.error().code(), errc::unsupported) << e.name << ": " << plan.error().message();
@@ -538,44 +545,130 @@ TEST(Linear, GradientsAgreeWithValuesMadeElsewhere) {
   }
 }
 
-TEST(Linear, EightBitForwardIsExact) {
-  constexpr index rows = 70, in = 131, out = 100;
+/// What an 8-bit layer of X makes of one sum, in the type of y.
+template <class Y>
+Y stored_as(float v) {
+  if constexpr (std::is_same_v<Y, float>) return v;
+  if constexpr (std::is_same_v<Y, bf16>) return to_bf16(v);
+  if constexpr (sizeof(Y) == 1) {
+    const auto lowest = static_cast<float>(std::numeric_limits<Y>::min());
+    const auto highest = static_cast<float>(std::numeric_limits<Y>::max());
+    return static_cast<Y>(std::fmin(std::fmax(std::nearbyint(v), lowest), highest));
+  }
+}
+
+/// A layer of X (u8 or s8) with y of Y: each element is the exact sum, scaled, shifted, activated and converted.
+template <class X, class Y>
+void expect_exact_8bit(const nn::linear_desc& d, const std::int32_t zero_x, const options& how = {}) {
+  SCOPED_TRACE(text(d) + " zero_x " + std::to_string(zero_x));
   std::mt19937 random(800);
-  std::vector<std::uint8_t> x(rows * in);
-  std::vector<std::int8_t> w(in * out);
-  for (auto& v : x) v = static_cast<std::uint8_t>(random());
+  std::vector<X> x(static_cast<std::size_t>(d.rows * d.in));
+  std::vector<std::int8_t> w(static_cast<std::size_t>(d.in * d.out));
+  for (auto& v : x) v = static_cast<X>(random());
   for (auto& v : w) v = static_cast<std::int8_t>(random());
-  const matrix bias = random_matrix(1, out, 801);
-  matrix scale = random_matrix(1, out, 802);
+  const matrix bias = random_matrix(1, d.out, 801);
+  matrix scale = random_matrix(1, d.out, 802);
   for (float& s : scale.values) s = (s + 1.5f) * 1e-3f;
-  constexpr std::int32_t zero_x = 117;
-  const auto check = [&]<class Y>(Y, type y_type, auto&& convert) {
-    const auto plan =
-        nn::linear::plan({.rows = rows, .in = in, .out = out, .data = type::u8, .y = y_type, .act = activation::relu});
-    ASSERT_TRUE(plan) << plan.error().message();
-    memory weights(plan->weights_bytes()), sums(nn::panels(out) * nn::block_width(out) * 4);
-    std::vector<Y> y(rows * out);
-    ASSERT_TRUE(plan->pack_weights(alone, view<const std::int8_t, 2>(w.data(), {in, out}), layout::plain,
-                                   weights.as<std::int8_t>(), sums.as<std::int32_t>()));
-    const auto r = plan->forward(alone, view<const std::uint8_t, 2>(x.data(), {rows, in}), weights.get(),
-                                 bias.values.data(), view<Y, 2>(y.data(), {rows, out}), nullptr,
-                                 {scale.values.data(), zero_x, sums.as<std::int32_t>()});
-    ASSERT_TRUE(r) << r.error().message();
-    for (index i = 0; i < rows; ++i) {
-      for (index j = 0; j < out; ++j) {
-        std::int32_t sum = 0;
-        for (index k = 0; k < in; ++k) {
-          sum += (x[static_cast<std::size_t>(i * in + k)] - zero_x) * w[static_cast<std::size_t>(k * out + j)];
-        }
+  const auto plan = nn::linear::plan(d, how);
+  ASSERT_TRUE(plan) << plan.error().message();
+  memory weights(plan->weights_bytes()), sums(nn::panels(d.out) * nn::block_width(d.out) * 4);
+  memory from(plan->x_bytes()), to(plan->y_bytes());
+  ASSERT_TRUE(plan->pack_weights(alone, view<const std::int8_t, 2>(w.data(), {d.in, d.out}), layout::plain,
+                                 weights.as<std::int8_t>(), sums.as<std::int32_t>()));
+  const auto at = [](const auto& values, index columns, index r, index c) {
+    return values[static_cast<std::size_t>(r * columns + c)];
+  };
+  for (index r = 0; r < d.rows; ++r) {
+    for (index k = 0; k < d.in; ++k) from.as<X>()[element_at(d.x_storage, d.in, d.in, r, k)] = at(x, d.in, r, k);
+  }
+  const bool scales = d.y != type::s32;
+  const auto r = plan->forward(alone, d.rows, from.get(), weights.get(), d.bias ? bias.values.data() : nullptr,
+                               to.get(), nullptr, {scales ? scale.values.data() : nullptr, zero_x, sums.as<int>()});
+  ASSERT_TRUE(r) << r.error().message();
+  for (index i = 0; i < d.rows; ++i) {
+    for (index j = 0; j < d.out; ++j) {
+      std::int32_t sum = 0;
+      for (index k = 0; k < d.in; ++k) sum += (at(x, d.in, i, k) - zero_x) * at(w, d.out, k, j);
+      const Y got = to.as<Y>()[element_at(d.y_storage, d.out, d.out, i, j)];
+      if constexpr (std::is_same_v<Y, std::int32_t>) {
+        ASSERT_EQ(got, sum) << i << ' ' << j;
+      } else {
         volatile float product = static_cast<float>(sum) * scale(0, j);  // rounded before the sum, as two steps are
-        const float v = product + bias(0, j);
-        ASSERT_EQ(y[static_cast<std::size_t>(i * out + j)], convert(v < 0 ? 0.0f : v)) << i << ' ' << j;
+        const float v = d.bias ? product + bias(0, j) : product;
+        ASSERT_EQ(got, stored_as<Y>(d.act == activation::relu && v < 0 ? 0.0f : v)) << i << ' ' << j;
       }
     }
+  }
+}
+
+/// Each type of x and y, on every backend, with and without a zero point.
+template <class X>
+void expect_exact_8bit_everywhere() {
+  nn::linear_desc d{.rows = 70, .in = 131, .out = 100, .data = element_traits<X>::value};
+  for (const backend::entry& e : backend::built_in()) {
+    if (!permitted(e)) continue;
+    SCOPED_TRACE(e.name);
+    const options how{.backend = e.name};
+    for (const std::int32_t zero_x : {0, 117, -128}) {
+      for (const bool bias : {true, false}) {
+        d.bias = bias;
+        d.act = bias ? activation::relu : activation::none;
+        d.y = type::f32, expect_exact_8bit<X, float>(d, zero_x, how);
+        d.y = type::bf16, expect_exact_8bit<X, bf16>(d, zero_x, how);
+        d.y = type::u8, expect_exact_8bit<X, std::uint8_t>(d, zero_x, how);
+        d.y = type::s8, expect_exact_8bit<X, std::int8_t>(d, zero_x, how);
+      }
+      d.y = type::s32, expect_exact_8bit<X, std::int32_t>(d, zero_x, how);
+    }
+  }
+}
+
+TEST(Linear, EightBitForwardIsExact) {
+  expect_exact_8bit_everywhere<std::uint8_t>();
+  expect_exact_8bit_everywhere<std::int8_t>();
+}
+
+TEST(Linear, EightBitForwardIsExactForEachStorageAndOddSizes) {
+  for (const storage xs : {storage::plain, storage::blocked}) {
+    for (const storage ys : {storage::plain, storage::blocked}) {
+      for (const auto& [in, out] : {std::pair<index, index>{1, 1}, {3, 17}, {192, 112}}) {
+        nn::linear_desc d{.rows = 67, .in = in, .out = out, .data = type::s8, .y = type::s8};
+        d.x_storage = xs;
+        d.y_storage = ys;
+        expect_exact_8bit<std::int8_t, std::int8_t>(d, 5);
+        d.data = type::u8;
+        expect_exact_8bit<std::uint8_t, std::int8_t>(d, 5);
+        d.y = type::s32;
+        d.bias = false;
+        expect_exact_8bit<std::uint8_t, std::int32_t>(d, 5);
+      }
+    }
+  }
+}
+
+/// The symmetric case that frameworks quantise to, with views; a layer of one type takes no x of the other.
+TEST(Linear, EightBitViewsHaveTheTypeOfThePlan) {
+  const auto plan = nn::linear::plan({.rows = 1, .in = 2, .out = 1, .data = type::s8, .y = type::s32, .bias = false});
+  ASSERT_TRUE(plan) << plan.error().message();
+  const std::int8_t x[2] = {-128, 127}, w[2] = {-128, -1};
+  memory weights(plan->weights_bytes()), sums(nn::panels(1) * nn::block_width(1) * 4);
+  ASSERT_TRUE(plan->pack_weights(alone, view<const std::int8_t, 2>(w, {2, 1}), layout::plain, weights.as<std::int8_t>(),
+                                 sums.as<std::int32_t>()));
+  std::int32_t y = 77;
+  const float one = 1;
+  const nn::quantisation q{nullptr, 0, sums.as<std::int32_t>()};
+  const auto forward = [&](const auto& from, const nn::quantisation& with) {
+    return plan->forward(alone, from, weights.get(), nullptr, view<std::int32_t, 2>(&y, {1, 1}), nullptr, with);
   };
-  check(float{}, type::f32, [](float v) { return v; });
-  check(std::uint8_t{}, type::u8, [](float v) { return static_cast<std::uint8_t>(std::fmin(std::nearbyint(v), 255)); });
-  check(std::int8_t{}, type::s8, [](float v) { return static_cast<std::int8_t>(std::fmin(std::nearbyint(v), 127)); });
+  const auto unsigned_x = forward(view<const std::uint8_t, 2>(reinterpret_cast<const std::uint8_t*>(x), {1, 2}), q);
+  ASSERT_FALSE(unsigned_x);
+  EXPECT_EQ(unsigned_x.error().field(), "x");
+  const auto scaled = forward(view<const std::int8_t, 2>(x, {1, 2}), {&one, 0, sums.as<std::int32_t>()});
+  ASSERT_FALSE(scaled);
+  EXPECT_EQ(scaled.error().field(), "scale");
+  EXPECT_EQ(y, 77);
+  ASSERT_TRUE(forward(view<const std::int8_t, 2>(x, {1, 2}), q));
+  EXPECT_EQ(y, 128 * 128 - 127);
 }
 
 TEST(Linear, NamesWhatIsWrongWithADesc) {
@@ -599,6 +692,14 @@ TEST(Linear, NamesWhatIsWrongWithADesc) {
       {"input_act", "200", [](auto& d) { d.input_act = static_cast<activation>(200); }},
       {"input_act", "false", [](auto& d) { d.training = false, d.input_act = activation::relu; }},
       {"training", "u8", [](auto& d) { d.data = type::u8; }},
+      {"training", "s8", [](auto& d) { d.data = type::s8; }},
+      {"y", "f16", [](auto& d) { d.data = type::s8, d.training = false, d.y = type::f16; }},
+      {"y", "s32", [](auto& d) { d.y = type::s32; }},
+      {"bias", "s32", [](auto& d) { d.data = type::u8, d.training = false, d.y = type::s32; }},
+      {"act", "1",
+       [](auto& d) {
+         d.data = type::s8, d.training = false, d.y = type::s32, d.bias = false, d.act = activation::relu;
+       }},
       {"x_storage", "2", [](auto& d) { d.x_storage = static_cast<storage>(2); }},
       {"x_storage", "100", [](auto& d) { d.x_storage = storage::blocked; }},
       {"y_storage", "3", [](auto& d) { d.y_storage = static_cast<storage>(3); }},
@@ -615,11 +716,11 @@ TEST(Linear, NamesWhatIsWrongWithADesc) {
     EXPECT_EQ(plan.error().field(), c.field) << plan.error().message();
     EXPECT_NE(plan.error().message().find(c.number), std::string_view::npos) << plan.error().message();
   }
-  // Every field of the desc has a case, but for `bias`, both of whose values are right.
+  // Every field of the desc has a case.
   const auto& [rows, in, out, data, y, act, bias, training, input_act, xs, ys, ldx, ldy] = good;
-  static_cast<void>(rows), static_cast<void>(bias);
-  for (const char* field :
-       {"rows", "in", "out", "data", "y", "act", "training", "input_act", "x_storage", "y_storage", "ldx", "ldy"}) {
+  static_cast<void>(rows);
+  for (const char* field : {"rows", "in", "out", "data", "y", "act", "bias", "training", "input_act", "x_storage",
+                            "y_storage", "ldx", "ldy"}) {
     bool found = false;
     for (const auto& c : cases) found |= std::string_view(c.field) == field;
     EXPECT_TRUE(found) << field;

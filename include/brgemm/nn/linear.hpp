@@ -16,10 +16,11 @@ struct linear_desc {
   index rows = 1;  ///< the most rows (the batch) of one call
   index in = 1;    ///< features of x
   index out = 1;   ///< features of y
-  /// Type of x, of all gradients of activations, and of the weights that kernels read: f32; bf16; or u8 (x u8, weights
-  /// s8, forward only).
+  /// Type of x, of all gradients of activations, and of the weights that kernels read: f32; bf16; or, forward only, u8
+  /// or s8, both with weights of s8.
   type data = type::f32;
-  /// Type of y: f32 for f32; bf16 or f32 for bf16; f32, s32, bf16, u8 or s8 for u8.
+  /// Type of y: f32 for f32; bf16 or f32 for bf16; f32, bf16, u8, s8 or s32 for u8 and s8. s32 is the exact sum over k
+  /// of (x - zero_x) * w, modulo 2^32: no scale, no bias, no activation.
   type y = type::f32;
   activation act = activation::none;
   bool bias = true;
@@ -32,10 +33,10 @@ struct linear_desc {
   friend bool operator==(const linear_desc&, const linear_desc&) = default;
 };
 
-/// Scales and zero points of an 8-bit layer: y = act((sum over k of (x - zero_x) * w) * scale[j] + bias[j]), converted
-/// with rounding to nearest even and saturation. A zero point or scale of y goes into scale and bias.
+/// Scales and zero points of a layer of u8 or s8: y = act((sum over k of (x - zero_x) * w) * scale[j] + bias[j]),
+/// converted with rounding to nearest even and saturation. A zero point or scale of y goes into scale and bias.
 struct quantisation {
-  const float* scale = nullptr;  ///< (out)
+  const float* scale = nullptr;  ///< (out); null where y is s32
   std::int32_t zero_x = 0;
   const std::int32_t* column_sums = nullptr;  ///< (panels(out) * block_width(out)), from pack_weights
 };
@@ -90,7 +91,8 @@ class linear {
   // elements; one that is written overlaps no other. Pointers are multiples of their elements' size.
 
   /// y = act(x * W + b). x (rows, in), y (rows, out) in the plan's storage; `weights` in panels; bias (out) or null
-  /// where the desc has none; saved: saved_bytes(), null where that is 0; q for u8 only. y must not overlap the others.
+  /// where the desc has none; saved: saved_bytes(), null where that is 0; q for u8 and s8. y must not overlap the
+  /// others.
   result<void> forward(loops::executor_ref threads, index rows, const void* x, const void* weights, const float* bias,
                        void* y, void* saved = nullptr, const quantisation& q = {}) const noexcept;
 
@@ -155,8 +157,13 @@ class linear {
   index x_copy_bytes() const noexcept { return d_.training && copies_x() ? (copy_bytes(d_.in) + 63) / 64 * 64 : 0; }
   index z_copy_bytes() const noexcept { return d_.training && copies_z() ? copy_bytes(d_.out) : 0; }
 
+  bool is_8bit() const noexcept { return detail::is_8bit(d_.data); }
+  /// Sums in s32 are stored as they are.
+  bool scales() const noexcept { return is_8bit() && d_.y != type::s32; }
+
   static constexpr index largest_size = index{1} << 29;
   static result<void> check(const linear_desc& d) noexcept;
+  static result<void> check_types(const linear_desc& d) noexcept;
   result<void> check_rows(index rows) const noexcept {
     if (rows >= 1 && rows <= d_.rows) return {};
     return error(errc::invalid_argument, "rows", "rows is %ld; this plan takes 1..%ld", rows, d_.rows);

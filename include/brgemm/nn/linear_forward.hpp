@@ -6,22 +6,22 @@
 
 namespace brgemm::inline abi_0::nn {
 
-/// y = act(z), z = x * W * scale + b; scale for 8-bit data only. In training z, or relu's mask, is saved.
+/// y = act(z), z = x * W * scale + b; scale for 8-bit data only, and not where y is s32. In training z, or relu's mask,
+/// is saved.
 inline detail::row_product_desc linear::forward_desc() const noexcept {
-  const bool is_8bit = d_.data == type::u8;
   detail::row_product_desc f;
   f.rows = d_.rows;
   f.n = d_.out;
   f.k = d_.in;
   f.k_entry = d_.x_storage == storage::blocked && d_.in > block_width(d_.in) ? block_width(d_.in) : d_.in;
   f.a = d_.data;
-  f.b = is_8bit ? type::s8 : d_.data;
+  f.b = is_8bit() ? type::s8 : d_.data;
   f.c = d_.y;
-  f.zero_a = is_8bit ? zero_point::at_call : zero_point::none;
+  f.zero_a = is_8bit() ? zero_point::at_call : zero_point::none;
   f.a_tiles = x_tiles();
   f.c_tiles = y_tiles();
   const index column = block_width(d_.out) * size_of(type::f32);
-  if (is_8bit) f.append(op::scale(axis::column), 0, column);
+  if (scales()) f.append(op::scale(axis::column), 0, column);
   if (d_.bias) f.append(op::bias(axis::column), 0, column);
   if (d_.training && d_.act == activation::relu) {
     const tiling mask = mask_tiling(d_.y_storage, d_.out);
@@ -37,15 +37,14 @@ inline detail::row_product_desc linear::forward_desc() const noexcept {
 inline result<void> linear::forward(loops::executor_ref threads, index rows, const void* x, const void* weights,
                                     const float* bias, void* y, void* saved, const quantisation& q) const noexcept {
   if (auto r = check_rows(rows); !r) return r;
-  const bool is_8bit = d_.data == type::u8;
   const detail::buffer written[] = {
       {"y", y, bytes_of(d_.y_storage, d_.out, d_.ldy, d_.y, rows), size_of(d_.y)},
       {"saved", saved, d_.training ? saved_bytes(d_.act, d_.y_storage, d_.out, rows) : 0, alignment_of_saved(d_.act)}};
   const detail::buffer read[] = {{"x", x, bytes_of_x(rows), size_of(d_.data)},
                                  {"weights", weights, weights_bytes(), size_of(forward_->description().b)},
                                  {"bias", bias, d_.bias ? d_.out * 4 : 0},
-                                 {"scale", q.scale, is_8bit ? d_.out * 4 : 0},
-                                 {"column_sums", q.column_sums, is_8bit ? d_.out * 4 : 0}};
+                                 {"scale", q.scale, scales() ? d_.out * 4 : 0},
+                                 {"column_sums", q.column_sums, is_8bit() ? d_.out * 4 : 0}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
   detail::row_product_arguments call;
   call.a = x;
@@ -54,7 +53,7 @@ inline result<void> linear::forward(loops::executor_ref threads, index rows, con
   call.zero_a = q.zero_x;
   call.column_sums = q.column_sums;
   int step = 0;
-  if (is_8bit) call.operands[step++] = const_cast<float*>(q.scale);
+  if (scales()) call.operands[step++] = const_cast<float*>(q.scale);
   if (d_.bias) call.operands[step++] = const_cast<float*>(bias);
   call.operands[step] = saved;
   (*forward_)(threads, rows, call);

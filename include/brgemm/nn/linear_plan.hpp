@@ -49,19 +49,32 @@ inline result<void> linear::check(const linear_desc& d) noexcept {
                    s.ld_name, s.ld, s.features, s.features);
     }
   }
-  if (d.data != type::f32 && d.data != type::bf16 && d.data != type::u8) {
-    return error(errc::unsupported, "data", "data is %s; f32, bf16 and u8 are there", name_of(d.data).data());
+  if (auto r = check_types(d); !r) return r;
+  if (!d.training && d.input_act != activation::none) {
+    return error(errc::invalid_argument, "input_act", "input_act is for training, and training is false");
+  }
+  return {};
+}
+
+inline result<void> linear::check_types(const linear_desc& d) noexcept {
+  const bool is_8bit = detail::is_8bit(d.data);
+  if (d.data != type::f32 && d.data != type::bf16 && !is_8bit) {
+    return error(errc::unsupported, "data", "data is %s; f32, bf16, u8 and s8 are there", name_of(d.data).data());
   }
   const bool y_fits = d.y == type::f32 || (d.data == type::bf16 && d.y == type::bf16) ||
-                      (d.data == type::u8 && d.y != type::f64 && d.y != type::f16);
+                      (is_8bit && d.y != type::f64 && d.y != type::f16);
   if (!y_fits) {
     return error(errc::unsupported, "y", "y is %s with data of %s", name_of(d.y).data(), name_of(d.data).data());
   }
-  if (d.training && d.data == type::u8) {
-    return error(errc::unsupported, "training", "a layer of u8 has a forward pass only");
+  if (d.y == type::s32 && d.bias) {
+    return error(errc::unsupported, "bias", "bias is true and y is s32, which is stored as summed");
   }
-  if (!d.training && d.input_act != activation::none) {
-    return error(errc::invalid_argument, "input_act", "input_act is for training, and training is false");
+  if (d.y == type::s32 && d.act != activation::none) {
+    return error(errc::unsupported, "act", "act is %d and y is s32, which is stored as summed",
+                 static_cast<int>(d.act));
+  }
+  if (d.training && is_8bit) {
+    return error(errc::unsupported, "training", "a layer of %s has a forward pass only", name_of(d.data).data());
   }
   return {};
 }

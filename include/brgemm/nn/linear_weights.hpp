@@ -35,7 +35,7 @@ result<void> linear::pack_weights(loops::executor_ref threads, const view<const 
     return error(errc::invalid_argument, "w", "weights of %s for a layer whose kernels read %s", name_of(t).data(),
                  name_of(forward_->description().b).data());
   }
-  if (t == type::f32 && d_.data == type::u8) {
+  if (t == type::f32 && is_8bit()) {
     return error(errc::invalid_argument, "w", "weights of f32 for a layer whose kernels read s8: quantise them first");
   }
   if (auto r = check_weights(w, stored); !r) return r;
@@ -83,7 +83,9 @@ inline result<void> linear::unpack_parameters(loops::executor_ref threads, const
 inline result<void> linear::prepare(loops::executor_ref threads, const float* parameters, void* weights,
                                     void* transposed) const noexcept {
   const bool is_bf16 = d_.data == type::bf16;
-  if (d_.data == type::u8) return error(errc::unsupported, "data", "a layer of u8 has no parameters in f32");
+  if (is_8bit()) {
+    return error(errc::unsupported, "data", "a layer of %s has no parameters in f32", name_of(d_.data).data());
+  }
   if (transposed != nullptr) {
     if (auto r = check_training("transposed"); !r) return r;
   }
