@@ -7,6 +7,7 @@
 #include "core/result.hpp"
 #include "core/types.hpp"
 #include "core/view.hpp"
+#include "kernel/describe.hpp"
 #include "kernel/kernel.hpp"
 #include "kernel/pack.hpp"
 #include "loops/parallel_for.hpp"

@@ -1,6 +1,4 @@
 // make_kernel's choice and errors, the handle, describe and calls with views, names, dump.
-#include "brgemm/kernel/kernel.hpp"
-
 #include <gtest/gtest.h>
 #include <unistd.h>
 
@@ -10,6 +8,7 @@
 #include <type_traits>
 #include <vector>
 
+#include "brgemm/kernel/describe.hpp"
 #include "brgemm/kernel/dump.hpp"
 #include "fake_backend.hpp"
 
@@ -175,7 +174,9 @@ class Views : public Kernel {
 };
 
 TEST_F(Views, DescribeAndCall) {
-  const desc d = describe(A, B, C, {.beta = 0, .epilogue = {op::bias(), op::relu()}});
+  const auto described = describe(A, B, C, {.beta = 0, .epilogue = {op::bias(), op::relu()}});
+  ASSERT_TRUE(described) << described.error().message();
+  const desc& d = *described;
   EXPECT_EQ(d.m, 3);
   EXPECT_EQ(d.n, 5);
   EXPECT_EQ(d.k, 4);
@@ -218,10 +219,11 @@ TEST_F(Views, RowsGivenAtTheCall) {
 TEST_F(Views, TransposedAndInterleaved) {
   const view<const float, 3> at{a_.data(), {2, 4, 3}};
   const view<const float, 3> bt{b_.data(), {2, 5, 4}};
-  const desc d = describe(at, bt, C, {.layout_a = layout::transposed, .layout_b = layout::transposed});
-  EXPECT_EQ(d.k, 4);
-  EXPECT_EQ(d.lda, 3);
-  EXPECT_EQ(d.ldb, 4);
+  const auto d = describe(at, bt, C, {.layout_a = layout::transposed, .layout_b = layout::transposed});
+  ASSERT_TRUE(d) << d.error().message();
+  EXPECT_EQ(d->k, 4);
+  EXPECT_EQ(d->lda, 3);
+  EXPECT_EQ(d->ldb, 4);
   const auto k = make_kernel(d);
   ASSERT_TRUE(k) << k.error().message();
   ASSERT_TRUE((*k)(at, bt, C));
@@ -231,8 +233,9 @@ TEST_F(Views, TransposedAndInterleaved) {
   const view<const bf16, 3> va{a.data(), {1, 1, 7}};
   const view<const bf16, 3> vb{b.data(), {1, 4, 10}};
   const view<float, 2> vc{c_.data(), {1, 5}};
-  const desc e = describe(va, vb, vc, {.layout_b = layout::interleaved});
-  EXPECT_EQ(e.ldb, 5);
+  const auto e = describe(va, vb, vc, {.layout_b = layout::interleaved});
+  ASSERT_TRUE(e) << e.error().message();
+  EXPECT_EQ(e->ldb, 5);
   const auto l = make_kernel(e);
   ASSERT_TRUE(l) << l.error().message();
   const auto called = (*l)(va, vb, vc);
@@ -240,13 +243,57 @@ TEST_F(Views, TransposedAndInterleaved) {
 }
 
 TEST_F(Views, AnotherBetaThan0Or1IsAnError) {
-  expect_error(make_kernel(describe(A, B, C, {.beta = 2})), errc::invalid_argument, "beta", "255");
+  expect_error(make_kernel(describe(A, B, C, {.beta = 2})), errc::invalid_argument, "beta", "beta is 2;");
+  expect_error(make_kernel(describe(A, B, C, {.beta = -1})), errc::invalid_argument, "beta", "beta is -1;");
+  expect_error(make_kernel(describe(A, B, C, {.beta = 0.5})), errc::invalid_argument, "beta", "beta is 0.5;");
 }
 
 TEST_F(Views, TooLongAnEpilogueIsAnError) {
   const auto o = op::relu();
   expect_error(make_kernel(describe(A, B, C, {.epilogue = {o, o, o, o, o, o, o, o, o}})), errc::invalid_argument,
                "epilogue_size", "9");
+}
+
+/// A kernel for them would read or write beyond one of them.
+TEST_F(Views, ViewsThatDoNotFitEachOtherHaveNoDesc) {
+  const auto expect = [](const result<desc>& d, std::string_view field, std::string_view words) {
+    ASSERT_FALSE(d) << field << ' ' << words;
+    expect_error(make_kernel(d), errc::invalid_argument, field, words);
+  };
+  const float* a = a_.data();
+  float* b = b_.data();
+  float* c = c_.data();
+  using va = view<const float, 3>;
+  using vb = view<float, 3>;
+  using vc = view<float, 2>;
+  expect(describe(A, vb(b, {2, 3, 5}), C), "B", "(3, 5)");                 // k
+  expect(describe(va(a, {2, 3, 5}), B, C), "B", "(4, 5)");                 // k
+  expect(describe(A, vb(b, {2, 4, 6}), C), "B", "(4, 6)");                 // n
+  expect(describe(A, B, vc(c, {3, 4})), "B", "(4, 5)");                    // n
+  expect(describe(va(a, {2, 2, 4}), B, C), "A", "(2, 4)");                 // m
+  expect(describe(A, B, vc(c, {2, 5})), "A", "(3, 4)");                    // m
+  expect(describe(A, vb(b, {1, 4, 5}), C), "batch", "2 entries, B 1");     // batch
+  expect(describe(va(a, {-1, 3, 4}), vb(b, {-1, 4, 5}), C), "A", "-1");    // batch
+  expect(describe(A, B, vc(c, {3, 5}, {10, 2})), "C", "2 apart");          // columns
+  expect(describe(va(a, {2, 3, 4}, {12, 1, 3}), B, C), "A", "3 apart");    // columns, as of a transposed A
+  expect(describe(A, vb(b, {2, 4, 5}, {20, 5, -1}), C), "B", "-1 apart");  // columns
+  expect(describe(va(a + 8, {2, 3, 4}, {12, -1, 1}), B, C), "lda", "-1");  // -1 stands for at_call in a desc
+  expect(describe(A, vb(b + 8, {2, 4, 5}, {20, -1, 1}), C), "ldb", "-1");
+  expect(describe(A, B, vc(c + 8, {3, 5}, {-1, 1})), "ldc", "-1");
+  // By their layout, and with groups of k.
+  expect(describe(A, B, C, {.layout_a = layout::transposed}), "A", "(3, 4)");
+  expect(describe(A, B, C, {.layout_b = layout::transposed}), "B", "(4, 5)");
+  const std::vector<bf16> narrow(64);
+  const view<const bf16, 3> na{narrow.data(), {1, 3, 7}};
+  using nb = view<const bf16, 3>;
+  EXPECT_TRUE(describe(na, nb(narrow.data(), {1, 4, 10}), C, {.layout_b = layout::interleaved}));
+  expect(describe(na, nb(narrow.data(), {1, 3, 10}), C, {.layout_b = layout::interleaved}), "B", "(3, 10)");
+  expect(describe(na, nb(narrow.data(), {1, 4, 5}), C, {.layout_b = layout::interleaved}), "B", "(4, 5)");
+  expect(describe(na, nb(narrow.data(), {1, 4, 10}, {44, 11, 1}), C, {.layout_b = layout::interleaved}), "B", "11");
+  // What is wrong with the desc itself, make_kernel tells.
+  expect_error(make_kernel(describe(va(a, {2, -3, 4}), B, vc(c, {-3, 5}))), errc::invalid_argument, "m", "-3");
+  EXPECT_TRUE(make_kernel(describe(va(nullptr, {0, 3, 4}), vb(nullptr, {0, 4, 5}), C)));
+  EXPECT_TRUE(make_kernel(describe(va(nullptr, {2, 3, 0}), vb(nullptr, {2, 0, 5}), C)));
 }
 
 TEST_F(Views, WrongViewsAreErrorsAndNothingIsWritten) {
@@ -278,7 +325,7 @@ TEST_F(Views, WrongViewsAreErrorsAndNothingIsWritten) {
   expect((*k)(A, B, vc(c_.data(), {3, 5}, {6, 1})), "C", "6");
   expect((*k)(va(nullptr, {2, 3, 4}), B, C), "a", "");
   expect((*k)(A, vb(c_.data(), {2, 4, 5}), C), "b", "overlap");
-  desc pairs = describe(A, B, C);
+  desc pairs = *describe(A, B, C);
   pairs.batch = batch_kind::addresses;
   pairs.stride_a = pairs.stride_b = 0;
   const auto by_pairs = make_kernel(pairs);

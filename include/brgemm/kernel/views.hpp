@@ -1,8 +1,7 @@
-// From views to a desc, and from views to the arguments of a call: shapes, strides and types are compared here.
+// From views to the arguments of a call: shapes, strides and types are compared here.
 #pragma once
 
 #include <algorithm>
-#include <initializer_list>
 #include <type_traits>
 
 #include "../core/arguments.hpp"
@@ -11,45 +10,6 @@
 #include "../core/view.hpp"
 
 namespace brgemm::inline abi_0 {
-
-/// beta of a desc, written 0, 1 or beta_kind::at_call. Another number is an error that make_kernel tells.
-struct beta_choice {
-  beta_kind kind = beta_kind::zero;
-  constexpr beta_choice(beta_kind k) : kind(k) {}  // NOLINT: implicit on purpose
-  constexpr beta_choice(int value)                 // NOLINT: implicit on purpose
-      : kind(value == 0   ? beta_kind::zero
-             : value == 1 ? beta_kind::one
-                          : static_cast<beta_kind>(255)) {}
-};
-
-/// The steps of an epilogue, written `{op::bias(), op::relu()}`. More than max_epilogue is an error that make_kernel
-/// tells.
-struct epilogue_list {
-  epilogue_op steps[max_epilogue];
-  std::uint8_t size = 0;
-  constexpr epilogue_list() = default;
-  constexpr epilogue_list(std::initializer_list<epilogue_op> list) {
-    for (const epilogue_op& o : list) {
-      if (size < max_epilogue) steps[size] = o;
-      if (size < 255) ++size;
-    }
-  }
-};
-
-/// What views do not tell of a desc; each member is the desc's of the same name.
-struct describe_options {
-  beta_choice beta = 0;
-  alpha_kind alpha = alpha_kind::one;
-  layout layout_a = layout::plain;
-  layout layout_b = layout::plain;
-  order sums = order::machine;
-  std::uint8_t chains = 1;
-  extent_kind m_extent = extent_kind::fixed;
-  write_kind write_c = write_kind::cached;
-  zero_point zero_a = zero_point::none;
-  zero_point zero_b = zero_point::none;
-  epilogue_list epilogue = {};
-};
 
 /// What a call with views takes besides the views; only what the desc asks for is read.
 struct call_options {
@@ -164,43 +124,6 @@ inline result<arguments> arguments_of(const desc& d, const any_view& a, const an
   return x;
 }
 
-inline desc describe(const any_view& a, const any_view& b, const any_view& c, const describe_options& o) noexcept {
-  desc d;
-  d.a = a.element;
-  d.b = b.element;
-  d.c = c.element;
-  d.batch = batch_kind::strides;
-  d.beta = o.beta.kind;
-  d.alpha = o.alpha;
-  d.layout_a = o.layout_a;
-  d.layout_b = o.layout_b;
-  d.sums = o.sums;
-  d.chains = o.chains;
-  d.m_extent = o.m_extent;
-  d.write_c = o.write_c;
-  d.zero_a = o.zero_a;
-  d.zero_b = o.zero_b;
-  d.m = c.extent[1];
-  d.n = c.extent[2];
-  d.k = o.layout_a == layout::transposed ? a.extent[1] : a.extent[2];
-  d.lda = ld_of(a, storage_of_a(d, d.m));
-  d.ldb = ld_of(b, storage_of_b(d));
-  d.ldc = ld_of(c, {d.m, d.n, 1});
-  d.stride_a = a.stride[0];
-  d.stride_b = b.stride[0];
-  d.epilogue_size = o.epilogue.size;
-  for (int i = 0; i < max_epilogue; ++i) d.epilogue[i] = o.epilogue.steps[i];
-  return d;
-}
-
 }  // namespace detail
-
-/// The desc of `C = epilogue(beta * C + sum_i A_i * B_i)` for views like these: A (batch,m,k), or (batch,k,m) where
-/// layout_a is transposed; B (batch,k,n), transposed (batch,n,k), interleaved (batch, ceil(k/g), n*g); C (m,n). Leading
-/// dimensions and the distance of entries are the views'. The data is not looked at; what is wrong, make_kernel tells.
-template <class TA, class TB, class TC>
-requires(element<std::remove_const_t<TA>>&& element<std::remove_const_t<TB>>&& element<std::remove_const_t<TC>>) desc
-    describe(const view<TA, 3>& a, const view<TB, 3>& b, const view<TC, 2>& c, const describe_options& o = {})
-noexcept { return detail::describe(detail::erase(a), detail::erase(b), detail::erase(c), o); }
 
 }  // namespace brgemm::inline abi_0

@@ -1,0 +1,123 @@
+// From views to a desc, and from there to a kernel.
+#pragma once
+
+#include <initializer_list>
+
+#include "kernel.hpp"
+
+namespace brgemm::inline abi_0 {
+
+/// beta of a desc, written 0, 1 or beta_kind::at_call. Another number is an error of `describe`.
+struct beta_choice {
+  beta_kind kind = beta_kind::zero;
+  double number = 0;                               ///< what was written, where that was a number
+  constexpr beta_choice(beta_kind k) : kind(k) {}  // NOLINT: implicit on purpose
+  constexpr beta_choice(double value)              // NOLINT: implicit on purpose
+      : kind(value == 1 ? beta_kind::one : beta_kind::zero), number(value) {}
+};
+
+/// The steps of an epilogue, written `{op::bias(), op::relu()}`. More than max_epilogue is an error that make_kernel
+/// tells.
+struct epilogue_list {
+  epilogue_op steps[max_epilogue];
+  std::uint8_t size = 0;
+  constexpr epilogue_list() = default;
+  constexpr epilogue_list(std::initializer_list<epilogue_op> list) {
+    for (const epilogue_op& o : list) {
+      if (size < max_epilogue) steps[size] = o;
+      if (size < 255) ++size;
+    }
+  }
+};
+
+/// What views do not tell of a desc; each member is the desc's of the same name.
+struct describe_options {
+  beta_choice beta = 0;
+  alpha_kind alpha = alpha_kind::one;
+  layout layout_a = layout::plain;
+  layout layout_b = layout::plain;
+  order sums = order::machine;
+  std::uint8_t chains = 1;
+  extent_kind m_extent = extent_kind::fixed;
+  write_kind write_c = write_kind::cached;
+  zero_point zero_a = zero_point::none;
+  zero_point zero_b = zero_point::none;
+  epilogue_list epilogue = {};
+};
+
+namespace detail {
+
+/// The desc that these views have where they fit together: m and n are C's, k is A's.
+inline desc desc_of(const any_view& a, const any_view& b, const any_view& c, const describe_options& o) noexcept {
+  desc d;
+  d.a = a.element;
+  d.b = b.element;
+  d.c = c.element;
+  d.batch = batch_kind::strides;
+  d.beta = o.beta.kind;
+  d.alpha = o.alpha;
+  d.layout_a = o.layout_a;
+  d.layout_b = o.layout_b;
+  d.sums = o.sums;
+  d.chains = o.chains;
+  d.m_extent = o.m_extent;
+  d.write_c = o.write_c;
+  d.zero_a = o.zero_a;
+  d.zero_b = o.zero_b;
+  d.m = c.extent[1];
+  d.n = c.extent[2];
+  d.k = o.layout_a == layout::transposed ? a.extent[1] : a.extent[2];
+  d.lda = ld_of(a, storage_of_a(d, d.m));
+  d.ldb = ld_of(b, storage_of_b(d));
+  d.ldc = ld_of(c, {d.m, d.n, 1});
+  d.stride_a = a.stride[0];
+  d.stride_b = b.stride[0];
+  d.epilogue_size = o.epilogue.size;
+  for (int i = 0; i < max_epilogue; ++i) d.epilogue[i] = o.epilogue.steps[i];
+  return d;
+}
+
+/// A row stride of -1 would stand for a leading dimension that is given at the call.
+inline result<void> check_row_strides(const desc& d) noexcept {
+  const struct {
+    const char* field;
+    index ld;
+  } all[] = {{"lda", d.lda}, {"ldb", d.ldb}, {"ldc", d.ldc}};
+  for (const auto& x : all) {
+    if (x.ld != at_call) continue;
+    return error(errc::invalid_argument, x.field, "rows are %ld apart; %s must be at least a row", x.ld, x.field);
+  }
+  return {};
+}
+
+inline result<desc> describe(const any_view& a, const any_view& b, const any_view& c,
+                             const describe_options& o) noexcept {
+  if (o.beta.number != 0 && o.beta.number != 1) {
+    return error(errc::invalid_argument, "beta", "beta is %g; it must be 0, 1 or beta_kind::at_call", o.beta.number);
+  }
+  const desc d = desc_of(a, b, c, o);
+  if (auto r = arguments_of(d, a, b, c, {}); !r) return r.error();
+  if (auto r = check_row_strides(d); !r) return r.error();
+  return d;
+}
+
+}  // namespace detail
+
+/// The desc of `C = epilogue(beta * C + sum_i A_i * B_i)` for views like these: A (batch,m,k), or (batch,k,m) where
+/// layout_a is transposed; B (batch,k,n), transposed (batch,n,k), interleaved (batch, ceil(k/g), n*g); C (m,n). Leading
+/// dimensions and the distance of entries are the views'. The data is not looked at. Errors: invalid_argument with the
+/// matrix ("A", "B", "C", "batch") that does not fit the others and the numbers, or "beta"; what else is wrong,
+/// make_kernel tells, which takes the result as it is.
+template <class TA, class TB, class TC>
+requires(element<std::remove_const_t<TA>>&& element<std::remove_const_t<TB>>&& element<std::remove_const_t<TC>>)
+    result<desc> describe(const view<TA, 3>& a, const view<TB, 3>& b, const view<TC, 2>& c,
+                          const describe_options& o = {})
+noexcept { return detail::describe(detail::erase(a), detail::erase(b), detail::erase(c), o); }
+
+/// A kernel for what `describe` gave, or the error that it gave; else as above.
+inline result<kernel> make_kernel(const result<desc>& d, const options& o = {}) noexcept {
+  if (!d) return d.error();
+  return make_kernel(*d, o);
+}
+
+}  // namespace brgemm::inline abi_0
