@@ -245,10 +245,45 @@ TEST(Pack, BadInputIsNamedAndNothingIsWritten) {
   expect_error(pack_b(with([&](packing& p) { p.to = from.data() + 1; })), "to", "overlaps");
   expect_error(pack_a(with([](packing& p) { p.ld_from = at_call; })), "ld_from", "-1");
   std::int32_t sums[4] = {};
-  expect_error(pack_b(right, sums), "sums", "bf16");
+  expect_error(pack_b(right, sums), "column_sums", "bf16");
+  expect_error(pack_a(right, sums), "row_sums", "bf16");
   for (const bf16 x : to) EXPECT_EQ(x, bf16{7});
   EXPECT_TRUE(pack_b(right));
   EXPECT_TRUE(pack_b(with([](packing& p) { p.rows = 0, p.from = nullptr, p.to = nullptr; })));
+}
+
+TEST(Pack, SumsOverlapNothingAndAreAligned) {
+  constexpr index rows = 3, columns = 5;  // B (3,5), packed (1,5,4); A (3,5), packed (3,5)
+  alignas(4) std::array<std::int8_t, 128> all;
+  for (std::size_t i = 0; i < all.size(); ++i) all[i] = static_cast<std::int8_t>(i);
+  const auto before = all;
+  // The source at 40, the packed matrix at 80, the sums at `place`.
+  const packing p{type::s8, rows, columns, layout::plain, &all[40], columns, &all[80], columns};
+  const auto at = [&](std::size_t place) { return reinterpret_cast<std::int32_t*>(all.data() + place); };
+  const auto expect = [&](const result<void>& r, const char* field, const char* words) {
+    expect_error(r, field, words);
+    ASSERT_EQ(all, before) << words;
+  };
+  expect(pack_b(p, at(40)), "column_sums", "overlaps the source");
+  expect(pack_b(p, at(52)), "column_sums", "overlaps the source");  // its last byte
+  expect(pack_b(p, at(24)), "column_sums", "overlaps the source");  // the last sum
+  expect(pack_b(p, at(80)), "column_sums", "overlaps the packed matrix");
+  expect(pack_b(p, at(96)), "column_sums", "overlaps the packed matrix");
+  expect(pack_b(p, at(64)), "column_sums", "overlaps the packed matrix");
+  expect(pack_b(p, at(1)), "column_sums", "multiple of 4");
+  expect(pack_a(p, at(52)), "row_sums", "overlaps the source");
+  expect(pack_a(p, at(32)), "row_sums", "overlaps the source");
+  expect(pack_a(p, at(92)), "row_sums", "overlaps the packed matrix");
+  expect(pack_a(p, at(72)), "row_sums", "overlaps the packed matrix");
+  expect(pack_a(p, at(2)), "row_sums", "multiple of 4");
+  const view<const std::int8_t, 2> b{&all[40], {rows, columns}};
+  expect(pack_b(b, layout::plain, view<std::int8_t, 3>{&all[80], {1, columns, 4}}, at(80)), "column_sums", "overlaps");
+  expect(pack_a(b, layout::plain, view<std::int8_t, 2>{&all[80], {rows, columns}}, at(40)), "row_sums", "overlaps");
+  // Beside both they are right.
+  EXPECT_TRUE(pack_b(p, at(20)));
+  EXPECT_TRUE(pack_b(p, at(100)));
+  EXPECT_TRUE(pack_a(p, at(28)));
+  EXPECT_TRUE(pack_a(p, at(96)));
 }
 
 TEST(Pack, BadViewsAreNamed) {

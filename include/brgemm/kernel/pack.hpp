@@ -217,15 +217,35 @@ inline void move_plain(const packing& p, index bytes) noexcept {
   }
 }
 
-inline result<void> check_packing(const packing& p, index group, bool has_sums) noexcept {
+/// The sums that a packing adds to: column_sums of B, row_sums of A; null where none are wanted.
+struct packing_sums {
+  const char* name;
+  const std::int32_t* data;
+  index count;
+};
+
+/// They are written beside the packed matrix: where that or the source is, one would destroy the other.
+inline result<void> check_packing_sums(const packing_sums& s, const region& from, const region& to) noexcept {
+  if (s.data == nullptr) return {};
+  if (auto r = check_pointer(s.name, s.data, sizeof(std::int32_t)); !r) return r;
+  const region sums = region_of(s.data, {1, s.count, 1}, s.count, sizeof(std::int32_t));
+  const bool is_source = overlap(sums, from);
+  if (!is_source && !overlap(sums, to)) return {};
+  const region& other = is_source ? from : to;
+  return error(errc::invalid_argument, s.name, "%s (%ld at %p) overlaps the %s at %#lx..%#lx", s.name, s.count,
+               static_cast<const void*>(s.data), is_source ? "source" : "packed matrix",
+               static_cast<unsigned long>(other.address), static_cast<unsigned long>(other.end()));
+}
+
+inline result<void> check_packing(const packing& p, index group, const packing_sums& sums) noexcept {
   if (p.stored == layout::interleaved || static_cast<int>(p.stored) > 2) {
     return error(errc::invalid_argument, "stored", "stored is %d; plain (0) or transposed (1) can be packed",
                  static_cast<int>(p.stored));
   }
   if (p.rows < 0) return error(errc::invalid_argument, "rows", "the packed matrix has %ld rows", p.rows);
   if (p.columns < 0) return error(errc::invalid_argument, "columns", "the packed matrix has %ld columns", p.columns);
-  if (has_sums && !is_8bit(p.element)) {
-    return error(errc::unsupported, "sums", "sums are of u8 and s8, not of %s", name_of(p.element).data());
+  if (sums.data != nullptr && !is_8bit(p.element)) {
+    return error(errc::unsupported, sums.name, "%s is of u8 and s8, not of %s", sums.name, name_of(p.element).data());
   }
   if (!is_known(p.element)) {
     return error(errc::invalid_argument, "element", "element is %d, which is no type", static_cast<int>(p.element));
@@ -239,10 +259,12 @@ inline result<void> check_packing(const packing& p, index group, bool has_sums) 
   if (is_empty(from)) return {};
   if (auto r = check_pointer("from", p.from, bytes); !r) return r;
   if (auto r = check_pointer("to", p.to, bytes); !r) return r;
-  if (overlap(region_of(p.from, from, p.ld_from, bytes), region_of(p.to, to, p.ld_to, bytes))) {
+  const region read = region_of(p.from, from, p.ld_from, bytes);
+  const region packed = region_of(p.to, to, p.ld_to, bytes);
+  if (overlap(read, packed)) {
     return error(errc::invalid_argument, "to", "the packed matrix at %p overlaps the source at %p", p.to, p.from);
   }
-  return {};
+  return check_packing_sums(sums, read, packed);
 }
 
 inline result<void> check_rows_of_elements(const char* field, index stride) noexcept {
@@ -257,7 +279,7 @@ inline result<void> check_rows_of_elements(const char* field, index stride) noex
 /// As the typed pack_b below, with rows `ld` apart.
 inline result<void> pack_b(const packing& p, std::int32_t* column_sums = nullptr) noexcept {
   const index group = k_group_of(p.element);
-  if (auto r = detail::check_packing(p, group, column_sums != nullptr); !r) return r;
+  if (auto r = detail::check_packing(p, group, {"column_sums", column_sums, p.columns}); !r) return r;
   if (p.rows == 0 || p.columns == 0) return {};
   if (group == 1) detail::move_plain(p, size_of(p.element));
   if (group == 2) detail::move_interleaved<detail::word<2>::type, 2>(p);
@@ -271,7 +293,7 @@ inline result<void> pack_b(const packing& p, std::int32_t* column_sums = nullptr
 
 /// Packs A (m,k) by run-time type, into the plain layout. As the typed pack_a below, with rows `ld` apart.
 inline result<void> pack_a(const packing& p, std::int32_t* row_sums = nullptr) noexcept {
-  if (auto r = detail::check_packing(p, 1, row_sums != nullptr); !r) return r;
+  if (auto r = detail::check_packing(p, 1, {"row_sums", row_sums, p.rows}); !r) return r;
   if (p.rows == 0 || p.columns == 0) return {};
   detail::move_plain(p, size_of(p.element));
   if (row_sums == nullptr) return {};
@@ -300,8 +322,8 @@ constexpr index packed_b_bytes(const desc& d) noexcept {
 /// column_sums  (n) or null, 8-bit only: the sum of B over k is added to each, modulo 2^32. Begin with zeros, and pack
 ///         all entries of a batch into one: then it is what arguments.column_sums asks for.
 ///
-/// b, packed and column_sums must not overlap. Errors: invalid_argument (shapes, strides, null, overlap), unsupported
-/// (sums of bf16); nothing is written before. Thread-safe for disjoint outputs.
+/// b, packed and column_sums must not overlap. Errors: invalid_argument (shapes, strides, null, alignment, overlap),
+/// unsupported (sums of bf16); nothing is written before. Thread-safe for disjoint outputs.
 template <grouped_element T, same_element_as<T> S>
 result<void> pack_b(view<S, 2> b, layout stored, view<T, 3> packed, std::int32_t* column_sums = nullptr) noexcept {
   constexpr type t = element_traits<T>::value;
