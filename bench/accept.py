@@ -85,8 +85,10 @@ class Driver:
                 with open(names, "w") as file:
                     file.write("\n".join(only) + "\n")
                 command.append(f"--only={names}")
-            quiet = None if self.options.verbose else subprocess.DEVNULL
-            subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=quiet)
+            quiet = None if self.options.verbose else subprocess.PIPE
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=quiet, text=True)
+            if done.returncode != 0:
+                sys.exit(f"{self.options.bench} ended with {done.returncode}\n{(done.stderr or '').strip()[-2000:]}")
             with open(out) as file:
                 return json.load(file)
 

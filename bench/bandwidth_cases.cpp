@@ -31,9 +31,9 @@ void run_peak(benchmark::State& state, peer_type type, int threads, const settin
 }  // namespace
 
 bool add_bandwidth(const problem& p, const settings& s) {
+  if (p.words[0] != "bandwidth" && p.words[0] != "peak") return false;
   const int threads = static_cast<int>(p.number(2));
-  const std::string name =
-      p.words[0] + "/" + (p.words.size() > 1 ? p.words[1] : "") + "/threads" + std::to_string(threads);
+  const std::string name = p.words[0] + "/" + p.words[1] + "/threads" + p.words[2];
   if (p.words[0] == "bandwidth") {
     const std::int64_t bytes = p.number(1);
     add_case(s, name, [=, &s](benchmark::State& state) { run_bandwidth(state, bytes, threads, s); });
@@ -42,7 +42,7 @@ bool add_bandwidth(const problem& p, const settings& s) {
   const std::pair<const char*, peer_type> types[] = {
       {"f32", peer_type::f32}, {"f64", peer_type::f64}, {"bf16", peer_type::bf16}, {"u8s8", peer_type::u8s8}};
   for (const auto& [text, type] : types) {
-    if (p.words[0] != "peak" || p.words.at(1) != text) continue;
+    if (p.words[1] != text) continue;
     add_case(s, name, [type = type, threads, &s](benchmark::State& state) { run_peak(state, type, threads, s); });
     return true;
   }

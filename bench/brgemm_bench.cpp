@@ -32,12 +32,10 @@ class progress final : public benchmark::BenchmarkReporter {
 
 void register_all(const std::vector<std::string>& files, const bench::settings& settings) {
   for (const std::string& file : files) {
-    const auto problems = bench::read_problems(file);
-    if (problems.empty()) std::fprintf(stderr, "%s: no problems in it\n", file.c_str());
-    for (const bench::problem& p : problems) {
+    for (const bench::problem& p : bench::read_problems(file)) {
       if (!bench::add_gemm(p, settings) && !bench::add_call(p, settings) && !bench::add_linear(p, settings) &&
           !bench::add_train(p, settings) && !bench::add_bandwidth(p, settings)) {
-        std::fprintf(stderr, "%s: no kind of problem is called %s\n", file.c_str(), p.words[0].c_str());
+        throw std::logic_error("nothing measures problems of the kind " + p.words[0]);
       }
     }
   }
@@ -45,7 +43,9 @@ void register_all(const std::vector<std::string>& files, const bench::settings& 
 
 }  // namespace
 
-int main(int argc, char** argv) {
+// Exit status: 1 where a case failed and --strict was given, or the run itself failed; 2 for bad options and problem
+// files.
+int main(int argc, char** argv) try {
   benchmark::Initialize(&argc, argv);  // takes --benchmark_* out of the arguments
   bench::settings settings;
   std::vector<std::string> files;
@@ -63,7 +63,15 @@ int main(int argc, char** argv) {
   app.add_flag("--strict", strict, "End with 1 where a case could not be measured");
   bool list_peers = false;
   app.add_flag("--list-peers", list_peers, "Print the peers that load, and end");
-  CLI11_PARSE(app, argc, argv);
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& e) {
+    return app.exit(e) == 0 ? 0 : 2;
+  }
+  if (settings.kernels.rounds < 1 || !(sample_us > 0 && sample_us <= 1e7)) {
+    std::fprintf(stderr, "--rounds must be 1 or more, --sample-us above 0 and at most 10,000,000\n");
+    return 2;
+  }
 
   settings.kernels.sample_seconds = sample_us * 1e-6;
   settings.layers = settings.kernels;
@@ -83,7 +91,17 @@ int main(int argc, char** argv) {
   benchmark::AddCustomContext("peers", peer_names);
   register_all(files, settings);
   progress reporter;
-  benchmark::RunSpecifiedBenchmarks(&reporter);
+  const std::size_t count = benchmark::RunSpecifiedBenchmarks(&reporter);
   benchmark::Shutdown();
+  if (count == 0) {
+    std::fprintf(stderr, "no case is named by --only or --benchmark_filter\n");
+    return 2;
+  }
   return strict && reporter.errors() > 0 ? 1 : 0;
+} catch (const bench::bad_problem& e) {
+  std::fprintf(stderr, "%s\n", e.what());
+  return 2;
+} catch (const std::exception& e) {
+  std::fprintf(stderr, "brgemm_bench: %s\n", e.what());
+  return 1;
 }

@@ -136,10 +136,10 @@ std::vector<brgemm::desc> unseen(const std::string& file, std::int64_t count) {
   static std::int64_t variant = 0;  // each list differs from all before in its leading dimension
   ++variant;
   std::vector<brgemm::desc> descs;
-  for (const problem& line : read_problems(file)) {
+  for (const problem& line : read_shapes(file)) {
     if (static_cast<std::int64_t>(descs.size()) == count) break;
     brgemm::desc d;
-    d.m = std::stoll(line.words.at(0)), d.n = line.number(1), d.k = line.number(2);
+    d.m = line.number(0), d.n = line.number(1), d.k = line.number(2);
     d.lda = d.k, d.ldb = d.n, d.ldc = d.n + variant;
     d.stride_a = d.m * d.k, d.stride_b = d.k * d.n;
     descs.push_back(d);

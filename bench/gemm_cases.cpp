@@ -198,8 +198,8 @@ std::string name_of(const gemm& g, const std::string& type) {
 }
 
 void add_shapes(const problem& p, const settings& s) {
-  for (const problem& line : read_problems(p.folder + p.words.at(1))) {
-    gemm g{peer_type::f32, std::stoll(line.words.at(0)), line.number(1), line.number(2), p.number(2), "", false};
+  for (const problem& line : read_shapes(p.folder + p.words.at(1))) {
+    gemm g{peer_type::f32, line.number(0), line.number(1), line.number(2), p.number(2), "", false};
     if (g.m * ((g.n + 15) / 16) < 8) g.chains = 2;  // too few sums to hide their latency: we ask to split them
     add_case(s, line.file + "/" + name_of(g, "f32"), [g, &s](benchmark::State& state) { run_gemm(state, g, s); });
   }

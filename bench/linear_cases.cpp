@@ -209,11 +209,11 @@ void run_linear(benchmark::State& state, const layer& l, const settings& s) {
 
 bool add_linear(const problem& p, const settings& s) {
   if (p.words[0] != "linear") return false;
-  const peer_type type = p.words.at(1) == "bf16" ? peer_type::bf16 : peer_type::f32;
+  const peer_type type = p.words[1] == "bf16" ? peer_type::bf16 : peer_type::f32;
   for (const peer_pass pass : {peer_pass::forward, peer_pass::backward_data, peer_pass::backward_weights}) {
     const layer l{type, p.number(2), p.number(3), p.number(4), static_cast<int>(p.number(5)), pass};
-    const std::string shape = p.words[2] + "x" + p.words.at(3) + "x" + p.words.at(4);
-    add_case(s, "linear/" + p.words[1] + "/" + shape + "/threads" + p.words.at(5) + "/" + name_of(pass),
+    const std::string shape = p.words[2] + "x" + p.words[3] + "x" + p.words[4];
+    add_case(s, "linear/" + p.words[1] + "/" + shape + "/threads" + p.words[5] + "/" + name_of(pass),
              [l, &s](benchmark::State& state) { run_linear(state, l, s); });
   }
   return true;

@@ -2,10 +2,12 @@
 #pragma once
 
 #include <brgemm/core/types.hpp>
+#include <cmath>
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <new>
 #include <random>
 
 namespace bench {
@@ -16,6 +18,7 @@ class buffer {
   explicit buffer(std::int64_t bytes)
       : bytes_((static_cast<std::size_t>(bytes) + 4095) / 4096 * 4096),
         data_(static_cast<char*>(std::aligned_alloc(4096, bytes_ == 0 ? 4096 : bytes_)), std::free) {
+    if (data_ == nullptr) throw std::bad_alloc();
     std::memset(data_.get(), 0, bytes_);
   }
   void* data() const { return data_.get(); }
@@ -67,7 +70,9 @@ inline bool agrees(const buffer& ours, const buffer& theirs, brgemm::type t, std
   for (std::int64_t i = 0; i < count; ++i) {
     const double x = value_of(ours, t, i);
     largest = std::max(largest, std::abs(x));
-    error = std::max(error, std::abs(x - value_of(theirs, t, i)));
+    const double difference = std::abs(x - value_of(theirs, t, i));
+    if (std::isnan(difference)) return false;
+    error = std::max(error, difference);
   }
   return error <= tolerance * largest;
 }

@@ -76,14 +76,13 @@ void run_step(benchmark::State& state, const step& t, const settings& s) {
 
 bool add_train(const problem& p, const settings& s) {
   if (p.words[0] != "train") return false;
-  step t{
-      p.words.at(1) == "bf16" ? brgemm::type::bf16 : brgemm::type::f32, p.number(2), static_cast<int>(p.number(3)), {}};
+  step t{p.words[1] == "bf16" ? brgemm::type::bf16 : brgemm::type::f32, p.number(2), static_cast<int>(p.number(3)), {}};
   std::string layers;
   for (std::size_t i = 4; i < p.words.size(); ++i) {
     t.features.push_back(p.number(i));
     layers += (layers.empty() ? "" : "-") + p.words[i];
   }
-  add_case(s, "train/" + p.words[1] + "/" + layers + "/batch" + p.words.at(2) + "/threads" + p.words.at(3),
+  add_case(s, "train/" + p.words[1] + "/" + layers + "/batch" + p.words[2] + "/threads" + p.words[3],
            [t, &s](benchmark::State& state) { run_step(state, t, s); });
   return true;
 }
