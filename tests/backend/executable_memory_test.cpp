@@ -160,8 +160,8 @@ TEST_F(ExecutableMemory, UnknownWaysAndForbiddenOnesAreErrors) {
   ASSERT_FALSE(forbidden);
   EXPECT_EQ(
       forbidden.error().message(),
-      "no memory for 4096 bytes of code: through /proc/self/mem: not permitted by BRGEMM_CODE_MEMORY; by mmap and "
-      "mprotect: not permitted by BRGEMM_CODE_MEMORY; by memfd: EACCES (denied)");
+      "no memory for 4096 bytes of code: /proc/self/mem: not permitted by BRGEMM_CODE_MEMORY; mprotect: not permitted "
+      "by BRGEMM_CODE_MEMORY; memfd: EACCES (denied). options.backend or BRGEMM_BACKEND = reference needs none");
 }
 
 TEST_F(ExecutableMemory, TheEnvironmentChooses) {
@@ -189,8 +189,8 @@ TEST_F(ExecutableMemory, ErrorSaysWhyNoneIsAllowed) {
   ASSERT_FALSE(pages);
   EXPECT_EQ(pages.error().code(), errc::code_memory);
   EXPECT_EQ(pages.error().message(),
-            "no memory for 4096 bytes of code: through /proc/self/mem: ENOENT (no such file); by mmap and mprotect: "
-            "EACCES (denied); by memfd: EPERM (not permitted)");
+            "no memory for 4096 bytes of code: /proc/self/mem: ENOENT (no such file); mprotect: EACCES (denied); "
+            "memfd: EPERM (not permitted). options.backend or BRGEMM_BACKEND = reference needs none");
 }
 
 /// Makes the n-th of all calls to the system fail, for every n, first with one way after another permitted alone, then

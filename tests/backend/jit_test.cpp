@@ -132,7 +132,7 @@ TEST(Jit, StreamingAndPrefetchesAreInTheCode) {
   }
 }
 
-TEST(Jit, EveryShapeAndTypeHasABlockingOrAReason) {
+TEST(Jit, EveryShapeAndTypeHasABlocking) {
   static constexpr type types[][2] = {{type::f32, type::f32}, {type::f64, type::f64}, {type::bf16, type::bf16},
                                       {type::f16, type::f16}, {type::u8, type::s8},   {type::s8, type::s8},
                                       {type::s8, type::u8},   {type::u8, type::u8}};
@@ -154,7 +154,8 @@ TEST(Jit, EveryShapeAndTypeHasABlockingOrAReason) {
                   d.ldb = l == layout::transposed ? 9 : n;
                   d.chains = chains;
                   if (last != op_kind::none) append(d, op::make(last));
-                  if (!validate(d) || !e->supports(d)) continue;
+                  if (!validate(d)) continue;
+                  ASSERT_TRUE(e->supports(d)) << e->name << " " << name_of(d).c_str();
                   ++count;
                   ASSERT_GT(backend::choose_blocking(d, unit).accumulators(), 0)
                       << e->name << " " << m << "x" << n << " " << name_of(t[0]) << " layout " << static_cast<int>(l);
@@ -168,6 +169,58 @@ TEST(Jit, EveryShapeAndTypeHasABlockingOrAReason) {
   }
   hide_cpu_features("");
   std::printf("%d blockings\n", count);
+}
+
+/// Calls each(d) with every step after every way to sum: types, layouts of B, chains, order::tile.
+template <class Each>
+void for_each_step(type a, bool sizes_at_call, Each each) {
+  for (const layout l : {layout::plain, layout::transposed, layout::interleaved}) {
+    for (const int chains : {0, 1, 2, 4, 8}) {  // 0: order::tile
+      for (int kind = 0; kind < op_kind_count; ++kind) {
+        for (const type operand : {a == type::f64 ? type::f64 : type::f32, type::f16, type::u8}) {
+          desc d = f32_desc(5, 17, 33);
+          d.a = d.b = a;
+          d.c = a == type::f64 ? a : type::f32;
+          d.layout_b = l;
+          d.ldb = d.lda = std::max(d.n, d.k);
+          d.chains = static_cast<std::uint8_t>(std::max(chains, 1));
+          if (chains == 0) d.sums = order::tile;
+          if (sizes_at_call) d.lda = d.ldb = d.ldc = at_call, d.m_extent = extent_kind::at_call;
+          if (d.a == type::u8) d.b = type::s8, d.zero_a = d.zero_b = zero_point::at_call;
+          epilogue_op o = op::make(static_cast<op_kind>(kind));
+          if (brgemm::detail::has_operand(o.kind)) o.operand = operand;
+          if (brgemm::detail::is_vector(o.kind)) o.along = axis::row;
+          if (brgemm::detail::has_operand(o.kind) && !brgemm::detail::is_vector(o.kind)) o.ld = d.n;
+          if (kind != 0) append(d, o);
+          if (validate(d)) each(d);
+        }
+      }
+    }
+  }
+}
+
+// No desc is refused for want of registers, whatever the CPU lacks.
+TEST(Jit, EveryWayToSumHasABlockThatFits) {
+  const char* sets[] = {"", "-bf16,-vnni", "-avx512", "-avx512,-vnni", "-avx512,-f16c", "-avx512,-f16c,-vnni"};
+  int count = 0;
+  for (const char* hidden : sets) {
+    hide_cpu_features(hidden);
+    for (const backend::entry* e : generating()) {
+      const backend::vector_unit unit{e->name == "avx512", cpu()};
+      for (const type a : {type::f32, type::f64, type::bf16, type::f16, type::u8, type::s8}) {
+        for (const bool sizes_at_call : {false, true}) {
+          for_each_step(a, sizes_at_call, [&](const desc& d) {
+            ++count;
+            EXPECT_TRUE(e->supports(d)) << e->name << " [" << hidden << "] " << name_of(d).c_str();
+            EXPECT_GT(backend::choose_blocking(d, unit).accumulators(), 0)
+                << e->name << " [" << hidden << "] " << name_of(d).c_str();
+          });
+        }
+      }
+    }
+  }
+  hide_cpu_features("");
+  std::printf("%d descs\n", count);
 }
 
 TEST(Jit, GroupsOfEntriesHaveTheBitsOfOnePass) {

@@ -49,6 +49,33 @@ TEST_F(Kernel, AnyIsTheBestThatRunsHereAndIsNeverAnOptIn) {
   }
 }
 
+// What the generating backend cannot do is an error with its reason, never the far slower reference.
+TEST_F(Kernel, TheReferenceRunsOnlyWhereItIsNamedOrNothingGenerates) {
+  desc d;
+  d.m = d.n = d.k = d.lda = d.ldb = d.ldc = 24;
+  d.layout_a = layout::transposed;
+  for (const char* hidden : {"", "-avx512"}) {
+    hide_cpu_features(hidden);
+    const backend::entry& best = backend::built_in()[cpu().has(feature::avx512) ? 0 : 1];
+    if (!best.runs_here()) continue;
+    for (const type t : {type::bf16, type::u8, type::s8}) {
+      d.a = t, d.b = t == type::u8 ? type::s8 : t;
+      d.c = t == type::bf16 ? type::f32 : type::s32;
+      const std::string words = "backend " + std::string(best.name) + ": A of " + std::string(name_of(t));
+      expect_error(make_kernel(d), errc::unsupported, "layout_a", words);
+      expect_error(make_kernel(d), errc::unsupported, "layout_a", "use pack_a");
+      EXPECT_TRUE(make_kernel(d, {.backend = "reference"}));
+    }
+  }
+  restrict_backend("reference");
+  EXPECT_TRUE(make_kernel(d));
+  restrict_backend("");
+  hide_cpu_features("-avx2");
+  const auto k = make_kernel(d);
+  ASSERT_TRUE(k);
+  EXPECT_EQ(k->backend(), "reference");
+}
+
 TEST_F(Kernel, ANamedBackendIsTakenOrAnError) {
   const auto k = make_kernel(fake::problem(3), {.backend = "fake"});
   ASSERT_TRUE(k);

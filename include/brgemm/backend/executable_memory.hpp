@@ -307,7 +307,8 @@ inline result<code_pages> install_code(std::span<const std::uint8_t> code) noexc
     why[i] = errno;
   }
   return error(errc::code_memory, "code_memory",
-               "no memory for %zu bytes of code: through /proc/self/mem: %s; by mmap and mprotect: %s; by memfd: %s",
+               "no memory for %zu bytes of code: /proc/self/mem: %s; mprotect: %s; memfd: %s. options.backend or "
+               "BRGEMM_BACKEND = reference needs none",
                bytes, code_memory::reason(why[0]), code_memory::reason(why[1]), code_memory::reason(why[2]));
 }
 

@@ -16,8 +16,9 @@ static_assert(jit_generator::stack_bytes() <= max_stack_bytes);
 
 namespace detail {
 
-/// What the generators cannot do on this vector unit, with the reason and the way out.
-inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
+/// What the generators cannot do, with the reason and the way out. Registers are never too few: choose_blocking finds a
+/// block for every desc (a test walks them all).
+inline result<void> supported(const desc& d) noexcept {
   const type a = d.a;
   if (d.where != place::cpu)
     return error(errc::unsupported, "where", "generated code runs on the CPU, not at place %d",
@@ -28,22 +29,17 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
                  "A of %s stored (k,m) cannot be read in groups of %d k: use pack_a and layout::plain",
                  name_of(a).data(), static_cast<int>(k_group_of(d)));
   }
-  const bool may_not_fit = !unit.wide && (d.chains > 1 || masks_of_pairs(d, unit));
-  if (may_not_fit && choose_blocking(d, unit).accumulators() == 0) {
-    return error(errc::unsupported, d.chains > 1 ? "chains" : "layout_b",
-                 "%d chains, B of %s stored as layout %d and the epilogue do not fit %d registers",
-                 static_cast<int>(d.chains), name_of(d.b).data(), static_cast<int>(d.layout_b), unit.registers());
-  }
   return {};
 }
 
 inline result<void> too_long(const desc& d) noexcept {
-  return error(errc::unsupported, "epilogue_size", "the code of m=%lld n=%lld with %d steps would be too long",
+  return error(errc::unsupported, "epilogue_size",
+               "the code of m=%lld n=%lld with %d steps would be too long: use fewer steps, or name the reference",
                static_cast<long long>(d.m), static_cast<long long>(d.n), static_cast<int>(d.epilogue_size));
 }
 
 inline result<program> generate(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit) noexcept {
-  if (result<void> yes = supported(d, unit); !yes) return yes.error();
+  if (result<void> yes = supported(d); !yes) return yes.error();
   const blocking b = choose_blocking(d, unit);
   program p;
 #if defined(__cpp_exceptions)

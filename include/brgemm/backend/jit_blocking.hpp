@@ -47,6 +47,7 @@ struct blocking {
   /// The broadcasts of a step stay in registers and vectors of B pass by; else the other way round.
   bool hold_a = false;
   bool embed = false;  ///< what passes by is an operand in memory of the multiplying instruction
+  bool tight = false;  ///< B stored (n,k): registers are few, so a turned tile moves together
   int pack = 1;        ///< rows that share a vector in the last column, where that has at most lanes / pack columns
   int unroll = 1;      ///< steps of k in the loop's body
   index steps = 0;     ///< full groups of k
@@ -251,8 +252,10 @@ inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, co
     if (vectors > 1) return -1;
     b.hold_a = false;
     b.embed = a_may_pass && unit.wide;
-    const int loop = 6 + (b.b_registers > 1 ? 2 : 0) + b.a_registers + (b.how == product::madd_8bit ? 1 : 0);
-    return std::min(free - loop, after_sums);
+    const int beside_tile = (b.b_registers > 1 ? 2 : 0) + b.a_registers + (b.how == product::madd_8bit ? 1 : 0);
+    if (!b.tight) return std::min(free - 6 - beside_tile, after_sums);
+    const int converting = d.a == type::f16 ? beside : 0;  // the epilogue's f16 has the other chains' registers
+    return std::min(registers - rows * b.sums() - converting - std::max(6, 4 + beside_tile), after_sums);
   }
   const int spare = b.how == product::madd_8bit ? 1 : b.b_registers > 1 || !b_is_direct(d) ? 1 : 0;
   b.hold_a = rows * b.a_registers < vectors * b.b_registers;
@@ -295,7 +298,7 @@ inline void divide_columns(index n, index size, blocking& b) {
   const index vectors = (n + b.lanes - 1) / b.lanes;
   divide(vectors, size, b.columns[0], b.columns[1]);
   b.columns[2] = {};
-  if (b.lanes == 4 && vectors > size && size == 2) {  // only a last block may have one vector: see masks_of_pairs
+  if (b.lanes == 4 && vectors > size && size == 2) {  // only a last block may have one vector: see width_for_masks
     b.columns[0] = {vectors / 2, 2};
     b.columns[1] = {vectors % 2, 1};
   }
@@ -316,13 +319,15 @@ inline void divide_rows(const desc& d, int height, blocking& b) {
   b.rows[1] = {d.m % height != 0, static_cast<int>(d.m % height)};
 }
 
-/// AVX2 has 4 columns of f64 in a vector, and a byte of a bit matrix has 8: blocks then have two vectors.
-inline bool masks_of_pairs(const desc& d, const vector_unit& unit) {
-  if (unit.wide || accumulator_of(d) != type::f64) return false;
+/// AVX2 has 4 columns of f64 in a vector, and a byte of a bit matrix has 8: blocks then have two vectors, or, where
+/// registers hold no two, one, which begins at half a byte every other time. 0: any number.
+inline index width_for_masks(const desc& d, const vector_unit& unit) {
+  if (unit.wide || accumulator_of(d) != type::f64) return 0;
   for (int i = 0; i < d.epilogue_size; ++i) {
-    if (d.epilogue[i].kind == op_kind::relu_mask || d.epilogue[i].kind == op_kind::multiply_mask) return true;
+    if (d.epilogue[i].kind != op_kind::relu_mask && d.epilogue[i].kind != op_kind::multiply_mask) continue;
+    return d.layout_b == layout::transposed || d.chains == 8 ? 1 : 2;
   }
-  return false;
+  return 0;
 }
 
 /// Whether C may hold sums that are not finished: its type is the accumulator's, and no step of the epilogue may read
@@ -379,7 +384,11 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
   b.steps = d.k / k_group_of(d);
   b.rest = static_cast<int>(d.k % k_group_of(d));
 
+  b.tight = !unit.wide && d.layout_b == layout::transposed && b.chains == 8 &&
+            (b.b_registers > 1 || detail::emulates_f16(d, unit));
+
   const index vectors = (d.n + b.lanes - 1) / b.lanes;
+  const index width_for_masks = detail::width_for_masks(d, unit);
   const int most_rows = static_cast<int>(std::min<index>(d.m, detail::has_few_bases(d) ? 15 : 30));
   const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && detail::b_is_direct(d) && !split &&
                      !detail::shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8;
@@ -389,7 +398,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
   double best_bound = 0;
   for (b.pack = most_packed; b.pack >= 1; b.pack /= 2) {
     for (int width = 1; width <= std::min<index>(vectors, 30); ++width) {
-      if (detail::masks_of_pairs(d, unit) && width != std::min<index>(vectors, 2)) continue;
+      if (width_for_masks != 0 && width != std::min(vectors, width_for_masks)) continue;
       detail::divide_columns(d.n, width, b);
       int tried = 0;
       for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1; --height) {
@@ -411,7 +420,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
       }
     }
   }
-  if (best_cost == 0) return best;  // no block fits: accumulators() is 0
+  if (best_cost == 0) return best;  // no block fits, which a test shows not to happen: accumulators() is 0
   best.bound = best_bound;
   best.group = detail::choose_group(d, best);
   // A layer with one row reads its weights once: with prefetches as fast as L3 gives them. Kernels whose B may stay in

@@ -411,6 +411,12 @@ class jit_epilogue : public jit_block {
   void relu_mask(const block& k, int i) {
     const int zero = 0, greater = 1;
     find_matrix(i, 1, 8);
+    if (half_bytes()) {
+      find_half_byte();
+      mov(r8d, 1);
+      shl(r8d, cl);
+      sub(r8d, 1);  // the bits of the byte's first columns stay
+    }
     clear(zero);
     for (int r = 0; r < k.rows; ++r) {
       for (int j = 0; j < k.columns; ++j) {
@@ -421,14 +427,20 @@ class jit_epilogue : public jit_block {
           mask_bytes(k, j) == 2 ? kmovw(ptr[at], k7) : kmovb(ptr[at], k7);
         } else {
           f64_ ? vcmppd(v(greater), v(x), v(zero), 30) : vcmpps(v(greater), v(x), v(zero), 30);
-          const Reg32& bits = second_of_byte(j) ? esi : ecx;
+          const Reg32& bits = second_of_byte(j) || half_bytes() ? esi : ecx;
           f64_ ? vmovmskpd(bits, v(greater)) : vmovmskps(bits, v(greater));
           if (masked(k, j)) and_(bits, (1u << tail()) - 1);
           if (second_of_byte(j)) {
             shl(esi, 4);
             or_(ecx, esi);
           }
-          if (!f64_ || second_of_byte(j) || j + 1 == k.columns) mov(byte[at], cl);
+          if (half_bytes()) {
+            shl(esi, cl);
+            and_(byte[at], r8b);
+            or_(byte[at], sil);
+          } else if (!f64_ || second_of_byte(j) || j + 1 == k.columns) {
+            mov(byte[at], cl);
+          }
         }
         maximum(x, zero, x);
       }
@@ -436,12 +448,20 @@ class jit_epilogue : public jit_block {
     }
   }
 
-  /// AVX2 has 4 columns of f64 in a vector, so two vectors share a byte of a mask; blocks begin at whole bytes.
+  /// AVX2 has 4 columns of f64 in a vector, so two vectors share a byte of a mask. Blocks of two begin at whole bytes,
+  /// those of one at half a byte every other time.
   bool second_of_byte(int j) const { return !wide() && f64_ && j % 2 == 1; }
+  bool half_bytes() const { return !wide() && f64_ && b_.columns[0].size == 1 && !one_column_; }
+  /// cl: the block's first bit in its byte, 0 or 4.
+  void find_half_byte() {
+    mov(rcx, word_at(column_index));
+    and_(ecx, 4);
+  }
 
   void multiply_mask(const block& k, int i) {
     find_matrix(i, 1, 8);
     if (!wide()) mov(r8, 0x0101010101010101u);
+    if (half_bytes()) find_half_byte();
     for (int r = 0; r < k.rows; ++r) {
       for (int j = 0; j < k.columns; ++j) {
         const int x = accumulator(k, r, j);
@@ -450,10 +470,12 @@ class jit_epilogue : public jit_block {
           mask_bytes(k, j) == 2 ? kmovw(k7, ptr[at]) : kmovb(k7, ptr[at]);
           f64_ ? vmovapd(v(x) | k7 | T_z, v(x)) : vmovaps(v(x) | k7 | T_z, v(x));
         } else {  // a bit a byte, then a lane, then all ones or none
-          movzx(ecx, byte[at]);
+          const Reg64& bits = half_bytes() ? rsi : rcx;
+          movzx(bits.cvt32(), byte[at]);
+          if (half_bytes()) shr(esi, cl);
           if (second_of_byte(j)) shr(ecx, 4);
-          pdep(rcx, rcx, r8);
-          vmovq(quarter(0), rcx);
+          pdep(bits, bits, r8);
+          vmovq(quarter(0), bits);
           f64_ ? vpmovzxbq(v(0), quarter(0)) : vpmovzxbd(v(0), quarter(0));
           clear(1);
           f64_ ? vpsubq(v(0), v(1), v(0)) : vpsubd(v(0), v(1), v(0));

@@ -198,6 +198,7 @@ class jit_operands : public jit_epilogue {
     vunpckhpd(v(4), v(4), v(1));
     vunpcklpd(v(1), v(0), v(2));
     vunpckhpd(v(0), v(0), v(2));
+    if (b_.tight) vmovaps(v(2), v(4));
   }
 
   int to_odd_sums_ = 0;  // order::tile: registers from the sum of a chunk's even elements to that of its odd ones

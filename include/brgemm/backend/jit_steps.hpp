@@ -168,13 +168,15 @@ class jit_steps : public jit_operands {
   /// `whole` steps and then one of `rest` elements, from one tile; moves A and B.
   void steps_of_a_tile(const block& k, int chain_step, int whole, int rest) {
     static constexpr int order_of_32_bits[] = {3, 4, 1, 0};  // where turn_tile leaves the steps
+    static constexpr int tight_order[] = {3, 2, 1, 0};
     static constexpr int order_of_64_bits[] = {4, 1};
-    const int halves = 6;
+    const int* const order = f64_ ? order_of_64_bits : b_.tight ? tight_order : order_of_32_bits;
+    const int halves = b_.tight ? 4 : 6;
     const int a = halves + (b_.b_registers == 2 ? 2 : 0);
     load_tile(k, static_cast<int>(whole * group_ + rest));
     for (int s = 0; s < whole + (rest != 0); ++s) {
       const int valid = s < whole ? static_cast<int>(group_) : rest;
-      int b = (f64_ ? order_of_64_bits : order_of_32_bits)[s];
+      int b = order[s];
       if (b_.b_registers == 2) {
         vmovaps(v(halves), v(b));
         split(b = halves, d_.b);

@@ -40,7 +40,7 @@ inline constinit registry added;
 
 }  // namespace entries
 
-/// The library's own backends, best first. The last one, the reference, runs everywhere.
+/// The library's own backends, best first: those that generate code, and last the reference, which runs everywhere.
 inline std::span<const entry> built_in() noexcept { return entries::built_in_list; }
 
 /// Backends that were added at run time. `make_kernel` takes one only where it is named.

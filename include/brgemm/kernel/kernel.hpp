@@ -85,7 +85,8 @@ struct kernel_access {
 
 /// How make_kernel may choose.
 struct options {
-  std::string_view backend = {};  ///< the only backend permitted; empty: the best of the library's own
+  std::string_view backend = {};  ///< the only backend permitted; empty: the best that generates code on this CPU, and
+                                  ///< the reference where none does
 };
 
 namespace detail {
@@ -161,7 +162,9 @@ inline error unsupported_by(const backend::entry& e, const error& why) noexcept 
           why.message().data()};
 }
 
-/// The named backend, or the best of the library's own that runs here and does the desc.
+/// The named backend, or the first of the library's own that generates code here and does the desc. The reference, the
+/// last one, is slower by orders of magnitude: it is the answer only where it is named, or where nothing generates
+/// code.
 inline result<const backend::entry*> choose_backend(const desc& d, std::uint32_t named) noexcept {
   if (auto r = validate(d); !r) return r.error();
   if (named != 0) {
@@ -173,16 +176,15 @@ inline result<const backend::entry*> choose_backend(const desc& d, std::uint32_t
     if (auto r = e.supports(d); !r) return unsupported_by(e, r.error());
     return &e;
   }
-  result<const backend::entry*> answer = error(errc::unsupported, "backend", "no backend runs on this CPU");
-  bool best = true;
-  for (const backend::entry& e : backend::built_in()) {
+  const auto own = backend::built_in();
+  result<const backend::entry*> otherwise = &own.back();
+  for (const backend::entry& e : own.first(own.size() - 1)) {
     if (!e.runs_here()) continue;
     const auto r = e.supports(d);
     if (r) return &e;
-    if (best) answer = unsupported_by(e, r.error());
-    best = false;
+    if (otherwise) otherwise = unsupported_by(e, r.error());
   }
-  return answer;
+  return otherwise;
 }
 
 /// Where the first record of the bucket is not the one.
@@ -209,7 +211,8 @@ inline result<const backend::entry*> choose_backend(const desc& d, std::uint32_t
 /// A kernel for the desc: generated at the first request, found in the cache after that, without a lock. Thread-safe;
 /// different descs are generated in parallel, the same desc once. Errors: invalid_argument with the wrong field;
 /// unsupported with the reason of the named, or the best, backend; forbidden where the options or BRGEMM_BACKEND name
-/// a backend that does not exist or cannot run here; out_of_memory; code_memory; cache_full.
+/// a backend that does not exist or cannot run here; out_of_memory; code_memory, where the system denies memory for
+/// code (the reference, if named, needs none); cache_full.
 inline result<kernel> make_kernel(const desc& d, const options& o = {}) noexcept {
   const int number = detail::restriction.number.load(std::memory_order_acquire);
   if (number < 0 || !o.backend.empty()) return detail::make_named(d, o.backend);
