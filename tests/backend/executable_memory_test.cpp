@@ -78,12 +78,14 @@ class ExecutableMemory : public testing::Test {
   /// So that the next installation opens the memory file and reserves pages anew, by the table of the test.
   static void start_anew() {
     auto& state = backend::code_memory::state;
-    if (state.memory_file >= 0) ::close(state.memory_file);
-    state.memory_file = -1;
+    state.memory_file.close();
+    if (state.memory_file_is_own != nullptr) ::munmap(state.memory_file_is_own, page);
+    state.memory_file_is_own = nullptr;
     if (state.next != state.end) ::munmap(state.next, static_cast<std::size_t>(state.end - state.next));
     state.next = state.end = nullptr;
     state.retired_first = state.retired_end = 0;
   }
+  static inline const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
   static void deny_memory_file() { current_system_calls.open_memory = deny; }
   static void deny_protection() {
     current_system_calls.protect = [](void*, std::size_t, int) noexcept { return deny(); };
@@ -95,7 +97,7 @@ class ExecutableMemory : public testing::Test {
     ASSERT_TRUE(pages) << pages.error().message();
     EXPECT_EQ(call(*pages), 4711u);
     EXPECT_EQ(protection_of(pages->address), "r-xp");
-    EXPECT_EQ(pages->bytes % static_cast<std::size_t>(sysconf(_SC_PAGESIZE)), 0u);
+    EXPECT_EQ(pages->bytes % page, 0u);
     backend::release_code(*pages, true);
   }
 };
@@ -122,7 +124,7 @@ TEST_F(ExecutableMemory, MemoryFileThatMayNotForceWritesIsPassedOver) {
   static int refused = 0;
   refused = 0;
   current_system_calls.write = [](int fd, const void* data, std::size_t bytes, off_t at) noexcept {
-    if (fd == backend::code_memory::state.memory_file) return ++refused, errno = EIO, ssize_t{-1};
+    if (fd == backend::code_memory::state.memory_file.number()) return ++refused, errno = EIO, ssize_t{-1};
     return ::pwrite(fd, data, bytes, at);
   };
   expect_runs();
@@ -205,6 +207,9 @@ TEST_F(ExecutableMemory, FailuresLeakNothing) {
   current_system_calls.protect = [](void* at, std::size_t bytes, int protection) noexcept {
     return fails() ? deny() : ::mprotect(at, bytes, protection);
   };
+  current_system_calls.advise = [](void* at, std::size_t bytes, int advice) noexcept {
+    return fails() ? (errno = EINVAL, -1) : ::madvise(at, bytes, advice);
+  };
   current_system_calls.open_memory = []() noexcept {
     return fails() ? deny() : backend::real_system_calls.open_memory();
   };
@@ -214,9 +219,10 @@ TEST_F(ExecutableMemory, FailuresLeakNothing) {
   current_system_calls.write = [](int fd, const void* data, std::size_t bytes, off_t at) noexcept {
     return fails() ? (errno = ENOSPC, ssize_t{-1}) : ::pwrite(fd, data, bytes, at);
   };
-  // Calls of each way that can fail: open, map, write; map, protect; create, write, map. All together never fail.
+  // Calls of each way that can fail: map, advise, open, map, write; map, protect; create, write, map. All together
+  // never fail.
   for (const auto& [ways, calls] :
-       {std::pair("/proc/self/mem", 3), std::pair("mprotect", 2), std::pair("memfd", 3), std::pair("", 0)}) {
+       {std::pair("/proc/self/mem", 5), std::pair("mprotect", 2), std::pair("memfd", 3), std::pair("", 0)}) {
     backend::set_code_memory(ways);
     int failed = 0;
     for (int n = 1; n <= 8; ++n) {
@@ -234,8 +240,9 @@ TEST_F(ExecutableMemory, FailuresLeakNothing) {
         backend::release_code(*pages, true);
       }
       const auto& state = backend::code_memory::state;
-      EXPECT_EQ(mapped_bytes, static_cast<std::size_t>(state.end - state.next)) << ways << ", call " << n;
-      EXPECT_EQ(open_files(), files + (state.memory_file >= 0 ? 1 : 0)) << ways << ", call " << n;
+      const std::size_t kept = static_cast<std::size_t>(state.end - state.next) + (state.memory_file_is_own ? page : 0);
+      EXPECT_EQ(mapped_bytes, kept) << ways << ", call " << n;
+      EXPECT_EQ(open_files(), files + (state.memory_file.is_open() ? 1 : 0)) << ways << ", call " << n;
     }
     EXPECT_EQ(failed, calls) << ways;
   }
@@ -420,6 +427,63 @@ TEST_F(ExecutableMemory, AChildDoesNotWriteToItsParentsMemory) {
   EXPECT_EQ(status, 0);
   EXPECT_EQ(next[0], 0);
   backend::release_code(*before, true);
+}
+
+/// A program that closes all files, as daemons do, and then has one of its own under the number.
+TEST_F(ExecutableMemory, AFileOfTheProgramIsNeitherWrittenNorClosed) {
+  expect_runs();
+  const int number = backend::code_memory::state.memory_file.number();
+  ASSERT_GE(number, 0);
+  const int own = memfd_create("own", 0);
+  ASSERT_EQ(dup2(own, number), number);
+  backend::code_memory::before_fork();
+  const int status = in_child([number] {
+    backend::code_memory::after_fork(true);
+    return fcntl(number, F_GETFD) >= 0 ? 0 : 1;
+  });
+  backend::code_memory::after_fork(false);
+  EXPECT_EQ(status, 0);
+  expect_runs();
+  EXPECT_EQ(lseek(own, 0, SEEK_END), 0);  // a page written to at the address of code would make it huge
+  EXPECT_NE(backend::code_memory::state.memory_file.number(), number);
+  ::close(own);
+  ::close(number);
+}
+
+TEST_F(ExecutableMemory, AFileThatTheProgramClosedIsOpenedAgain) {
+  expect_runs();
+  ::close(backend::code_memory::state.memory_file.number());
+  current_system_calls.create_file = deny;
+  deny_protection();
+  expect_runs();
+}
+
+/// A child that no handler knows of, which makes kernels after its parent did, at the same addresses.
+TEST_F(ExecutableMemory, AChildMadeWithoutHandlersIsIndependent) {
+  for (const char* way : {"/proc/self/mem", "mprotect", "memfd"}) {
+    backend::set_code_memory(way);
+    std::vector<code_pages> all{*backend::install_code(returning(0))};
+    int ready[2];
+    ASSERT_EQ(pipe(ready), 0);
+    const auto child = static_cast<pid_t>(syscall(SYS_fork));
+    if (child == 0) {
+      char byte = 0;
+      if (read(ready[0], &byte, 1) != 1) _exit(1);
+      for (std::uint32_t i = 1; i < 20; ++i) {
+        const auto own = backend::install_code(returning(100 + i));
+        if (!own || call(*own) != 100 + i) _exit(2);
+      }
+      _exit(call(all[0]) == 0 ? 0 : 3);
+    }
+    for (std::uint32_t i = 1; i < 20; ++i) all.push_back(*backend::install_code(returning(i)));
+    EXPECT_EQ(write(ready[1], "x", 1), 1);
+    int status = -1;
+    EXPECT_EQ(waitpid(child, &status, 0), child);
+    EXPECT_EQ(status, 0) << way;
+    for (std::uint32_t i = 0; i < 20; ++i) EXPECT_EQ(call(all[i]), i) << way;
+    for (const auto& pages : all) backend::release_code(pages, true);
+    for (const int end : ready) ::close(end);
+  }
 }
 
 TEST_F(ExecutableMemory, ForkByProtection) {

@@ -6,7 +6,8 @@
 //  2. mprotect: pages of its own are filled while they are R+W, then made R+X. Threads that do it at once interrupt
 //     each other's cores to drop the writable translation.
 //  3. memfd: where mprotect is denied too (SELinux, seccomp), a file is filled with pwrite and mapped R+X.
-// All mappings are private, so a fork's child is independent: 1 and 2 are copied on write; in 3 nobody can write.
+// All mappings are private, so a child is independent, however it was made (fork, _Fork, clone): 1 and 2 are copied on
+// write, and the file of 1 is used by the process that opened it only; in 3 nobody can write.
 // BRGEMM_CODE_MEMORY=mprotect,memfd (any of the three names, with commas) permits these ways only.
 #pragma once
 
@@ -14,6 +15,7 @@
 #include <linux/membarrier.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -53,8 +55,9 @@ struct system_calls {
   void* (*map)(void* at, std::size_t bytes, int protection, int flags, int fd, off_t offset) noexcept;
   int (*protect)(void* at, std::size_t bytes, int protection) noexcept;
   int (*unmap)(void* at, std::size_t bytes) noexcept;
-  int (*open_memory)() noexcept;  ///< /proc/self/mem, for writing
-  int (*create_file)() noexcept;  ///< memfd_create
+  int (*advise)(void* at, std::size_t bytes, int advice) noexcept;  ///< madvise
+  int (*open_memory)() noexcept;                                    ///< /proc/self/mem, for writing
+  int (*create_file)() noexcept;                                    ///< memfd_create
   ssize_t (*write)(int fd, const void* data, std::size_t bytes, off_t offset) noexcept;
   int (*close)(int fd) noexcept;
   int (*barrier)(int command) noexcept;  ///< membarrier
@@ -69,6 +72,7 @@ inline constexpr system_calls real_system_calls = {
     },
     [](void* at, std::size_t bytes, int protection) noexcept { return ::mprotect(at, bytes, protection); },
     [](void* at, std::size_t bytes) noexcept { return ::munmap(at, bytes); },
+    [](void* at, std::size_t bytes, int advice) noexcept { return ::madvise(at, bytes, advice); },
     []() noexcept { return ::open("/proc/self/mem", O_RDWR | O_CLOEXEC); },
     []() noexcept { return ::memfd_create("brgemm", MFD_CLOEXEC); },
     [](int fd, const void* data, std::size_t bytes, off_t offset) noexcept {
@@ -92,15 +96,45 @@ struct code_pages {
   std::size_t bytes = 0;  ///< a multiple of the page size
 };
 
+/// A file that stays open. Its number is used only while it stands for the same file: a program may close files that
+/// it does not know of (closefrom, as daemons do), and then has a file of its own under this number.
+class kept_file {
+ public:
+  /// Takes an open file, or -1; what was kept is forgotten.
+  bool keep(int number) noexcept {
+    number_ = number;
+    struct stat status {};
+    if (number < 0 || ::fstat(number, &status) != 0) return false;
+    device_ = status.st_dev;
+    inode_ = status.st_ino;
+    return true;
+  }
+  int number() const noexcept { return number_; }
+  bool is_open() const noexcept {
+    struct stat status {};
+    return number_ >= 0 && ::fstat(number_, &status) == 0 && status.st_dev == device_ && status.st_ino == inode_;
+  }
+  void close() noexcept {
+    if (is_open()) current_system_calls.close(number_);
+    number_ = -1;
+  }
+
+ private:
+  int number_ = -1;
+  dev_t device_ = 0;
+  ino_t inode_ = 0;
+};
+
 namespace code_memory {
 
 struct shared_state {
   brief_mutex lock;              // of all members
   std::uint8_t* next = nullptr;  // R+X pages that nothing was written to
   std::uint8_t* end = nullptr;
-  int memory_file = -1;              // /proc/self/mem of this process
-  std::uintptr_t retired_first = 0;  // between these lie all pages that held code and were given back since the last
-  std::uintptr_t retired_end = 0;    // barrier
+  kept_file memory_file;               // /proc/self/mem of the process that opened it
+  bool* memory_file_is_own = nullptr;  // in a page that the system clears in a child, however that was made
+  std::uintptr_t retired_first = 0;    // between these lie all pages that held code and were given back since the last
+  std::uintptr_t retired_end = 0;      // barrier
 };
 inline constinit shared_state state;
 
@@ -203,6 +237,24 @@ inline std::uint8_t* take_executable_locked(std::size_t bytes) noexcept {
   return taken;
 }
 
+/// /proc/self/mem of this process, -1 where it cannot be opened. A child has its parent's file, which is the memory of
+/// the parent: the page that tells is cleared there (Linux 4.14; the process id would not do, both can have number 1,
+/// each in a namespace of its own). To open the file for each kernel would take 3 us of the 12 that one takes.
+inline int memory_file_locked() noexcept {
+  if (state.memory_file_is_own == nullptr) {
+    const std::size_t bytes = whole_pages(1);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS;
+    void* page = current_system_calls.map(nullptr, bytes, PROT_READ | PROT_WRITE, flags, -1, 0);
+    if (page == MAP_FAILED) return -1;
+    if (current_system_calls.advise(page, bytes, MADV_WIPEONFORK) != 0) return give_up(page, bytes), -1;
+    state.memory_file_is_own = static_cast<bool*>(page);
+  }
+  if (*state.memory_file_is_own && state.memory_file.is_open()) return state.memory_file.number();
+  if (!*state.memory_file_is_own) state.memory_file.close();
+  *state.memory_file_is_own = state.memory_file.keep(current_system_calls.open_memory());
+  return *state.memory_file_is_own ? state.memory_file.number() : -1;
+}
+
 /// Way 1. What was written is compared, because emulators exist in which /proc/self/mem is another process's memory.
 /// Linux from 6.12 on may be told to let nobody write where the process could not (proc_mem.force_override): then the
 /// file opens, and the write fails.
@@ -211,9 +263,8 @@ inline std::uint8_t* install_by_memory_file(std::span<const std::uint8_t> code, 
   int fd = -1;
   {
     std::lock_guard guard(state.lock);
-    if (state.memory_file < 0) state.memory_file = current_system_calls.open_memory();
-    if (state.memory_file < 0) return nullptr;
-    fd = state.memory_file;
+    fd = memory_file_locked();
+    if (fd < 0) return nullptr;
     p = take_executable_locked(bytes);
   }
   if (p == nullptr) return nullptr;
@@ -334,14 +385,11 @@ inline void discard_code(code_pages pages) noexcept {
 
 namespace code_memory {
 
-/// Around fork: no other thread is inside while the process is copied. The child must not write through the file
-/// of its parent's memory.
+/// Around fork: no other thread is inside while the process is copied. The child does not need the file of its parent's
+/// memory.
 inline void before_fork() noexcept { state.lock.lock(); }
 inline void after_fork(bool child) noexcept {
-  if (child && state.memory_file >= 0) {
-    current_system_calls.close(state.memory_file);
-    state.memory_file = -1;
-  }
+  if (child) state.memory_file.close();
   state.lock.unlock();
 }
 
