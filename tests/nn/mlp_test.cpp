@@ -136,6 +136,7 @@ TEST(Mlp, NamesWhatIsWrongWithADesc) {
       {"sizes", "2^62", {.rows = large, .sizes = too_many}},
       {"data", "f16", {.rows = 1, .sizes = good, .data = type::f16}},
       {"data", "u8", {.rows = 1, .sizes = good, .data = type::u8}},
+      {"data", "99", {.rows = 1, .sizes = good, .data = static_cast<type>(99)}},
       {"hidden", "9", {.rows = 1, .sizes = good, .hidden = static_cast<nn::activation>(9)}},
   };
   for (const auto& c : cases) {
@@ -197,6 +198,44 @@ TEST(Mlp, NamesWhatIsWrongWithACallAndWritesNothing) {
   expect("training", made->get(alone, 0, out(f.data(), {4, 5}), layout::plain, bias_out, true));
   nn::mlp fresh = make({.rows = 8, .sizes = sizes}, 41);
   expect("rows", fresh.backward(alone, in(f.data(), {0, 6})));  // no forward yet
+  expect("rows", fresh.backward(alone, in(f.data(), {8, 6})));
+  const auto shifted = reinterpret_cast<const float*>(reinterpret_cast<const char*>(f.data()) + 2);
+  expect("x", m.forward(alone, in(shifted, {8, 4})));
+  expect("gradient", m.backward(alone, in(shifted, {8, 6})));
+}
+
+/// backward does not change the gradient it is given: where it would, in the gradients of any layer, it says so first.
+TEST(Mlp, GradientOfTheLogitsLiesInNoGradient) {
+  const index sizes[] = {4, 5, 6};
+  for (const type data : {type::f32, type::bf16}) {
+    nn::mlp m = make({.rows = 1, .sizes = sizes, .data = data}, 42);
+    static_cast<void>(step(m, alone, 1, 4, 6));
+    const std::vector<float> before(m.gradients().begin(), m.gradients().end());
+    for (std::size_t at = 0; at + 6 <= before.size(); at += 16) {  // parts of the first and of the last layer
+      const auto r = m.backward(alone, view<const float, 2>(m.gradients().data() + at, {1, 6}));
+      ASSERT_FALSE(r) << at;
+      EXPECT_EQ(r.error().field(), "gradient");
+      EXPECT_NE(r.error().message().find("overlaps"), std::string_view::npos) << r.error().message();
+      EXPECT_TRUE(std::equal(before.begin(), before.end(), m.gradients().begin())) << at;
+    }
+  }
+}
+
+/// The gradient of half the squared logits is the logits.
+TEST(Mlp, LogitsMayBeTheirOwnGradient) {
+  const index sizes[] = {4, 5, 6};
+  for (const type data : {type::f32, type::bf16}) {
+    nn::mlp m = make({.rows = 3, .sizes = sizes, .data = data}, 43);
+    const auto x = random_floats(3 * 4, 1);
+    const auto y = m.forward(alone, view<const float, 2>(x.data(), {3, 4}));
+    ASSERT_TRUE(y);
+    const std::vector<float> copy(y->data(), y->data() + 18);
+    ASSERT_TRUE(m.backward(alone, *y));
+    EXPECT_TRUE(std::equal(copy.begin(), copy.end(), y->data()));
+    const std::vector<float> gradients(m.gradients().begin(), m.gradients().end());
+    ASSERT_TRUE(m.backward(alone, view<const float, 2>(copy.data(), {3, 6})));
+    EXPECT_TRUE(std::equal(gradients.begin(), gradients.end(), m.gradients().begin()));
+  }
 }
 
 }  // namespace

@@ -251,11 +251,11 @@ TEST(Mlp, NamesWhatIsWrong) {
   expect("rows", "0", m.forward(alone, {data.x.data(), {0, 30}}).error());
   expect("x", "(4,29)", m.forward(alone, {data.x.data(), {4, 29}}).error());
   expect("x", "(29,1)", m.forward(alone, {data.x.data(), {4, 30}, {29, 1}}).error());
-  expect("x", "(nil)", m.forward(alone, {nullptr, {4, 30}}).error());
+  expect("x", "null", m.forward(alone, {nullptr, {4, 30}}).error());
   ASSERT_TRUE(m.forward(alone, {data.x.data(), {3, 30}}));
   expect("gradient", "(4,7)", m.backward(alone, {gradient.data(), {4, 7}}).error());
   expect("gradient", "(3,6)", m.backward(alone, {gradient.data(), {3, 6}}).error());
-  expect("gradient", "(nil)", m.backward(alone, {nullptr, {3, 7}}).error());
+  expect("gradient", "null", m.backward(alone, {nullptr, {3, 7}}).error());
   ASSERT_TRUE(forward_only.forward(alone, data.matrix()));
   expect("training", "true", forward_only.backward(alone, {gradient.data(), {4, 7}}).error());
   expect("training", "false", train::classifier<train::sgd>::make(forward_only, {}).error());

@@ -61,7 +61,7 @@ class mlp {
   result<view<const float, 2>> forward(loops::executor_ref threads, const view<const float, 2>& x) noexcept;
 
   /// After `forward`: the gradients of all parameters, from the gradient by the logits: (rows, out), f32, row-major
-  /// without gaps. It is not changed.
+  /// without gaps. It is not changed, and lies nowhere in gradients().
   result<void> backward(loops::executor_ref threads, const view<const float, 2>& gradient) noexcept;
 
   /// Floating-point operations of a forward and backward pass over `rows` rows.
@@ -93,6 +93,7 @@ class mlp {
   };
 
   mlp() = default;
+  result<void> check_gradient(const view<const float, 2>& gradient) const noexcept;
   static linear_desc layer_desc(const mlp_desc& d, index l) noexcept;
   void place(const mlp_desc& d) noexcept;
   void load_input(loops::executor_ref threads, const view<const float, 2>& x) noexcept;
@@ -161,6 +162,7 @@ inline result<mlp> mlp::make(const mlp_desc& d, const options& how) noexcept {
     const index size = d.sizes[static_cast<std::size_t>(l)];
     if (size < 1) return error(errc::invalid_argument, "sizes", "sizes[%ld] is %ld; it must be 1 or more", l, size);
   }
+  if (auto r = detail::check_enumerator("data", static_cast<int>(d.data), type_count); !r) return r.error();
   if (d.data != type::f32 && d.data != type::bf16) {
     return error(errc::invalid_argument, "data", "data is %s; a network has f32 or bf16", name_of(d.data).data());
   }
@@ -271,11 +273,11 @@ inline result<view<const float, 2>> mlp::forward(loops::executor_ref threads, co
   if (x.extent(0) < 1 || x.extent(0) > rows_) {
     return error(errc::invalid_argument, "rows", "x has %ld rows; this network takes 1..%ld", x.extent(0), rows_);
   }
-  if (x.data() == nullptr || x.extent(1) != first.in || x.stride(1) != 1 || x.stride(0) < first.in ||
-      x.stride(0) > index{1} << 29) {
-    return error(errc::invalid_argument, "x", "x is (%ld,%ld) with strides (%ld,%ld) at %p; needed is (rows,%ld)",
-                 x.extent(0), x.extent(1), x.stride(0), x.stride(1), static_cast<const void*>(x.data()), first.in);
+  if (x.extent(1) != first.in || x.stride(1) != 1 || x.stride(0) < first.in || x.stride(0) > index{1} << 29) {
+    return error(errc::invalid_argument, "x", "x is (%ld,%ld) with strides (%ld,%ld); needed is (rows,%ld)",
+                 x.extent(0), x.extent(1), x.stride(0), x.stride(1), first.in);
   }
+  if (auto r = detail::check_buffer(detail::buffer_of("x", x)); !r) return r.error();
   load_input(threads, x);
   for (index l = 0; l < count_; ++l) {
     const part& p = at(l);
@@ -289,18 +291,31 @@ inline result<view<const float, 2>> mlp::forward(loops::executor_ref threads, co
   return view<const float, 2>(floats(at(count_ - 1).y_at), {x.extent(0), layer(count_ - 1).description().out});
 }
 
-inline result<void> mlp::backward(loops::executor_ref threads, const view<const float, 2>& gradient) noexcept {
+/// After it nothing that backward calls can fail. The gradient may be the logits themselves, which backward only reads.
+inline result<void> mlp::check_gradient(const view<const float, 2>& gradient) const noexcept {
   const index out = layer(count_ - 1).description().out;
   if (!training_) {
     return error(errc::invalid_argument, "training", "backward needs a network made with training = true");
   }
-  if (gradient.extent(0) != forward_rows_ || gradient.extent(1) != out || gradient.data() == nullptr ||
-      gradient.stride(1) != 1 || gradient.stride(0) != out) {
+  if (forward_rows_ == 0) return error(errc::invalid_argument, "rows", "backward needs a forward before it");
+  if (gradient.extent(0) != forward_rows_ || gradient.extent(1) != out || gradient.stride(1) != 1 ||
+      gradient.stride(0) != out) {
     return error(errc::invalid_argument, "gradient",
-                 "the gradient is (%ld,%ld) with strides (%ld,%ld) at %p; forward gave logits (%ld,%ld)",
-                 gradient.extent(0), gradient.extent(1), gradient.stride(0), gradient.stride(1),
-                 static_cast<const void*>(gradient.data()), forward_rows_, out);
+                 "the gradient is (%ld,%ld) with strides (%ld,%ld); forward gave logits (%ld,%ld)", gradient.extent(0),
+                 gradient.extent(1), gradient.stride(0), gradient.stride(1), forward_rows_, out);
   }
+  const detail::buffer read = detail::buffer_of("gradient", gradient);
+  if (auto r = detail::check_buffer(read); !r) return r;
+  const detail::buffer written{"gradients", floats(gradients_at_), parameters_ * 4};
+  if (!detail::overlap(read, written)) return {};
+  return error(errc::invalid_argument, "gradient",
+               "the gradient (%ld bytes at %p) overlaps the gradients of the parameters (%ld bytes at %p)", read.bytes,
+               read.at, written.bytes, written.at);
+}
+
+inline result<void> mlp::backward(loops::executor_ref threads, const view<const float, 2>& gradient) noexcept {
+  if (auto r = check_gradient(gradient); !r) return r;
+  const index out = layer(count_ - 1).description().out;
   const void* dz = gradient.data();
   if (data_ == type::bf16) {
     auto* const to = reinterpret_cast<std::uint16_t*>(bytes(at(count_ - 1).dz_at));
