@@ -131,10 +131,10 @@ float rate_at(const settings& s, std::int64_t step, std::int64_t steps) {
 class training {
  public:
   training(checkpoint& c, const pictures& set, const pictures& test, const std::string& backend,
-           brgemm::loops::executor_ref threads)
+           brgemm::loops::executor_ref threads, bool resumed)
       : c_(c), set_(set), test_(test), threads_(threads), in_(set, c.chosen.batch), network_(make(c.chosen, backend)) {
     trainer_.emplace(take(train::classifier<train::sgd>::make(network_, {.momentum = 0.9f, .weight_decay = 1e-4f})));
-    if (c.steps == 0) {
+    if (!resumed) {
       train::generator random(c.chosen.seed);
       take(train::initialise(threads, network_, random));
       return;
@@ -241,6 +241,31 @@ void write_results(const std::string& folder, const progress& done, const std::v
   if (!history.flush() || !predictions.flush()) throw std::runtime_error("cannot write into " + folder);
 }
 
+/// A resumed run goes on with the checkpoint's settings: any other that is asked for is refused.
+void expect_same_settings(const CLI::App& app, const settings& asked, const settings& kept) {
+  const auto expect = [&app](const char* option, bool same) {
+    if (app.count(option) == 0 || same) return;
+    throw std::runtime_error(std::string(option) + " differs from the checkpoint's, with which --resume goes on");
+  };
+  expect("--type", asked.type == kept.type);
+  expect("--epochs", asked.epochs == kept.epochs);
+  expect("--layers", asked.layers == kept.layers);
+  expect("--batch", asked.batch == kept.batch);
+  expect("--learning-rate", asked.learning_rate == kept.learning_rate);
+  expect("--seed", asked.seed == kept.seed);
+}
+
+/// Opens all that the run will write into the folder: what is forbidden is found before the training, not after it.
+void expect_writable(const std::string& folder) {
+  std::filesystem::create_directories(folder);
+  for (const char* name : {"checkpoint", "checkpoint.part", "history.csv", "predictions.csv"}) {
+    const std::string path = folder + "/" + name;
+    const bool there = std::filesystem::exists(path);
+    if (!std::ofstream(path, std::ios::app)) throw std::runtime_error("cannot write " + path);
+    if (!there) std::filesystem::remove(path);
+  }
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"Trains a network on Fashion-MNIST with brgemm. Ctrl-C ends it with a checkpoint."};
   checkpoint c;
@@ -268,16 +293,25 @@ int run(int argc, char** argv) {
   app.add_flag("--resume", resume, "go on from the checkpoint, with its settings (threads and backend may differ)");
   CLI11_PARSE(app, argc, argv);
 
-  std::filesystem::create_directories(output);
+  if (!(s.learning_rate > 0) || !std::isfinite(static_cast<float>(s.learning_rate))) {
+    throw std::runtime_error("--learning-rate must be a finite number above 0");
+  }
+
   const std::string checkpoint_path = output + "/checkpoint";
-  if (resume) c = load_checkpoint(checkpoint_path);
+  if (resume) {
+    const settings asked = s;
+    c = load_checkpoint(checkpoint_path);
+    expect_same_settings(app, asked, s);
+  }
+  expect_writable(output);
   const pictures set = load_pictures(data, "train");
+  if (resume) check(c, set.size());
   const pictures test = load_pictures(data, "t10k");
   auto executor = take(brgemm::loops::default_executor::make(threads));
 
   std::signal(SIGINT, [](int) { interrupted = 1; });
   const auto start = clock::now();
-  training t(c, set, test, backend, executor);
+  training t(c, set, test, backend, executor, resume);
   std::string sizes = std::to_string(picture_size);
   for (const auto size : s.layers) sizes += "-" + std::to_string(size);
   std::printf("%s-10, %s, %s, %d thread%s, batch %ld, seed %lu%s\n", sizes.c_str(), s.type.c_str(),
