@@ -68,10 +68,8 @@ class JitRegistry : public testing::Test {
     std::remove(dump_path().c_str());
   }
   static void close_files() {
-    for (int* file : {&registry::state.map_file, &registry::state.dump_file}) {
-      if (*file >= 0) ::close(*file);
-      *file = -1;
-    }
+    for (auto* file : {&registry::state.map_file, &registry::state.dump_file}) file->close();
+    registry::state.process = 0;  // the next begin anew
   }
   static std::string dump_path() { return "/tmp/jit-" + std::to_string(getpid()) + ".dump"; }
   static result<kernel> make() { return make_kernel(fake::problem(42), {.backend = "fake"}); }
@@ -152,15 +150,52 @@ TEST_F(JitRegistry, AForksChildHasItsOwnMap) {
   EXPECT_EQ(contents(map_path()), map_line(*k));
 }
 
+/// Made without handlers: it must see by itself that the file is not its own.
+TEST_F(JitRegistry, AChildMadeWithoutHandlersHasItsOwnMap) {
+  registry::set_targets("perf");
+  const auto k = make();
+  ASSERT_TRUE(k);
+  const auto child = static_cast<pid_t>(syscall(SYS_fork));
+  if (child == 0) {
+    const auto other = make_kernel(fake::problem(43), {.backend = "fake"});
+    _exit(other && contents(map_path()) == map_line(*k) + map_line(*other) ? 0 : 1);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  std::remove(map_path(child).c_str());
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(contents(map_path()), map_line(*k));
+}
+
+/// A program that closes all files, as daemons do, and then has its own under these numbers.
+TEST_F(JitRegistry, FilesOfTheProgramAreNotWritten) {
+  registry::set_targets("perf,jitdump");
+  const auto k = make();
+  ASSERT_TRUE(k);
+  const std::size_t dumped = contents(dump_path()).size();
+  const int numbers[] = {registry::state.map_file.number(), registry::state.dump_file.number()};
+  const int own = memfd_create("own", 0);
+  for (const int number : numbers) ASSERT_EQ(dup2(own, number), number);
+  const auto other = make_kernel(fake::problem(43), {.backend = "fake"});
+  ASSERT_TRUE(other);
+  EXPECT_EQ(lseek(own, 0, SEEK_END), 0);
+  EXPECT_EQ(contents(map_path()), map_line(*k) + map_line(*other));
+  EXPECT_EQ(contents(dump_path()).size(), 2 * dumped - sizeof(registry::dump_header));
+  ::close(own);
+  for (const int number : numbers) ::close(number);
+}
+
 TEST_F(JitRegistry, AStaleFileIsEmptiedAndAnotherCopysIsNot) {
   { std::ofstream(map_path()) << "left by an earlier process\n"; }
   registry::set_targets("perf");
   const auto k = make();
   ASSERT_TRUE(k);
   EXPECT_EQ(contents(map_path()), map_line(*k));
-  const int copy = registry::open_own_file(map_path().c_str());  // as another shared object's registry would
+  backend::kept_file copy;
+  bool begun = false;  // as another shared object's registry would
+  EXPECT_TRUE(registry::open_own_file(copy, begun, map_path().c_str()));
   EXPECT_EQ(contents(map_path()), map_line(*k));
-  ::close(copy);
+  copy.close();
 }
 
 TEST_F(JitRegistry, JitdumpHasCodeAndName) {

@@ -100,7 +100,12 @@ case "$case_name" in
     ./host ./libone.so ./libtwo.so
     # a host that carries the headers itself
     g++ -std=c++20 -O1 -rdynamic -I"$source_dir/include" -DUSE_NAME=use_with_other_flags "$here/plugin_host.cpp" "$here/use.cpp" -o full_host -ldl -pthread
-    ./full_host ./libone.so ./libtwo.so ;;
+    ./full_host ./libone.so ./libtwo.so
+    # lists for GDB
+    g++ -std=c++20 -O1 -fPIC -shared -I"$source_dir/include" "$here/registered.cpp" -o libthree.so -pthread
+    cp libthree.so libfour.so
+    g++ -std=c++20 -O1 "${warnings[@]}" "$here/registered_host.cpp" -o registered_host -ldl
+    BRGEMM_JIT_PROFILE=gdb ./registered_host ./libthree.so ./libfour.so ;;
   xbyak)
     own=("-DXBYAK_FIRST" "-DXBYAK_LAST" "-DXBYAK_NO_EXCEPTION" "-DXBYAK_DONT_USE_MMAP_ALLOCATOR" "-DXBYAK_NO_EXCEPTION -DXBYAK_DONT_USE_MMAP_ALLOCATOR" "")
     for compiler in "${compilers[@]}"; do

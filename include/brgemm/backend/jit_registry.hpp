@@ -138,14 +138,19 @@ struct registration {
   registration* next = nullptr;
   std::span<const std::uint8_t> code;
   brgemm_jit_code_entry entry{};
+  brgemm_jit_descriptor* list = nullptr;  // that the entry is in, and the function that GDB watches for it: shared
+  void (*tell)() = nullptr;               // objects can have their own of both, and one evicts what another registered
   object_file object;
 };
 
 struct shared_state {
   std::mutex lock;
   registration* first = nullptr;
-  int map_file = -1;
-  int dump_file = -1;
+  pid_t process = 0;     // that the files and these flags are of
+  bool has_map = false;  // begun; what is there is not left from an earlier process
+  bool has_dump = false;
+  kept_file map_file;
+  kept_file dump_file;
   void* dump_marker = nullptr;  // perf learns of the dump by a mapping of it
   std::uint64_t dumped = 0;
 };
@@ -230,33 +235,37 @@ inline void fill_object(object_file& o, std::span<const std::uint8_t> code, cons
 }
 
 inline void tell_gdb(registration& r) noexcept {
-  brgemm_jit_descriptor& list = __jit_debug_descriptor;
+  r.list = &__jit_debug_descriptor;
+  r.tell = __jit_debug_register_code;
+  brgemm_jit_descriptor& list = *r.list;
   r.entry = {list.first, nullptr, &r.object, sizeof r.object};
   if (list.first != nullptr) list.first->previous = &r.entry;
   list.first = &r.entry;
   list.relevant = &r.entry;
   list.action = 1;
-  __jit_debug_register_code();
+  r.tell();
 }
 
 inline void take_from_gdb(registration& r) noexcept {
-  brgemm_jit_descriptor& list = __jit_debug_descriptor;
+  brgemm_jit_descriptor& list = *r.list;
   (r.entry.previous != nullptr ? r.entry.previous->next : list.first) = r.entry.next;
   if (r.entry.next != nullptr) r.entry.next->previous = r.entry.previous;
   list.relevant = &r.entry;
   list.action = 2;
-  __jit_debug_register_code();
+  r.tell();
 }
 
 // Files of perf ------------------------------------------------------------------------------------------------------
 
 /// Opens a file that belongs to this process id. Who holds its lock is alive: then it is another shared object of this
-/// process with this code of its own, and both append; else a file that is there is left from an earlier process.
-inline int open_own_file(const char* path) noexcept {
+/// process with this code of its own, and both append; else a file that is there is left from an earlier process,
+/// unless it was begun here and the program has closed it since.
+inline bool open_own_file(kept_file& file, bool& begun, const char* path) noexcept {
   const int fd = ::open(path, O_RDWR | O_CREAT | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd >= 0 && ::flock(fd, LOCK_EX | LOCK_NB) == 0) static_cast<void>(!::ftruncate(fd, 0));
+  if (fd >= 0 && ::flock(fd, LOCK_EX | LOCK_NB) == 0 && !begun) static_cast<void>(!::ftruncate(fd, 0));
   if (fd >= 0) ::flock(fd, LOCK_SH | LOCK_NB);
-  return fd;
+  if (!file.keep(fd)) return false;
+  return begun = true;
 }
 
 inline std::uint64_t now() noexcept {
@@ -267,14 +276,12 @@ inline std::uint64_t now() noexcept {
 
 inline bool write_map_line(std::span<const std::uint8_t> code, const char* name) noexcept {
   char line[600];
-  if (state.map_file < 0) {
-    std::snprintf(line, sizeof line, "/tmp/perf-%d.map", static_cast<int>(::getpid()));
-    state.map_file = open_own_file(line);
-  }
+  std::snprintf(line, sizeof line, "/tmp/perf-%d.map", static_cast<int>(::getpid()));
+  if (!state.map_file.is_open() && !open_own_file(state.map_file, state.has_map, line)) return false;
   const int length =
       std::snprintf(line, sizeof line, "%llx %zx %s\n",
                     static_cast<unsigned long long>(reinterpret_cast<std::uintptr_t>(code.data())), code.size(), name);
-  return state.map_file >= 0 && ::write(state.map_file, line, static_cast<std::size_t>(length)) == length;
+  return ::write(state.map_file.number(), line, static_cast<std::size_t>(length)) == length;
 }
 
 struct dump_header {
@@ -304,20 +311,21 @@ inline bool open_dump() noexcept {
   const char* folder = std::getenv("JITDUMPDIR");
   char path[512];
   std::snprintf(path, sizeof path, "%s/jit-%d.dump", folder != nullptr ? folder : "/tmp", static_cast<int>(::getpid()));
-  state.dump_file = open_own_file(path);
-  if (state.dump_file < 0) return false;
+  if (!open_own_file(state.dump_file, state.has_dump, path)) return false;
+  const int fd = state.dump_file.number();
   const dump_header header;
-  if (::lseek(state.dump_file, 0, SEEK_END) == 0 &&
-      ::write(state.dump_file, &header, sizeof header) != static_cast<ssize_t>(sizeof header)) {
+  if (::lseek(fd, 0, SEEK_END) == 0 && ::write(fd, &header, sizeof header) != static_cast<ssize_t>(sizeof header)) {
+    state.dump_file.close();
     return false;
   }
-  state.dump_marker =
-      ::mmap(nullptr, code_memory::whole_pages(1), PROT_READ | PROT_EXEC, MAP_PRIVATE, state.dump_file, 0);
+  if (state.dump_marker == nullptr) {
+    state.dump_marker = ::mmap(nullptr, code_memory::whole_pages(1), PROT_READ | PROT_EXEC, MAP_PRIVATE, fd, 0);
+  }
   return true;
 }
 
 inline bool write_dump(std::span<const std::uint8_t> code, const char* name) noexcept {
-  if (state.dump_file < 0 && !open_dump()) return false;
+  if (!state.dump_file.is_open() && !open_dump()) return false;
   const std::size_t name_bytes = std::strlen(name) + 1;
   dump_record record;
   record.bytes = static_cast<std::uint32_t>(sizeof record + name_bytes + code.size());
@@ -325,7 +333,7 @@ inline bool write_dump(std::span<const std::uint8_t> code, const char* name) noe
   record.code_bytes = code.size();
   record.number = state.dumped++;
   const auto put = [](const void* data, std::size_t bytes) {
-    return ::write(state.dump_file, data, bytes) == static_cast<ssize_t>(bytes);
+    return ::write(state.dump_file.number(), data, bytes) == static_cast<ssize_t>(bytes);
   };
   return put(&record, sizeof record) && put(name, name_bytes) && put(code.data(), code.size());
 }
@@ -340,6 +348,18 @@ inline result<void> write_files(int to, std::span<const std::uint8_t> code, cons
                  static_cast<int>(::getpid()), code_memory::reason(errno));
   }
   return {};
+}
+
+/// A child's files have its own process id, and begin with the kernels that it inherited, however it was made.
+inline void begin_files_of_this_process_locked() noexcept {
+  if (state.process == ::getpid()) return;
+  state.process = ::getpid();
+  for (kept_file* file : {&state.map_file, &state.dump_file}) file->close();
+  state.has_map = state.has_dump = false;
+  state.dump_marker = nullptr;  // its mapping, if there is one, is of the parent's file
+  for (const registration* r = state.first; r != nullptr; r = r->next) {
+    static_cast<void>(write_files(wanted(), r->code, r->object.strings + 1));
+  }
 }
 
 // ------------------------------------------------------------------------------------------------------------------
@@ -359,6 +379,7 @@ inline result<void> write_files(int to, std::span<const std::uint8_t> code, cons
   r->code = code;
   fill_object(r->object, code, name);
   std::lock_guard guard(state.lock);
+  begin_files_of_this_process_locked();
   if (auto written = write_files(to, code, name); !written) {
     current_system_calls.free(memory);
     return written;
@@ -395,18 +416,10 @@ inline void remove(const std::uint8_t* code) noexcept {
   if (code != nullptr && wanted() != 0) forget(code);
 }
 
-/// Around fork. The child's files have its own process id, and begin with the kernels that it inherited.
+/// Around fork.
 inline void before_fork() noexcept { state.lock.lock(); }
 inline void after_fork(bool child) noexcept {
-  if (child) {
-    for (int* file : {&state.map_file, &state.dump_file}) {
-      if (*file >= 0) ::close(*file);
-      *file = -1;
-    }
-    for (const registration* r = state.first; r != nullptr; r = r->next) {
-      static_cast<void>(write_files(wanted(), r->code, r->object.strings + 1));
-    }
-  }
+  if (child) begin_files_of_this_process_locked();
   state.lock.unlock();
 }
 
