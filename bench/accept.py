@@ -21,6 +21,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROBLEMS = os.path.join(HERE, "problems")
 VOID_ABOVE = 1.03
+PICTURES = ("roofline.png", "ratio_per_shape.png")
 FILES = {
     "primitive": ["ceilings.txt", "kernels.txt", "epilogues.txt", "calls.txt", "shapes.txt", "linear.txt"],
     "train": ["train.txt"],
@@ -288,8 +289,9 @@ def primitive_rows(results):
     rows = [share_row(suite, results, f"gemm/{case}/batch16", limit) for case, limit in
             [("f32/32x32x32", 0.97), ("f32/64x64x64", 0.97), ("f32/128x128x128", 0.94), ("f64/64x64x64", 0.96),
              ("bf16/64x64x64", 0.95), ("u8s8/64x64x64", 0.92)]]
+    # A shape that was drawn twice is one row: 998 of the list's 1,000 draws differ.
     count = sum(n.startswith("shapes_1000/") and n.endswith("/batch16") for n in results.names())
-    rows += shape_rows(suite, results, "shapes_1000", f"f32, {count:,} shapes")
+    rows += shape_rows(suite, results, "shapes_1000", f"f32, {count:,} different shapes")
     rows += shape_rows(suite, results, "shapes_fresh", "f32, fresh shapes")
     for case, limit in [("f32/64x64x64/batch16/bias,relu", 0.03), ("f32/64x64x64/batch16/bias,gelu_tanh", 0.12),
                         ("f32/64x64x64/batch16/bias,gelu_erf", 0.12), ("u8s8/64x64x64/batch16/requantise", 0.05)]:
@@ -375,8 +377,11 @@ def table(rows, markdown=False):
 def split_page(path, suite):
     """What stands before and after the place of the suite's table, and the two marks."""
     begin, end = f"<!-- begin {suite} -->", f"<!-- end {suite} -->"
-    with open(path) as file:
-        before, found_begin, rest = file.read().partition(begin)
+    try:
+        with open(path) as file:
+            before, found_begin, rest = file.read().partition(begin)
+    except OSError as error:
+        sys.exit(f"cannot read {path}: {error}")
     _, found_end, after = rest.partition(end)
     if not found_begin or not found_end:
         sys.exit(f"{path} has no place for a table: {begin} and {end}")
@@ -410,7 +415,7 @@ def plot_roofline(results, folder, plt):
     axes.set(xscale="log", yscale="log", xlabel="flop a byte of A, B and C", ylabel="GFLOP/s",
              title="f32 kernels under the roofline, one thread")
     axes.legend(fontsize=8)
-    figure.savefig(os.path.join(folder, "roofline.png"), dpi=120, bbox_inches="tight")
+    figure.savefig(os.path.join(folder, PICTURES[0]), dpi=120, bbox_inches="tight")
 
 
 def plot_ratio(results, folder, plt):
@@ -430,7 +435,7 @@ def plot_ratio(results, folder, plt):
         if points:
             part.legend(fontsize=8)
     axes[0].set_ylabel("times as quick as the peer")
-    figure.savefig(os.path.join(folder, "ratio_per_shape.png"), dpi=120, bbox_inches="tight")
+    figure.savefig(os.path.join(folder, PICTURES[1]), dpi=120, bbox_inches="tight")
 
 
 def plot(results, folder):
@@ -504,6 +509,28 @@ def measure_suite(options, driver, results, folder):
     return rows_of(results)
 
 
+def expect_writable(options):
+    """Opens what the run will write, before it measures for many minutes."""
+    if options.document:
+        split_page(options.document, options.suite)
+    if options.plot:
+        try:
+            import matplotlib  # noqa: F401
+            os.makedirs(options.plot, exist_ok=True)
+        except (ImportError, OSError) as error:
+            sys.exit(f"cannot draw into {options.plot}: {error}")
+    pictures = [os.path.join(options.plot, name) for name in PICTURES] if options.plot else []
+    for path in filter(None, [options.json, options.raw, options.document, *pictures]):
+        try:
+            there = os.path.exists(path)
+            with open(path, "a"):
+                pass
+            if not there:
+                os.remove(path)
+        except OSError as error:
+            sys.exit(f"cannot write {path}: {error}")
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("suite", nargs="?", choices=sorted(FILES))
@@ -525,6 +552,8 @@ def parse_arguments():
     options = parser.parse_args()
     if options.suite is None and options.draw is None:
         parser.error("name a suite")
+    if options.draw is None:
+        expect_writable(options)
     options.rounds = options.rounds or (5 if options.quick else 11)
     options.sample_us = options.sample_us or (150 if options.quick else 300)
     options.minutes = options.minutes or (1.5 if options.quick else 20)
@@ -538,8 +567,6 @@ def main():
         for shape in draw(options.draw, options.seed):
             print(*shape)
         return 0
-    if options.document:
-        split_page(options.document, options.suite)  # before the run, not after it
     results = Results()
     with tempfile.TemporaryDirectory() as folder:
         rows = measure_suite(options, Driver(options), results, folder)

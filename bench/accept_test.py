@@ -1,5 +1,9 @@
 #!/usr/bin/env python3
 """Tests of accept.py on made-up measurements: what is met, what is not, and what voids a run."""
+import os
+import subprocess
+import sys
+import tempfile
 import unittest
 
 import accept
@@ -101,6 +105,24 @@ class Rows(unittest.TestCase):
         row, mean = accept.linear_rows("primitive", results_of({name: both}))
         self.assertEqual((row["peer_name"], row["met"], mean["met"]), ("oneDNN", False, False))
 
+    def test_what_cannot_be_written_is_found_first(self):
+        """A folder in the place of a file, a file in the place of a folder, a page without a place for the table."""
+        with tempfile.TemporaryDirectory() as folder:
+            taken, page = os.path.join(folder, "taken"), os.path.join(folder, "page.md")
+            os.makedirs(taken)
+            os.makedirs(os.path.join(folder, "pictures", "roofline.png"))
+            with open(page, "w") as file:
+                file.write("a page")
+            for option, value in [("--json", taken), ("--raw", taken), ("--document", taken), ("--document", page),
+                                  ("--document", os.path.join(folder, "absent.md")), ("--plot", page),
+                                  ("--plot", os.path.join(folder, "pictures"))]:
+                done = subprocess.run([sys.executable, "-B", accept.__file__, "primitive", "--bench", "/nowhere", option,
+                                       value], capture_output=True, text=True)
+                self.assertEqual(done.returncode, 1, done.stderr)
+                self.assertIn(value, done.stderr)
+                self.assertNotIn("Traceback", done.stderr)
+            self.assertEqual(sorted(os.listdir(folder)), ["page.md", "pictures", "taken"])
+
     def test_void(self):
         self.assertEqual(accept.void_cases(results_of({"x": kernel(1.02)})), {})
         self.assertIn("x", accept.void_cases(results_of({"x": kernel(1.04)})))
@@ -110,6 +132,7 @@ class Rows(unittest.TestCase):
         with open(accept.PROBLEMS + "/shapes_1000.txt") as file:
             first, *lines = file.read().splitlines()
         self.assertEqual([tuple(map(int, line.split())) for line in lines], accept.draw(1000, int(first.split()[-1])))
+        self.assertEqual(len(set(lines)), 998)  # as the table's note and docs/performance.md say
 
 
 if __name__ == "__main__":

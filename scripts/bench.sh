@@ -13,25 +13,29 @@
 #
 # BUILD_DIR names another build folder than build/release. bench/accept.py --help lists its options.
 set -euo pipefail
+from=$PWD  # paths of the user's are relative to this
 cd "$(dirname "$0")/.."
+root=$PWD
 
-usage() { sed -n '2,15s/^# \{0,1\}//p' "$0"; }
+usage() { sed -n '2,15s/^# \{0,1\}//p' scripts/bench.sh; }
+path() { (cd "$from" && realpath -ms "$1"); }
 suite="${1:-}"
 case "$suite" in
   primitive | train) shift ;;
   -h | --help) usage; exit 0 ;;
   *) usage >&2; exit 2 ;;
 esac
-libxsmm="${LIBXSMM_ROOT:-}"
-onednn="${ONEDNN_ROOT:-}"
+libxsmm="${LIBXSMM_ROOT:+$(path "$LIBXSMM_ROOT")}"
+onednn="${ONEDNN_ROOT:+$(path "$ONEDNN_ROOT")}"
 options=()
 plot=no
 torch_python=""
 while [ $# -gt 0 ]; do
   case "$1" in
-    --libxsmm) libxsmm="$(realpath "${2:?--libxsmm needs a path}")"; shift ;;
-    --onednn) onednn="$(realpath "${2:?--onednn needs a path}")"; shift ;;
-    --python) torch_python="$(realpath -s "${2:?--python needs a path}")"; shift ;;
+    --libxsmm=* | --onednn=* | --python=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
+    --libxsmm) libxsmm="$(path "${2:?--libxsmm needs a path}")"; shift ;;
+    --onednn) onednn="$(path "${2:?--onednn needs a path}")"; shift ;;
+    --python) torch_python="$(path "${2:?--python needs a path}")"; shift ;;
     --plot | --plot=*) plot=yes; options+=("$1") ;;
     *) options+=("$1") ;;
   esac
@@ -41,7 +45,8 @@ done
 scripts/install-packages.sh g++ cmake ninja-build python3-venv libxbyak-dev libbenchmark-dev libcli11-dev \
   libxsmm-dev libdnnl-dev libopenblas-dev libblis-dev libtbb-dev
 
-build_dir="${BUILD_DIR:-build/release}"
+build_dir="$root/build/release"
+if [ -n "${BUILD_DIR:-}" ]; then build_dir="$(path "$BUILD_DIR")"; fi
 cmake --preset release -B "$build_dir" -DBRGEMM_BENCH_LIBXSMM="$libxsmm" -DBRGEMM_BENCH_ONEDNN="$onednn" >/dev/null
 cmake --build "$build_dir" --target brgemm_bench brgemm_bench_peers
 
@@ -60,5 +65,6 @@ if [ -n "$onednn" ] && [ -e "$onednn/lib/libintelocl.so" ]; then
   export OCL_ICD_FILENAMES="$onednn/lib/libintelocl.so" OCL_ICD_VENDORS="$onednn/lib/libintelocl.so"
 fi
 export ONEDNN_VERBOSE="${ONEDNN_VERBOSE:-none}"
-exec "$python" bench/accept.py "$suite" --bench "$build_dir/bench/brgemm_bench" \
+cd "$from"
+exec "$python" "$root/bench/accept.py" "$suite" --bench "$build_dir/bench/brgemm_bench" \
   --python "${torch_python:-$python}" "${options[@]}"
