@@ -3,6 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <string>
+#include <utility>
+
 namespace brgemm {
 namespace {
 
@@ -44,10 +47,33 @@ TEST(Cpu, WhatNeedsAHiddenFeatureIsHiddenToo) {
   EXPECT_EQ(detail::hide(everything, "-amx"), without({feature::amx_tile, feature::amx_bf16, feature::amx_int8}));
 }
 
-TEST(Cpu, OtherWordsHideNothing) {
-  EXPECT_EQ(detail::hide(everything, "bf16"), everything);
-  EXPECT_EQ(detail::hide(everything, "-nonsense,,-,+vnni"), everything);
+TEST(Cpu, OtherWordsAreErrorsAndHideNothing) {
+  const cpu_features before = cpu();
+  for (const auto& [list, word] :
+       {std::pair("bf16", "\"bf16\""), std::pair("-bf16, -vnni", "\" -vnni\""), std::pair("-BF16", "\"-BF16\""),
+        std::pair("-avx512_bf16", "\"-avx512_bf16\""), std::pair("-", "\"-\""), std::pair("-vnni,+bf16", "\"+bf16\""),
+        std::pair("--vnni", "\"--vnni\""), std::pair(" ", "\" \"")}) {
+    const auto r = hide_cpu_features(list);
+    ASSERT_FALSE(r) << list;
+    EXPECT_EQ(r.error().code(), errc::invalid_argument);
+    EXPECT_EQ(r.error().field(), "BRGEMM_CPU");
+    EXPECT_NE(r.error().message().find(word), std::string_view::npos) << r.error().message();
+    EXPECT_EQ(cpu(), before);
+  }
   EXPECT_EQ(detail::hide(everything, ",,-bf16,"), without({feature::avx512_bf16}));
+  EXPECT_TRUE(detail::check_hidden(",,-bf16,"));
+}
+
+TEST(Cpu, EveryNameIsKnownAndTold) {
+  const auto wrong = detail::check_hidden(std::string(1000, 'x'));  // the longest message
+  ASSERT_FALSE(wrong);
+  for (const auto& [name, bit] : detail::feature_names) {
+    const std::string word = "-" + std::string(name);
+    EXPECT_TRUE(detail::check_hidden(word)) << word;
+    EXPECT_NE(wrong.error().message().find(word), std::string_view::npos) << word;
+    EXPECT_NE(detail::hide(everything, word), everything) << word;
+  }
+  EXPECT_TRUE(detail::check_hidden(""));
 }
 
 TEST(Cpu, TheHookHidesAndShows) {

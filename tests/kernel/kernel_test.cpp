@@ -121,21 +121,32 @@ TEST_F(Kernel, DISABLED_SayBackend) {
   std::printf("answer: %s\n", std::string(k ? k->backend() : k.error().message()).c_str());
 }
 
-TEST_F(Kernel, BRGEMM_BACKENDIsRead) {
+/// What it says with this in the environment, `NAME=value`.
+std::string answer_with(const std::string& environment) {
   std::array<char, 4096> self{};
-  ASSERT_GT(readlink("/proc/self/exe", self.data(), self.size() - 1), 0);
-  const auto answer = [&self](const std::string& value) {
-    const std::string command = "BRGEMM_BACKEND=" + value + " '" + self.data() +
-                                "' --gtest_also_run_disabled_tests --gtest_filter=Kernel.DISABLED_SayBackend";
-    std::FILE* pipe = popen(command.c_str(), "r");
-    std::string output;
-    std::array<char, 1024> part{};
-    while (std::fgets(part.data(), part.size(), pipe) != nullptr) output += part.data();
-    pclose(pipe);
-    return output;
-  };
-  EXPECT_NE(answer("reference").find("answer: reference"), std::string::npos);
-  EXPECT_NE(answer("rocket").find("names the backend \"rocket\""), std::string::npos);
+  EXPECT_GT(readlink("/proc/self/exe", self.data(), self.size() - 1), 0);
+  const std::string command =
+      environment + " '" + self.data() + "' --gtest_also_run_disabled_tests --gtest_filter=Kernel.DISABLED_SayBackend";
+  std::FILE* pipe = popen(command.c_str(), "r");
+  std::string output;
+  std::array<char, 1024> part{};
+  while (std::fgets(part.data(), part.size(), pipe) != nullptr) output += part.data();
+  pclose(pipe);
+  return output;
+}
+
+TEST_F(Kernel, BRGEMM_BACKENDIsRead) {
+  EXPECT_NE(answer_with("BRGEMM_BACKEND=reference").find("answer: reference"), std::string::npos);
+  EXPECT_NE(answer_with("BRGEMM_BACKEND=rocket").find("names the backend \"rocket\""), std::string::npos);
+}
+
+/// A word that hides nothing would leave a test of a lesser CPU on this one.
+TEST_F(Kernel, BRGEMM_CPUIsReadAndItsUnknownWordsAreErrors) {
+  EXPECT_NE(answer_with("BRGEMM_CPU=-avx2").find("answer: reference"), std::string::npos);
+  EXPECT_NE(answer_with("BRGEMM_CPU='-avx2, -vnni'").find("answer: BRGEMM_CPU has the word \" -vnni\""),
+            std::string::npos);
+  EXPECT_NE(answer_with("BRGEMM_CPU=-BF16").find("answer: BRGEMM_CPU has the word \"-BF16\""), std::string::npos);
+  EXPECT_NE(answer_with("BRGEMM_CPU=-avx512_bf16").find("the word \"-avx512_bf16\""), std::string::npos);
 }
 
 TEST_F(Kernel, RegisteringTwiceIsNothingAndANameIsTakenOnce) {

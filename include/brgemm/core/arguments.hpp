@@ -18,8 +18,8 @@ struct offset_pair {
 };
 
 /// What a kernel reads at a call. Fields that the desc does not ask for are not read. The struct is only read, so one
-/// may be reused and shared by threads. C must not overlap A, B or an operand, but for an `add` or `multiply` operand
-/// that is C itself (same address, type and leading dimension).
+/// may be reused and shared by threads. C must not overlap A, B or an operand, but for the operand of an `add`, a
+/// `multiply` or a `*_backward` step that is C itself (same address, type and leading dimension).
 struct arguments {
   const void* a = nullptr;  ///< first A (strides) or base of offsets
   const void* b = nullptr;  ///< first B (strides) or base of offsets

@@ -1,4 +1,5 @@
-// What the CPU can do: cpuid, what the operating system saves, and what BRGEMM_CPU hides.
+// What the CPU can do: cpuid, what the operating system saves, and what BRGEMM_CPU hides: features by name, each after
+// a minus, with commas and nothing else between them: BRGEMM_CPU=-bf16,-vnni.
 #pragma once
 
 #include <cpuid.h>
@@ -8,6 +9,7 @@
 #include <string_view>
 
 #include "desc.hpp"
+#include "result.hpp"
 
 namespace brgemm::inline abi_0 {
 
@@ -106,12 +108,33 @@ inline cpu_features detect_cpu() noexcept {
   return f;
 }
 
+/// Takes the first word off a list with commas.
+constexpr std::string_view take_word(std::string_view& list) noexcept {
+  const auto end = list.find(',');
+  const std::string_view word = list.substr(0, end);
+  list = end == std::string_view::npos ? std::string_view{} : list.substr(end + 1);
+  return word;
+}
+
+/// Whether each word of the list hides a feature; empty words are no words. Error: invalid_argument "BRGEMM_CPU".
+inline result<void> check_hidden(std::string_view list) noexcept {
+  while (!list.empty()) {
+    const std::string_view word = take_word(list);
+    bool known = word.empty();
+    for (const auto& f : feature_names) known |= word.substr(0, 1) == "-" && word.substr(1) == f.name;
+    if (known) continue;
+    return error(errc::invalid_argument, "BRGEMM_CPU",
+                 "BRGEMM_CPU has the word \"%.*s\"; with commas and without spaces it takes -avx2, -f16c, -avx_vnni, "
+                 "-avx512, -vnni, -bf16, -fp16, -amx, -amx_bf16 and -amx_int8",
+                 word.size() < 40 ? static_cast<int>(word.size()) : 40, word.data());
+  }
+  return {};
+}
+
 /// Applies "-bf16,-vnni": each named feature is hidden, and what needs it with it. Unknown names hide nothing.
 inline cpu_features hide(cpu_features f, std::string_view list) noexcept {
   while (!list.empty()) {
-    const auto end = list.find(',');
-    std::string_view word = list.substr(0, end);
-    list = end == std::string_view::npos ? std::string_view{} : list.substr(end + 1);
+    std::string_view word = take_word(list);
     if (word.empty() || word.front() != '-') continue;
     word.remove_prefix(1);
     for (const auto& [name, bit] : feature_names) {
@@ -126,10 +149,12 @@ inline cpu_features hide(cpu_features f, std::string_view list) noexcept {
   return f;
 }
 
-inline cpu_features initial_cpu() noexcept {
-  const char* hidden = std::getenv("BRGEMM_CPU");
-  return hide(detect_cpu(), hidden != nullptr ? std::string_view(hidden) : std::string_view());
+inline std::string_view hidden_by_environment() noexcept {
+  const char* const list = std::getenv("BRGEMM_CPU");
+  return list != nullptr ? std::string_view(list) : std::string_view();
 }
+
+inline cpu_features initial_cpu() noexcept { return hide(detect_cpu(), hidden_by_environment()); }
 
 inline std::atomic<std::uint32_t>& visible_features() noexcept {
   static std::atomic<std::uint32_t> bits{initial_cpu().bits};
@@ -144,10 +169,19 @@ inline cpu_features cpu() noexcept {
   return {detail::visible_features().load(std::memory_order_relaxed), intel};
 }
 
+/// What is wrong with BRGEMM_CPU, read once a process: a list with an unknown word would hide less than was meant, so
+/// make_kernel makes nothing then. Error: invalid_argument "BRGEMM_CPU".
+inline const result<void>& check_cpu_list() noexcept {
+  static const result<void> checked = detail::check_hidden(detail::hidden_by_environment());
+  return checked;
+}
+
 /// For tests: hides features from now on, in the form of BRGEMM_CPU ("-bf16,-vnni"); "" shows all that the machine has.
-/// Kernels made before are untouched. Thread-safe.
-inline void hide_cpu_features(std::string_view list) noexcept {
+/// Kernels made before are untouched. Thread-safe. Error: invalid_argument for an unknown word; then nothing changes.
+inline result<void> hide_cpu_features(std::string_view list) noexcept {
+  if (auto r = detail::check_hidden(list); !r) return r;
   detail::visible_features().store(detail::hide(detail::detect_cpu(), list).bits, std::memory_order_relaxed);
+  return {};
 }
 
 /// The order in which a kernel of this desc sums on this machine: what was asked for, or what `order::machine` stands

@@ -166,6 +166,7 @@ inline error unsupported_by(const backend::entry& e, const error& why) noexcept 
 /// last one, is slower by orders of magnitude: it is the answer only where it is named, or where nothing generates
 /// code.
 inline result<const backend::entry*> choose_backend(const desc& d, std::uint32_t named) noexcept {
+  if (const auto& r = check_cpu_list(); !r) return r.error();
   if (auto r = validate(d); !r) return r.error();
   if (named != 0) {
     const backend::entry& e = *backend_number(named);

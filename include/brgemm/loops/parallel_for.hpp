@@ -24,7 +24,8 @@ using range_task = void (*)(void* context, index begin, index end);
 
 /// Runs tasks. `run(count, task, context)` calls task(context, begin, end) for ranges that together hold each of
 /// 0..count-1 once, on any threads, and returns when all of them are done; it must make what the caller wrote before
-/// visible to the tasks, and what they wrote visible to the caller. `threads()` is how many ranges run at once.
+/// visible to the tasks, and what they wrote visible to the caller. `threads()` is how many ranges run at once. `run`
+/// must not throw: the library calls it from noexcept functions, where an exception ends the program (std::terminate).
 /// Results of this library never depend on how an executor cuts the ranges.
 template <class E>
 concept executor = requires(E& e, index count, range_task task, void* context) {
