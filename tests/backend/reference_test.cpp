@@ -576,11 +576,27 @@ constexpr std::array bytes_of_c = {type::s32, type::f32, type::bf16, type::u8, t
 
 std::int32_t low_32_bits(std::int64_t x) { return static_cast<std::int32_t>(static_cast<std::uint32_t>(x)); }
 
+/// What alpha, beta and C make of an exact sum that became f32, each operation rounded once from exact values.
+float with_start(const call& t, float sum, index i, index j) {
+  const desc& d = t.d;
+  const float beta = d.beta == beta_kind::zero ? 0 : d.beta == beta_kind::one ? 1 : static_cast<float>(t.x.beta);
+  const float start = beta == 0 ? 0 : static_cast<float>(static_cast<double>(beta) * t.c_before(i, j));
+  if (d.alpha == alpha_kind::one) return static_cast<float>(static_cast<double>(start) + static_cast<double>(sum));
+  const auto alpha = static_cast<quad>(static_cast<float>(t.x.alpha));
+  return static_cast<float>(alpha * static_cast<quad>(sum) + static_cast<quad>(start));
+}
+
 void check_8bit_case(type a, type b, type c, random_source& random) {
   call t;
   t.d.a = a, t.d.b = b, t.d.c = c;
   randomise(t, random);
   if (c == type::s32 && random.coin()) t.d.beta = beta_kind::one;
+  if (c != type::s32 && random.coin()) t.d.alpha = alpha_kind::at_call;
+  if (c == type::f32 || c == type::bf16) {
+    t.d.beta = random.one_of(std::array{beta_kind::zero, beta_kind::one, beta_kind::at_call});
+  }
+  t.x.alpha = random.one_of(std::array{1.0, 0.3, -2e-4, 0.0});
+  t.x.beta = random.one_of(std::array{0.0, -0.0, 1.0, -0.7, 3e4});
   if (random.coin()) t.d.zero_a = zero_point::at_call, t.x.zero_a = static_cast<std::int32_t>(random.from(-300, 300));
   if (random.coin()) t.d.zero_b = zero_point::at_call, t.x.zero_b = static_cast<std::int32_t>(random.from(-300, 300));
   if (random.coin()) t.x.zero_a = std::numeric_limits<std::int32_t>::min() + 5;  // read only where the desc asks
@@ -594,7 +610,8 @@ void check_8bit_case(type a, type b, type c, random_source& random) {
   for (index i = 0; i < t.m; ++i) {
     for (index j = 0; j < t.d.n; ++j) {
       // The int64 may wrap only where za is huge; wrapping is modulo 2^64, so its low 32 bits stay right.
-      std::uint64_t sum = t.d.beta == beta_kind::one ? static_cast<std::uint64_t>(std::int64_t(t.c_before(i, j))) : 0;
+      const bool adds_to_c = c == type::s32 && t.d.beta == beta_kind::one;
+      std::uint64_t sum = adds_to_c ? static_cast<std::uint64_t>(std::int64_t(t.c_before(i, j))) : 0;
       for (index e = 0; e < t.x.batch; ++e) {
         for (index k = 0; k < t.d.k; ++k) {
           sum += static_cast<std::uint64_t>(std::int64_t(t.a_at(e, i, k)) - za) *
@@ -602,8 +619,9 @@ void check_8bit_case(type a, type b, type c, random_source& random) {
         }
       }
       double expected = low_32_bits(static_cast<std::int64_t>(sum));
-      if (c != type::s32) {  // one rounding to f32 (that of the conversion), one of the product, one of the store
-        const float scaled = static_cast<float>(expected) * factors[static_cast<std::size_t>(j)];
+      if (c != type::s32) {  // each rounded once: the conversion to f32, alpha and C, the factor, the store
+        const float finished = with_start(t, static_cast<float>(expected), i, j);
+        const float scaled = finished * factors[static_cast<std::size_t>(j)];
         expected = static_cast<double>(scaled);
         if (c == type::bf16) expected = static_cast<double>(to_f32(to_bf16(scaled)));
         if (c == type::u8) expected = std::nearbyint(std::clamp(expected, 0.0, 255.0));
@@ -640,6 +658,35 @@ TEST(Reference, EightBitSumsWrapModulo32Bits) {
   x.a = a.data(), x.b = b.data(), x.c = &c;
   run(d, x);
   EXPECT_EQ(c, low_32_bits(40000ll * 255 * 255));
+}
+
+// The exact sum here is 2^24 + 1, which is 2^24 in f32: what is added and multiplied is that.
+TEST(Reference, EightBitSumsAreRoundedBeforeAlphaAndC) {
+  std::vector<std::uint8_t> a(520, 255);
+  std::vector<std::int8_t> b(520, 127);
+  a[518] = 14, a[519] = 9, b[519] = 1;
+  desc d;
+  d.k = d.lda = 520;
+  d.a = type::u8, d.b = type::s8, d.c = type::f32;
+  arguments x;
+  float c = 0;
+  x.a = a.data(), x.b = b.data(), x.c = &c;
+  const auto result = [&](beta_kind beta, alpha_kind alpha, float before) {
+    d.beta = beta, d.alpha = alpha, c = before;
+    run(d, x);
+    return c;
+  };
+  x.alpha = 0.5;
+  x.beta = 3;
+  EXPECT_EQ(result(beta_kind::one, alpha_kind::one, 1.0f), 0x1p24f);
+  EXPECT_EQ(result(beta_kind::at_call, alpha_kind::one, 1.0f), 0x1p24f + 4);  // 2^24 + 3: to even
+  EXPECT_EQ(result(beta_kind::one, alpha_kind::at_call, 1.0f), 0x1p23f + 1);
+  EXPECT_EQ(result(beta_kind::zero, alpha_kind::at_call, NAN), 0x1p23f);
+  for (const double zero : {0.0, -0.0, 1e-300}) {  // C is not read
+    x.beta = zero;
+    EXPECT_EQ(result(beta_kind::at_call, alpha_kind::one, NAN), 0x1p24f);
+    EXPECT_EQ(result(beta_kind::at_call, alpha_kind::at_call, NAN), 0x1p23f);
+  }
 }
 
 /// What one f32 becomes in an 8-bit C: an empty sum, plus a bias.

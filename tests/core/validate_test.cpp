@@ -141,10 +141,10 @@ const std::vector<desc_case>& desc_cases() {
       {"layout_b", invalid, valid_f32, [](desc& d) { d.layout_b = layout::interleaved; }, {"f32", "plain"}},
       {"beta", invalid, valid_f32, [](desc& d) { d.beta = unknown<beta_kind>(3); }, {"beta is 3"}},
       {"beta", invalid, valid_u8, [](desc& d) { d.c = type::u8, d.beta = beta_kind::one; }, {"u8"}},
-      {"beta", invalid, valid_u8, [](desc& d) { d.c = type::f32, d.beta = beta_kind::at_call; }, {"f32"}},
+      {"beta", invalid, valid_u8, [](desc& d) { d.c = type::s8, d.beta = beta_kind::at_call; }, {"s8"}},
       {"beta", unsupported, valid_u8, [](desc& d) { d.beta = beta_kind::at_call; }, {"s32"}},
       {"alpha", invalid, valid_f32, [](desc& d) { d.alpha = unknown<alpha_kind>(2); }, {"alpha is 2"}},
-      {"alpha", unsupported, valid_u8, [](desc& d) { d.alpha = alpha_kind::at_call; }, {"op::scale"}},
+      {"alpha", unsupported, valid_u8, [](desc& d) { d.alpha = alpha_kind::at_call; }, {"s32", "f32"}},
       {"sums", invalid, valid_f32, [](desc& d) { d.sums = unknown<order>(5); }, {"sums is 5"}},
       {"sums", invalid, valid_f32, [](desc& d) { d.sums = order::foreign; }, {"foreign"}},
       {"sums", unsupported, valid_f32, [](desc& d) { d.sums = order::pair; }, {"pair", "chain"}},
@@ -295,6 +295,18 @@ TEST(Validate, WhatIsRight) {
       d.a = a, d.b = b;
       EXPECT_TRUE(validate(d));
     }
+  }
+  d.alpha = alpha_kind::at_call;
+  for (const type c : {type::f32, type::bf16}) {
+    for (const beta_kind beta : {beta_kind::zero, beta_kind::one, beta_kind::at_call}) {
+      d.c = c, d.beta = beta;
+      EXPECT_TRUE(validate(d)) << name_of(c);
+    }
+  }
+  d.beta = beta_kind::zero;
+  for (const type c : {type::u8, type::s8}) {
+    d.c = c;
+    EXPECT_TRUE(validate(d)) << name_of(c);
   }
   d = valid_f32();
   for (const auto& o : {op::bias(), op::bias(axis::row, type::bf16), op::add(at_call, type::f16), op::scale(),

@@ -115,13 +115,16 @@ inline void draw_sums(entropy& e, desc& d) {
   if (d.a == brgemm::type::bf16 && e.one_in(2)) d.sums = d.chains == 1 ? order::tile : order::pair;
   if (d.a != brgemm::type::bf16 && e.one_in(4)) d.sums = order::chain;
   if (bytes) {
-    if (d.c == brgemm::type::s32 && e.one_in(2)) d.beta = brgemm::beta_kind::one;
     if (e.one_in(2)) d.zero_a = brgemm::zero_point::at_call;
     if (e.one_in(2)) d.zero_b = brgemm::zero_point::at_call;
-  } else {
-    d.beta = e.pick({brgemm::beta_kind::zero, brgemm::beta_kind::one, brgemm::beta_kind::at_call});
-    if (e.one_in(4)) d.alpha = brgemm::alpha_kind::at_call;
   }
+  if (d.c == brgemm::type::s32) {
+    if (e.one_in(2)) d.beta = brgemm::beta_kind::one;
+    return;
+  }
+  if (e.one_in(4)) d.alpha = brgemm::alpha_kind::at_call;
+  if (brgemm::detail::is_8bit(d.c)) return;
+  d.beta = e.pick({brgemm::beta_kind::zero, brgemm::beta_kind::one, brgemm::beta_kind::at_call});
 }
 
 /// The distance from one entry to the next: dense, with room, all the same, backwards or overlapping.

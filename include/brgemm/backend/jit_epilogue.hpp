@@ -69,11 +69,12 @@ class jit_epilogue : public jit_block {
     if (shifts_a_) subtract_shift(k);
     if (d_.zero_a != zero_point::none) subtract_column_sums(k);
     if (d_.zero_b != zero_point::none) add_row_terms(k);
-    if (d_.alpha == alpha_kind::at_call) apply_alpha(k);
-    if (in_integers_ && d_.c != type::s32) {
+    if (becomes_f32()) {
       for_each(k, [&](int r, int j) { vcvtdq2ps(v(accumulator(k, r, j)), v(accumulator(k, r, j))); });
       in_integers_ = false;
+      if (d_.alpha == alpha_kind::one) add_start(k);
     }
+    if (d_.alpha == alpha_kind::at_call) apply_alpha(k);
     for (int i = 0; i < d_.epilogue_size; ++i) apply(k, i);
     store_part(k);
   }
@@ -211,28 +212,44 @@ class jit_epilogue : public jit_block {
     vpaddq(quarter(sum), quarter(sum), quarter(other));
   }
 
-  // ---- alpha -------------------------------------------------------------------------------------
+  // ---- alpha, and the start of sums that were integers -------------------------------------------
 
-  /// fma(alpha, sum, start), the start being 0, C or round(beta * C).
-  void apply_alpha(const block& k) {
-    const int alpha = 0, start = 1, beta = 2;
-    broadcast_scalar(alpha, &arguments::alpha);
-    if (d_.beta == beta_kind::zero) return add_start(k, alpha, start);
+  /// Calls each(sum) for every sum, with C or round(beta * C) in register `start`. The returned jump is taken where a
+  /// beta given at the call is zero.
+  template <class Each>
+  std::size_t with_start(const block& k, int start, int beta, Each each) {
     const std::size_t zero = d_.beta == beta_kind::at_call ? broadcast_beta(beta) : 0;
     rows_of_c(k, [&](int r, const RegExp& row) {
       for (int j = 0; j < k.columns; ++j) {
         load_as_accumulator(start, row + column_of_c(j), d_.c, masked(k, j));
         if (d_.beta == beta_kind::at_call) multiply_lanes(start, start, beta);
-        scaled_sum(accumulator(k, r, j), alpha, start);
+        each(accumulator(k, r, j));
       }
     });
+    return zero;
+  }
+
+  /// start + sum, in f32.
+  void add_start(const block& k) {
+    if (d_.beta == beta_kind::zero) return;
+    const int start = 1, beta = 2;
+    const std::size_t zero = with_start(k, start, beta, [&](int sum) { add_lanes(sum, sum, start); });
+    if (d_.beta == beta_kind::at_call) land(zero);
+  }
+
+  /// fma(alpha, sum, start), the start being 0, C or round(beta * C).
+  void apply_alpha(const block& k) {
+    const int alpha = 0, start = 1, beta = 2;
+    broadcast_scalar(alpha, &arguments::alpha);
+    if (d_.beta == beta_kind::zero) return scale_sums(k, alpha, start);
+    const std::size_t zero = with_start(k, start, beta, [&](int sum) { scaled_sum(sum, alpha, start); });
     if (d_.beta != beta_kind::at_call) return;
     const std::size_t done = jump_always();
     land(zero);
-    add_start(k, alpha, start);
+    scale_sums(k, alpha, start);
     land(done);
   }
-  void add_start(const block& k, int alpha, int start) {
+  void scale_sums(const block& k, int alpha, int start) {
     clear(start);
     for_each(k, [&](int r, int j) { scaled_sum(accumulator(k, r, j), alpha, start); });
   }

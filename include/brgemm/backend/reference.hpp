@@ -241,6 +241,11 @@ BRGEMM_DETAIL_INLINE void add_chains(int chains, index count, Acc (*sums)[row_bl
   }
 }
 
+/// 8-bit products with another C than s32: the exact sum becomes f32, and only then alpha, beta and C come to it.
+BRGEMM_DETAIL_INLINE bool becomes_f32(const desc& d) noexcept {
+  return accumulator_of(d) == type::s32 && d.c != type::s32;
+}
+
 /// The start of a sum: +0 with C unread, C, or round(beta * C).
 template <class Acc>
 BRGEMM_DETAIL_ONCE void load_start(const problem& p, index i, index j0, index count, Acc* start) noexcept {
@@ -257,9 +262,9 @@ BRGEMM_DETAIL_ONCE void load_start(const problem& p, index i, index j0, index co
 /// Terms of all entries, from the start or, with alpha, from +0 and then fma(alpha, sum, start). Ends in sums[0].
 template <class Acc>
 BRGEMM_DETAIL_INLINE void sum_row(const problem& p, index i, index j0, index count, Acc (*sums)[row_block]) noexcept {
-  Acc start[row_block];
-  load_start(p, i, j0, count, start);
-  const bool scaled = p.d.alpha == alpha_kind::at_call;
+  Acc start[row_block] = {};
+  if (!becomes_f32(p.d)) load_start(p, i, j0, count, start);
+  const bool scaled = p.d.alpha == alpha_kind::at_call && !becomes_f32(p.d);
   for (int chain = 0; chain < p.d.chains; ++chain) {
     for (index j = 0; j < count; ++j) sums[chain][j] = chain == 0 && !scaled ? start[j] : Acc{0};
   }
@@ -399,7 +404,8 @@ BRGEMM_DETAIL_INLINE void finish_row(const problem& p, index i, index j0, index 
   store_values(p.d.c, p.x.c, i * p.ldc + j0, count, x);
 }
 
-/// An exact sum: stored as it is, or converted to f32 (nearest even) for the epilogue.
+/// An exact sum: stored as it is, or converted to f32 (nearest even): x. Then start + x, or fma(alpha, x, start), and
+/// the epilogue.
 BRGEMM_DETAIL_INLINE void finish_row(const problem& p, index i, index j0, index count, std::uint32_t* sum) noexcept {
   subtract_zero_points(p, i, j0, count, sum);
   float x[row_block];
@@ -408,7 +414,13 @@ BRGEMM_DETAIL_INLINE void finish_row(const problem& p, index i, index j0, index 
     if (p.d.c == type::s32) static_cast<std::int32_t*>(p.x.c)[i * p.ldc + j0 + j] = exact;
     x[j] = static_cast<float>(exact);
   }
-  if (p.d.c != type::s32) finish_row(p, i, j0, count, x);
+  if (p.d.c == type::s32) return;
+  float start[row_block];
+  load_start(p, i, j0, count, start);
+  const bool scaled = p.d.alpha == alpha_kind::at_call;
+  const float alpha = static_cast<float>(p.x.alpha);
+  for (index j = 0; j < count; ++j) x[j] = scaled ? multiply_add(alpha, x[j], start[j]) : start[j] + x[j];
+  finish_row(p, i, j0, count, x);
 }
 
 /// The whole kernel.

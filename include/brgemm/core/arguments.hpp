@@ -30,8 +30,8 @@ struct arguments {
   index lda = 0;                ///< where the desc says at_call
   index ldb = 0;
   index ldc = 0;
-  double alpha = 1;  ///< rounded to the accumulator's type
-  double beta = 1;
+  double alpha = 1;         ///< rounded to the accumulator's type, that of 8-bit products to f32
+  double beta = 1;          ///< likewise
   std::int32_t zero_a = 0;  ///< where desc.zero_a is at_call
   std::int32_t zero_b = 0;
   const std::int32_t* column_sums = nullptr;  ///< (n): sum over all entries and k of B, where desc.zero_a is at_call

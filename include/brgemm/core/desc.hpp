@@ -29,8 +29,11 @@ enum class layout : std::uint8_t {
                 ///< A, made by pack_a from a transposed A: (m, k), rows with lda >= k, as plain. Only for B here.
 };
 
+/// Not zero: C is read. C of u8 and s8: zero only; C of s32: zero or one, modulo 2^32.
 enum class beta_kind : std::uint8_t { zero, one, at_call };
+/// At the call: not for a C of s32.
 enum class alpha_kind : std::uint8_t { one, at_call };
+/// m, rows of A and C.
 enum class extent_kind : std::uint8_t { fixed, at_call };
 enum class zero_point : std::uint8_t { none, at_call };
 

@@ -205,15 +205,16 @@ inline result<void> check_sums(const desc& d) noexcept {
     return error(errc::invalid_argument, d.zero_a != zero_point::none ? "zero_a" : "zero_b",
                  "%s has no zero points: they are for 8-bit types", types);
   }
-  if (bytes && d.alpha != alpha_kind::one) {
-    return error(errc::unsupported, "alpha", "alpha is at_call, but 8-bit sums are integers: use op::scale");
-  }
-  if (bytes && d.beta != beta_kind::zero && d.c != type::s32) {
-    return error(errc::invalid_argument, "beta", "beta is not zero and c is %s: 8-bit sums go on only in s32",
+  if (is_8bit(d.c) && d.beta != beta_kind::zero) {
+    return error(errc::invalid_argument, "beta", "beta is not zero and c is %s: sums begin at a C of s32, f32 or bf16",
                  name_of(d.c).data());
   }
-  if (bytes && d.beta == beta_kind::at_call) {
-    return error(errc::unsupported, "beta", "beta is at_call and c is s32: it must be zero or one");
+  if (d.c == type::s32 && d.alpha != alpha_kind::one) {
+    return error(errc::unsupported, "alpha",
+                 "alpha is at_call and c is s32, which holds the exact sum: use a C of f32");
+  }
+  if (d.c == type::s32 && d.beta == beta_kind::at_call) {
+    return error(errc::unsupported, "beta", "beta is at_call and c is s32, which holds the exact sum: zero or one");
   }
   return {};
 }
