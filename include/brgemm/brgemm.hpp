@@ -8,6 +8,7 @@
 #include "core/types.hpp"
 #include "core/view.hpp"
 #include "kernel/describe.hpp"
+#include "kernel/dump.hpp"
 #include "kernel/kernel.hpp"
 #include "kernel/pack.hpp"
 #include "loops/parallel_for.hpp"
