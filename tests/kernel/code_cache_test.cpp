@@ -64,7 +64,11 @@ void drop_scratch() {
 /// As many threads would that generate at once.
 void fill_scratch(int threads) {
   void* seen = nullptr;
-  const detail::scratch_buffer buffer(seen);
+  detail::scratch_buffer buffer(seen);
+  {
+    std::lock_guard guard(detail::cache.lock);
+    ASSERT_TRUE(buffer.take_locked());
+  }
   if (threads > 1) fill_scratch(threads - 1);
 }
 
@@ -292,6 +296,84 @@ TEST_F(CodeCache, HeldKernelsStayAndAFullCacheSaysSo) {
   set_code_cache_limit(0);
   EXPECT_EQ(code_cache_stats().kernels, 1u);
   EXPECT_EQ(run(*two), 2);
+}
+
+std::size_t pending_records() {
+  std::lock_guard guard(detail::cache.lock);
+  std::size_t count = 0;
+  for (const detail::record* r = detail::cache.pending.oldest; r != nullptr; r = r->newer) ++count;
+  return count;
+}
+
+/// There is room for the buffer of one thread only.
+TEST_F(CodeCache, ARequestWaitsForABufferThatAnotherGeneratesIn) {
+  set_code_cache_limit(limit_of(2));
+  fake::in_make = [] {  // goes on when the other request is there, and has had time to look for room
+    for (int i = 0; i < 5000 && pending_records() < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    fake::in_make = nullptr;
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  };
+  in_threads(2, [](int i) {
+    const auto k = make(20 + i);
+    ASSERT_TRUE(k) << k.error().message();
+    EXPECT_EQ(run(*k), 20 + i);
+  });
+  EXPECT_EQ(fake::most_inside, 1);
+  EXPECT_LE(code_cache_stats().bytes, limit_of(2));
+}
+
+/// There is room for two buffers and nothing else: one of two that have generated gives its buffer back for the other's
+/// kernel, and generates again.
+TEST_F(CodeCache, ARequestGivesItsBufferBackWhereTheKernelsHaveNoRoomBesideAll) {
+  for (const char* name : {"fake", "fake_function"}) {
+    static std::atomic<int> arrived;
+    arrived = 0;
+    fake::made = 0;
+    const int contexts = fake::contexts;
+    set_code_cache_limit(before_.bytes + scratch_bytes + 10);
+    const auto hook = [] {
+      ++arrived;
+      for (int i = 0; i < 5000 && arrived < 2; ++i) std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    };
+    fake::in_make = hook;
+    in_threads(2, [name](int i) {
+      const auto k = make_kernel(problem(20 + i), {.backend = name});
+      ASSERT_TRUE(k) << k.error().message();
+      EXPECT_EQ(run(*k), 20 + i);
+    });
+    EXPECT_EQ(arrived, 3) << name;
+    EXPECT_LE(code_cache_stats().bytes, before_.bytes + scratch_bytes + 10);
+    clear_code_cache();
+    EXPECT_EQ(fake::contexts, contexts);
+  }
+}
+
+/// Many threads and little room: nothing is refused, as each holds one kernel at most.
+TEST_F(CodeCache, NothingIsRefusedWhereNearlyNothingIsHeld) {
+  for (const std::size_t limit : {limit_of(9), limit_of(40) + scratch_bytes}) {
+    set_code_cache_limit(limit);
+    in_threads(8, [limit](int thread) {
+      for (brgemm::index i = 1; i <= 200; ++i) {
+        const auto k = make(1000 * (thread + 1) + i);
+        ASSERT_TRUE(k) << k.error().message();
+        ASSERT_LE(code_cache_stats().bytes, limit);
+      }
+    });
+  }
+}
+
+/// A backend that asks for a kernel while it makes one does not wait for itself.
+TEST_F(CodeCache, ABackendThatAsksForAKernelIsRefusedWhereItsOwnBufferIsInTheWay) {
+  set_code_cache_limit(limit_of(2));
+  static errc code;
+  code = errc::invalid_argument;
+  fake::in_make = [] {
+    fake::in_make = nullptr;
+    const auto inner = make(31);
+    if (!inner) code = inner.error().code();
+  };
+  EXPECT_TRUE(make(30));
+  EXPECT_EQ(code, errc::cache_full);
 }
 
 /// Records stay: where the limit is lowered below what they take, no kernel fits though none is held.
@@ -583,9 +665,9 @@ TEST_F(CodeCache, InjectedFailuresGiveTypedErrorsAndLeakNothing) {
   EXPECT_EQ(of_kind[1], 4u);  // mapping and protecting, each with a buffer at hand and without
 }
 
-TEST_F(CodeCache, ForkWhileOtherThreadsGenerate) {
+void fork_while_other_threads_generate(std::size_t limit) {
   if (thread_sanitizer) GTEST_SKIP() << "ThreadSanitizer ends a child that starts threads";
-  set_code_cache_limit(std::size_t{4} << 20);  // half for records, a quarter for four buffers, so that kernels leave
+  set_code_cache_limit(limit);
   std::atomic<bool> stop{false};
   std::vector<std::thread> threads;
   for (int t = 0; t < 3; ++t) {
@@ -623,6 +705,42 @@ TEST_F(CodeCache, ForkWhileOtherThreadsGenerate) {
   for (auto& t : threads) t.join();
 }
 
+TEST_F(CodeCache, ForkWhileOtherThreadsGenerate) {
+  fork_while_other_threads_generate(std::size_t{4} << 20);  // half for records, a quarter for four buffers
+}
+
+TEST_F(CodeCache, ForkWhileOtherThreadsWaitForABuffer) { fork_while_other_threads_generate(limit_of(20)); }
+
+/// A program's handlers that were registered before those of the library, so that they run while its locks are held.
+struct early_handlers {
+  static inline bool active = false;
+  static inline int refused = 0;
+  static inline int found = 0;
+
+  static void ask() {
+    if (!active) return;
+    const auto known = make(51);
+    found += known && run(*known) == 51 ? 1 : 0;
+    const auto k = make(52);
+    refused += !k && k.error().code() == errc::unsupported && k.error().field() == "fork" ? 1 : 0;
+  }
+  early_handlers() { pthread_atfork(ask, ask, ask); }
+} early;
+
+TEST_F(CodeCache, AHandlerOfForkFindsKernelsAndCannotMakeThem) {
+  const kernel held = *make(51);
+  early_handlers::active = true;
+  const pid_t child = fork();
+  early_handlers::active = false;
+  if (child == 0) _exit(early_handlers::refused == 2 && early_handlers::found == 2 && make(52) ? 0 : 1);
+  int status = -1;
+  ASSERT_EQ(waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
+  EXPECT_EQ(early_handlers::refused, 2);
+  EXPECT_EQ(early_handlers::found, 2);
+  EXPECT_TRUE(make(52));
+}
+
 /// Whether all buffers that are counted wait in slots, as they do where nobody generates.
 bool all_buffers_wait() {
   std::size_t waiting = 0;
@@ -648,7 +766,11 @@ TEST_F(CodeCache, AForksChildCountsTheBuffersThatItHas) {
   detail::cache.lock.unlock();
   std::atomic<bool> stop{false};
   std::thread other([&stop, r] {
-    while (!stop) const detail::scratch_buffer buffer(r->buffer);
+    while (!stop) {
+      detail::scratch_buffer buffer(r->buffer);
+      std::lock_guard guard(detail::cache.lock);
+      buffer.take_locked();
+    }
   });
   int wrong = 0;
   for (int round = 0; round < 200; ++round) wrong += exit_status_of_fork([] { return all_buffers_wait() ? 0 : 1; });

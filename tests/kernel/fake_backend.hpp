@@ -52,6 +52,7 @@ inline void store(const arguments* x, const void* context) {
   *static_cast<std::int32_t*>(x->c) = static_cast<std::int32_t>(static_cast<const desc*>(context)->m);
 }
 inline result<backend::program> make_function(const desc& d, std::span<std::uint8_t>) noexcept {
+  if (void (*hook)() = in_make) hook();
   ++contexts;
   const auto release = [](void* context) noexcept {
     --contexts;

@@ -12,6 +12,7 @@
 
 #include <atomic>
 #include <mutex>
+#include <optional>
 #include <utility>
 
 #include "../backend/backend.hpp"
@@ -80,6 +81,7 @@ struct record {
   backend::code_pages pages;
 
   record_state state = record_state::free;  // from here on under the lock
+  bool generating = false;                  // counts in cache.generating
   void* buffer = nullptr;                   // that its code is being generated in
   record* older = nullptr;                  // in the list of pending or of ready records; `older` also in the free list
   record* newer = nullptr;
@@ -126,6 +128,7 @@ struct code_cache {
   std::size_t bytes = 0;            // code pages, contexts, registrations
   std::size_t records = 0;          // allocated, for ever
   std::size_t scratch_buffers = 0;  // allocated
+  std::size_t generating = 0;       // kernels being generated; not those that wait for room
   std::size_t limit = default_code_cache_limit;
   std::uint64_t hits = 0;  // of kernels that left
   std::uint64_t misses = 0;
@@ -342,6 +345,7 @@ inline void recycle_locked(record* r) noexcept {
   unlink_locked(r);
   cache.bytes -= r->bytes;
   r->bytes = 0;
+  r->generating = false;
   r->state = record_state::free;
   r->older = cache.free;
   cache.free = r;
@@ -440,7 +444,11 @@ inline bool make_room_locked(std::size_t more) noexcept {
 // Fork: nobody is inside the cache while the process is copied. In the child, what other threads were generating is
 // forgotten, because they do not exist there; kernels that they held stay held.
 
+/// In handlers of the program's own that run while the locks are held, on the thread that forks.
+inline constinit thread_local bool forking = false;
+
 inline void before_fork() noexcept {
+  forking = true;
   backend::entries::added.lock.lock();
   cache.lock.lock();
   backend::code_memory::before_fork();
@@ -452,6 +460,7 @@ inline void after_fork_in_parent() noexcept {
   backend::code_memory::after_fork(false);
   cache.lock.unlock();
   backend::entries::added.lock.unlock();
+  forking = false;
 }
 
 inline void after_fork_in_child() noexcept {
@@ -465,10 +474,12 @@ inline void after_fork_in_child() noexcept {
     backend::current_system_calls.free(std::exchange(r->buffer, nullptr));
     recycle_locked(r);
   }
+  cache.generating = 0;
   const std::uint32_t own = own_shard < shared_shard ? 1u << own_shard : 0u;
   shards_taken.store(own | (1u << shared_shard), std::memory_order_relaxed);
   cache.lock.unlock();
   backend::entries::added.lock.unlock();
+  forking = false;
 }
 
 /// Keeps the shared object that holds this code loaded for ever: kernels, the cache, and handlers of fork and thread
@@ -496,35 +507,65 @@ inline bool start_locked() noexcept {
 
 // Generation ---------------------------------------------------------------------------------------------------------
 
+// Where the limit is taken up by what others need while they generate, a request waits for one of them to end. Who
+// generates never waits and the last one is never among those that wait, so somebody always goes on. What a request
+// that waits has of the limit is its record.
+
+/// Generations that this thread is in: a backend may ask for kernels to make its own of. It does not wait for itself.
+inline constinit thread_local int generations_here = 0;
+
+inline void begin_generating_locked(record* r) noexcept {
+  r->generating = true;
+  ++cache.generating;
+}
+
+inline void end_generating_locked(record* r) noexcept {
+  if (std::exchange(r->generating, false)) --cache.generating;
+}
+
+/// The end of a generation that is worth to wait for, if there is one.
+using awaited = std::optional<std::uint32_t>;
+
+/// What to wait for where there was no room, besides `own` generations.
+inline awaited other_generation_locked(std::size_t own) noexcept {
+  if (generations_here != 0 || cache.generating == own) return std::nullopt;
+  return cache.finished.load(std::memory_order_acquire);
+}
+
 /// The buffer that a backend generates into. A few stay, because getting one from the system costs a page fault a page.
 /// Who has it stands in `holder` from the moment that it leaves its slot, so that a fork's child can give it back.
 class scratch_buffer {
  public:
-  explicit scratch_buffer(void*& holder) noexcept : data_(holder) {
-    std::lock_guard guard(cache.lock);
-    for (void*& slot : cache.scratch) {
-      if (data_ == nullptr) std::swap(data_, slot);
-    }
-    if (data_ != nullptr) return;
-    fits_ = make_room_locked(backend::max_code_bytes);
-    if (fits_) data_ = backend::current_system_calls.allocate(backend::max_code_bytes);
-    if (data_ != nullptr) ++cache.scratch_buffers;
-  }
+  explicit scratch_buffer(void*& holder) noexcept : data_(holder) {}
   scratch_buffer(const scratch_buffer&) = delete;
   scratch_buffer& operator=(const scratch_buffer&) = delete;
   ~scratch_buffer() {
-    if (void* spare = give_back()) backend::current_system_calls.free(spare);
+    void* spare = nullptr;
+    {
+      std::lock_guard guard(cache.lock);
+      spare = give_back_locked();
+    }
+    if (spare != nullptr) backend::current_system_calls.free(spare);
   }
   explicit operator bool() const noexcept { return data_ != nullptr; }
-  bool fits() const noexcept { return fits_; }
   std::span<std::uint8_t> bytes() const noexcept {
     return {static_cast<std::uint8_t*>(data_), backend::max_code_bytes};
   }
 
- private:
+  /// Whether the limit has room for it; there can be none nonetheless, where memory is out.
+  bool take_locked() noexcept {
+    for (void*& slot : cache.scratch) {
+      if (data_ == nullptr) std::swap(data_, slot);
+    }
+    if (data_ != nullptr) return true;
+    if (!make_room_locked(backend::max_code_bytes)) return false;
+    data_ = backend::current_system_calls.allocate(backend::max_code_bytes);
+    if (data_ != nullptr) ++cache.scratch_buffers;
+    return true;
+  }
+
   /// Puts it into a slot; where none is free, it is not the cache's any more.
-  void* give_back() noexcept {
-    std::lock_guard guard(cache.lock);
+  void* give_back_locked() noexcept {
     void* spare = std::exchange(data_, nullptr);
     for (void*& slot : cache.scratch) {
       if (slot == nullptr) std::swap(slot, spare);
@@ -533,8 +574,8 @@ class scratch_buffer {
     return spare;
   }
 
+ private:
   void*& data_;
-  bool fits_ = true;
 };
 
 /// A record that nothing refers to; nullptr where memory is out, or the bound. Records are never given back, so that at
@@ -590,29 +631,44 @@ inline error cache_full_error(std::size_t needed) noexcept {
           total_locked() - cache.bytes - in_records};
 }
 
+/// Whether a record would exceed the limit, and not only memory be out.
+inline bool no_room_for_record_locked() noexcept { return total_locked() + record_bytes > cache.limit; }
+
 /// Why there is no record.
 inline error no_record_error() noexcept {
   if (!cache.started.load(std::memory_order_acquire)) {
     return {errc::out_of_memory, "memory", "pthread_atfork has no memory to note what a fork needs"};
   }
   std::lock_guard guard(cache.lock);
-  if (total_locked() + record_bytes > cache.limit) return cache_full_error(record_bytes);
+  if (no_room_for_record_locked()) return cache_full_error(record_bytes);
   return {errc::out_of_memory, "memory", "no %zu bytes for a kernel's record", record_bytes};
 }
 
+/// Whether to wait, as `needed` bytes are not there; what this kernel has of the limit is given back then.
+inline result<awaited> wait_or_refuse_locked(record* r, scratch_buffer& buffer, std::size_t needed) noexcept {
+  const awaited other = other_generation_locked(1);
+  if (!other) return cache_full_error(needed);
+  if (void* spare = buffer.give_back_locked()) backend::current_system_calls.free(spare);
+  end_generating_locked(r);
+  return other;
+}
+
 /// Generates what `r` stands for, and copies it to executable memory within the bound. No lock is held while a backend
-/// works; `r` is not seen by others until it is published.
-inline result<void> fill(record* r, const backend::entry& maker) noexcept {
+/// works; `r` is not seen by others until it is published. What is not done yet is to be tried again after a wait.
+inline result<awaited> try_fill(record* r, const backend::entry& maker) noexcept {
   scratch_buffer buffer(r->buffer);
-  if (!buffer.fits()) {
+  {
     std::lock_guard guard(cache.lock);
-    return cache_full_error(backend::max_code_bytes);
+    begin_generating_locked(r);
+    if (!buffer.take_locked()) return wait_or_refuse_locked(r, buffer, backend::max_code_bytes);
   }
   if (!buffer) {
     return error(errc::out_of_memory, "memory", "no %zu bytes for a buffer to generate code in",
                  backend::max_code_bytes);
   }
+  ++generations_here;
   const result<backend::program> made = maker.make(r->description, buffer.bytes());
+  --generations_here;
   if (!made) return made.error();
   r->program = *made;
   r->maker = &maker;
@@ -622,20 +678,30 @@ inline result<void> fill(record* r, const backend::entry& maker) noexcept {
   }
   {
     std::lock_guard guard(cache.lock);
-    if (!make_room_locked(needed)) return cache_full_error(needed);
+    if (!make_room_locked(needed)) return wait_or_refuse_locked(r, buffer, needed);
     r->bytes = needed;
     cache.bytes += needed;
   }
   r->entry = made->entry;
   r->context = made->context;
-  if (made->code_bytes == 0) return {};
+  if (made->code_bytes == 0) return awaited{};
   const result<backend::code_pages> pages = backend::install_code(buffer.bytes().first(made->code_bytes));
   if (!pages) return pages.error();
   r->pages = *pages;
   r->entry = reinterpret_cast<entry_point>(reinterpret_cast<std::uintptr_t>(pages->address));
-  return backend::jit_registry::wanted() == 0
-             ? result<void>()
-             : backend::jit_registry::add({pages->address, made->code_bytes}, name_of(r->description).c_str());
+  if (backend::jit_registry::wanted() == 0) return awaited{};
+  const auto told = backend::jit_registry::add({pages->address, made->code_bytes}, name_of(r->description).c_str());
+  return told ? result<awaited>(awaited{}) : told.error();
+}
+
+inline result<void> fill(record* r, const backend::entry& maker) noexcept {
+  for (;;) {
+    const result<awaited> other = try_fill(r, maker);
+    if (!other) return other.error();
+    if (!*other) return {};
+    static_cast<void>(release_program(r));  // made, and without room
+    cache.finished.wait(**other, std::memory_order_acquire);
+  }
 }
 
 /// Makes a generated kernel visible, pinned once; or forgets one that failed. Wakes who waits for it.
@@ -644,6 +710,7 @@ inline void finish(record* r, bool made) noexcept {
   {
     std::lock_guard guard(cache.lock);
     cache.pending.remove(r);
+    end_generating_locked(r);
     if (made) {
       r->state = record_state::ready;
       r->seen = cache.clock.fetch_add(2, std::memory_order_relaxed) + 2;
@@ -661,26 +728,31 @@ inline void finish(record* r, bool made) noexcept {
 }
 
 /// What the lock says: a pinned record, or a pending one of this thread's own (`mine`), or nullptr for no memory.
-/// Waits while another thread generates the same.
+/// Waits while another thread generates the same, or has what is left of the limit.
 inline record* find_or_begin(cache_key key, std::uint64_t hash, bool& mine) noexcept {
   for (;;) {
-    std::uint32_t ticket = 0;
+    awaited other;
     {
       std::lock_guard guard(cache.lock);
       record* r = find_locked(key, hash);
-      if (r == nullptr) {
-        ++cache.misses;
-        mine = true;
-        return start_locked() ? take_record_locked(key, hash) : nullptr;
-      }
-      if (r->state == record_state::ready) {
+      if (r != nullptr && r->state == record_state::ready) {
         pin_again(r);
         count_hit(r);
         return r;
       }
-      ticket = cache.finished.load(std::memory_order_acquire);
+      if (r != nullptr) {
+        other = cache.finished.load(std::memory_order_acquire);
+      } else {
+        r = start_locked() ? take_record_locked(key, hash) : nullptr;
+        if (r == nullptr && no_room_for_record_locked()) other = other_generation_locked(0);
+      }
+      if (!other) {
+        ++cache.misses;
+        mine = true;
+        return r;
+      }
     }
-    cache.finished.wait(ticket, std::memory_order_acquire);
+    cache.finished.wait(*other, std::memory_order_acquire);
   }
 }
 
@@ -688,6 +760,10 @@ inline record* find_or_begin(cache_key key, std::uint64_t hash, bool& mine) noex
 template <class Choose>
 [[gnu::noinline]] result<record*> obtain(cache_key key, std::uint64_t hash, Choose&& choose) noexcept {
   stay_loaded();
+  if (forking) {
+    return error(errc::unsupported, "fork",
+                 "a handler of pthread_atfork that was registered before the first kernel was made cannot make one");
+  }
   bool mine = false;
   record* r = find_or_begin(key, hash, mine);
   if (r == nullptr) return no_record_error();
@@ -713,7 +789,9 @@ inline code_cache_statistics code_cache_stats() noexcept {
 /// Bounds the cache to this many bytes (64 MiB at first), and evicts what does not fit and nobody holds. Generating
 /// needs some 300 KiB besides the kernels themselves. What is held stays, and so do the records of all kernels that
 /// ever were in the cache at a time (1.6 KiB each; `bytes` counts them): while that alone exceeds a lowered limit, a
-/// request for a kernel that is not in the cache fails with errc::cache_full, which tells the shares. Thread-safe.
+/// request for a kernel that is not in the cache fails with errc::cache_full, which tells the shares. Where the limit is
+/// taken up by other threads that generate, a request waits for one of them. Thread-safe; like what stands around it
+/// here, not for handlers of pthread_atfork.
 inline void set_code_cache_limit(std::size_t bytes) noexcept {
   std::lock_guard guard(detail::cache.lock);
   detail::cache.limit = bytes;
