@@ -1,4 +1,7 @@
 // What must not compile, and the words with which it must fail.
+#if CASE == 13
+#include <xbyak/xbyak.h>
+#endif
 #include <brgemm/brgemm.hpp>
 
 struct unknown_type {};
@@ -38,4 +41,5 @@ bool implicit() {
 }
 #elif CASE == 12  // flags: none; error: element|undefined|incomplete
 constexpr auto t = brgemm::element_traits<unknown_type>::value;
+#elif CASE == 13  // flags: -DXBYAK_DISABLE_AVX512; error: brgemm needs AVX-512 of Xbyak
 #endif

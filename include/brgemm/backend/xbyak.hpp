@@ -3,11 +3,15 @@
 // Xbyak's classes change their layout with macros that a user may have set for another purpose. So it is included here
 // in namespace brgemm_xbyak with settings of ours: no symbol is shared with a user's own Xbyak in another translation
 // unit. xbyak.h has `#pragma once`, which leaves two cases of one translation unit that includes both:
-// - the user's Xbyak came first: the generators use that one, in an inline namespace that says so;
+// - the user's Xbyak came first: the generators use that one (with its AVX-512) in an inline namespace that says so;
 // - ours came first: the user's later `#include <xbyak/xbyak.h>` does nothing, and `Xbyak::` finds the names of ours.
 #pragma once
 
 #if defined(XBYAK_XBYAK_H_)
+
+#if defined(XBYAK_DISABLE_AVX512)
+#error "brgemm needs AVX-512 of Xbyak, which was included before it with XBYAK_DISABLE_AVX512: include brgemm first"
+#endif
 
 namespace brgemm_assembler = ::Xbyak;
 #define BRGEMM_WITH_XBYAK with_xbyak_of_user
