@@ -789,8 +789,8 @@ inline code_cache_statistics code_cache_stats() noexcept {
 /// Bounds the cache to this many bytes (64 MiB at first), and evicts what does not fit and nobody holds. Generating
 /// needs some 300 KiB besides the kernels themselves. What is held stays, and so do the records of all kernels that
 /// ever were in the cache at a time (1.6 KiB each; `bytes` counts them): while that alone exceeds a lowered limit, a
-/// request for a kernel that is not in the cache fails with errc::cache_full, which tells the shares. Where the limit is
-/// taken up by other threads that generate, a request waits for one of them. Thread-safe; like what stands around it
+/// request for a kernel that is not in the cache fails with errc::cache_full, which tells the shares. Where the limit
+/// is taken up by other threads that generate, a request waits for one of them. Thread-safe; like what stands around it
 /// here, not for handlers of pthread_atfork.
 inline void set_code_cache_limit(std::size_t bytes) noexcept {
   std::lock_guard guard(detail::cache.lock);
