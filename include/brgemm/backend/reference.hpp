@@ -418,7 +418,7 @@ BRGEMM_DETAIL_INLINE void finish_row(const problem& p, index i, index j0, index 
   float start[row_block];
   load_start(p, i, j0, count, start);
   const bool scaled = p.d.alpha == alpha_kind::at_call;
-  const float alpha = static_cast<float>(p.x.alpha);
+  const float alpha = scaled ? static_cast<float>(p.x.alpha) : 1;
   for (index j = 0; j < count; ++j) x[j] = scaled ? multiply_add(alpha, x[j], start[j]) : start[j] + x[j];
   finish_row(p, i, j0, count, x);
 }
