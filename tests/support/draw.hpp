@@ -152,7 +152,7 @@ inline drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::
   d.batch = batch;
   if (e.one_in(4)) {
     d.m_extent = brgemm::extent_kind::at_call;
-    d.m += e.between(0, 9);
+    d.m += e.one_in(2) ? e.between(0, 9) : e.between(10, 80);
   }
   const bool grouped = brgemm::k_group_of(t.b) > 1;
   d.layout_a = e.one_in(4) ? layout::transposed : layout::plain;

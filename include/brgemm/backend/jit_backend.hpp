@@ -4,6 +4,8 @@
 
 #include <cstdarg>
 #include <cstdio>
+#include <memory>
+#include <new>
 
 #include "jit_generator.hpp"
 
@@ -38,29 +40,46 @@ inline result<void> too_long(const desc& d) noexcept {
                static_cast<long long>(d.m), static_cast<long long>(d.n), static_cast<int>(d.epilogue_size));
 }
 
-inline result<program> generate(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit) noexcept {
-  if (result<void> yes = supported(d); !yes) return yes.error();
-  const blocking b = choose_blocking(d, unit);
-  program p;
+/// Bytes of the code in `buffer`, 0 if they do not fit.
+inline result<std::size_t> write_code(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit,
+                                      const blocking& b) noexcept {
+  std::size_t bytes = 0;
 #if defined(__cpp_exceptions)
   try {
 #endif
     assembler_names::ClearError();  // the user may use the same Xbyak
     jit_generator generator(buffer, d, unit, b);
-    p.code_bytes = generator.generate();
+    bytes = generator.generate();
 #if defined(__cpp_exceptions)
   } catch (const std::bad_alloc&) {
     return error(errc::out_of_memory, "", "no memory for the assembler");
-  } catch (const std::exception& e) {
+  } catch (const assembler_names::Error& e) {
+    if (static_cast<int>(e) == assembler_names::ERR_CODE_IS_TOO_BIG) return std::size_t{0};
     return error(errc::unsupported, "", "the assembler refused: %s", e.what());
   }
 #endif
-  if (p.code_bytes == 0 || assembler_names::GetError() != 0) {
-    assembler_names::ClearError();
-    return too_long(d).error();
+  if (assembler_names::GetError() != 0) bytes = 0;
+  assembler_names::ClearError();
+  return bytes;
+}
+
+/// A kernel in `buffer`, and how it is divided. Where m comes with the call, blocks get lower until the code fits.
+inline result<program> generate_divided(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit,
+                                        blocking& b) noexcept {
+  if (result<void> yes = supported(d); !yes) return yes.error();
+  for (const int limit_at_call : {30, 4, 1}) {
+    b = choose_blocking(d, unit, limit_at_call);
+    const result<std::size_t> bytes = write_code(d, buffer, unit, b);
+    if (!bytes) return bytes.error();
+    if (*bytes != 0) return program{.code_bytes = *bytes, .sums = machine_order(d)};
+    if (d.m_extent == extent_kind::fixed) break;
   }
-  p.sums = machine_order(d);
-  return p;
+  return too_long(d).error();
+}
+
+inline result<program> generate(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit) noexcept {
+  blocking b;
+  return generate_divided(d, buffer, unit, b);
 }
 
 inline const char* instruction_of(product how) noexcept {
@@ -73,6 +92,15 @@ inline const char* instruction_of(product how) noexcept {
     case product::madd_8bit: return "two vpmaddwd on even and odd bytes";
   }
   return "?";
+}
+
+/// How generate() divides, as far as there is memory to see what fits.
+inline blocking blocking_of(const desc& d, const vector_unit& unit) noexcept {
+  blocking b = choose_blocking(d, unit);
+  if (d.m_extent == extent_kind::fixed) return b;
+  const std::unique_ptr<std::uint8_t[]> buffer(new (std::nothrow) std::uint8_t[max_code_bytes]);
+  if (buffer != nullptr) (void)generate_divided(d, {buffer.get(), max_code_bytes}, unit, b);
+  return b;
 }
 
 /// Appends to a text of bounded size.
@@ -96,7 +124,7 @@ class paragraph {
 };
 
 inline std::size_t explain(const desc& d, char* text, std::size_t size, const vector_unit& unit) noexcept {
-  const blocking b = choose_blocking(d, unit);
+  const blocking b = blocking_of(d, unit);
   const section& rows = b.rows[0];
   const section& columns = b.columns[0];
   paragraph p(text, size);
@@ -106,6 +134,7 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
   if (b.rows[1].count != 0) p.add(", then %lld of %d", static_cast<long long>(b.rows[1].count), b.rows[1].size);
   p.add(") x %d vectors (%lld a row of C), %d chain%s of sums. ", columns.size,
         static_cast<long long>((d.n + b.lanes - 1) / b.lanes), b.chains, b.chains == 1 ? "" : "s");
+  if (b.few != 0) p.add("Fewer than %lld rows are divided for their own sake. ", static_cast<long long>(b.few + 1));
   if (b.pack > 1) p.add("The last %d columns of %d rows share a vector. ", b.tail, b.pack);
   if (b.pack == 1 || !columns.masked)
     p.add("In a step of %d k %s stay in registers, %s pass by%s; %d steps in the loop's body. ",

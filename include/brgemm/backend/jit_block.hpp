@@ -44,13 +44,21 @@ class jit_block : public jit_assembler {
     step_b_ = ldb_ * (interleaved ? 1 : group_);
     rows_of_step_ = interleaved || transposed_b_ ? 1 : static_cast<int>(group_);
     shifts_a_ = detail::shifts_a(d, b.how);
-    one_row_ = d.m_extent == extent_kind::fixed && b.rows[0].count == 1 && b.rows[1].count == 0;
-    one_column_ = b.columns[0].count == 1 && b.columns[1].count == 0;
+    most_rows_ = b.rows[0].size;
+    divide_by(b, d.m_extent);
     if (!lda_in_register_) c_ = r9;
     set_tail(b.tail);
   }
 
  protected:
+  /// What follows divides C so. One vector's lanes, and so the tail, are the same in all divisions of a desc.
+  void divide_by(const blocking& b, extent_kind m_extent) {
+    b_ = b;
+    rows_known_ = m_extent == extent_kind::fixed;
+    one_row_ = rows_known_ && b.rows[0].count == 1 && b.rows[1].count == 0;
+    one_column_ = b.columns[0].count == 1 && b.columns[1].count == 0;
+  }
+
   /// A block of C that rests in registers: rows x vectors, the last vector with a tail if `masked`.
   struct block {
     int rows;
@@ -95,7 +103,6 @@ class jit_block : public jit_assembler {
     for_saved([&](const Reg64& r) { push(r), below += 8; });
     sub(rsp, static_cast<std::uint32_t>(frame_bytes) - below);
     load_tail_mask();
-    load_pack_masks();
     if (lda_in_register_) leading_dimension(r9, d_.lda, argument(&arguments::lda), size_a_);
     if (lda_in_register_ && a_rows_) lea(r10, ptr[r9 + r9 * 2]);
     if (ldb_in_register_) leading_dimension(r11, d_.ldb, argument(&arguments::ldb), vector_b_ / b_.lanes);
@@ -116,8 +123,8 @@ class jit_block : public jit_assembler {
     const bool row_sums = d_.zero_b != zero_point::none;
     const bool far_rows = lda_in_register_ && a_rows_;
     if (ldb_in_register_ && rows_of_step_ == 4) each(rbx);
-    if (row_sums || (far_rows && b_.rows[0].size > 5)) each(r12);
-    if (row_sums || (far_rows && b_.rows[0].size > 10)) each(r13);
+    if (row_sums || (far_rows && most_rows_ > 5)) each(r12);
+    if (row_sums || (far_rows && most_rows_ > 10)) each(r13);
     if (lda_in_register_ || (transposed_b_ && ldb_in_register_)) each(r14);
     if (ldc_in_register_) each(r15);
   }
@@ -240,7 +247,7 @@ class jit_block : public jit_assembler {
   void or_lanes(int d, int x, int y) { wide() ? vpord(v(d), v(x), v(y)) : vpor(v(d), v(x), v(y)); }
 
   const desc& d_;
-  const blocking& b_;
+  blocking b_;
   bool f64_;
   int first_column_ = 0;     // vectors of the block before the part that is being ended
   bool in_integers_ = true;  // s32 sums have not become f32 yet
@@ -254,6 +261,8 @@ class jit_block : public jit_assembler {
   index step_b_;           // bytes of B's rows of one step
   int rows_of_step_;       // rows of B that one step reads
   bool shifts_a_;
+  int most_rows_;              // of a block
+  bool rows_known_;            // while the code is written
   bool one_row_, one_column_;  // of blocks: what their places would be added to stays as it is
   Reg64 c_ = r14;              // C of the block; r9 where that is free
 };

@@ -54,8 +54,9 @@ struct blocking {
   int rest = 0;        ///< k left over in the last group
   /// Entries of the batch that go over all of C before the next ones do; 0: all of them.
   index group = 0;
-  /// m fixed: blocks of rows[0].size, then of rows[1].size; m at the call: of rows[0].size, then of 8, 4, 2, 1.
+  /// Blocks of rows[0].size, then of rows[1].size. m at the call: no block is higher than rows[0].size.
   section rows[2];
+  index few = 0;  ///< m at the call: so many rows, or fewer, are divided as a kernel of that fixed m divides them
   section columns[3];
   bool prefetch = false;    ///< one row: B, each line of which is used once, is prefetched
   double cycles = 0;        ///< predicted for one entry of the batch, operands in L1
@@ -313,10 +314,17 @@ inline void divide_columns(index n, index size, blocking& b) {
   }
 }
 
+/// m at the call: whole blocks stand for all rows, because m may be any; what is left over is divided at the call.
 inline void divide_rows(const desc& d, int height, blocking& b) {
   if (d.m_extent == extent_kind::fixed) return divide(d.m, height, b.rows[0], b.rows[1]);
   b.rows[0] = {d.m / height, height};
-  b.rows[1] = {d.m % height != 0, static_cast<int>(d.m % height)};
+  b.rows[1] = {};
+}
+
+/// m at the call: each height has code of its own, so the more code a vector of C takes, by its loads, its products or
+/// its epilogue, the fewer heights.
+inline int most_rows_at_call(const desc& d, const blocking& b) {
+  return b.b_registers > 1 || b.sums() > 1 || !b_is_direct(d) || d.epilogue_size > 1 ? 8 : 24;
 }
 
 /// AVX2 has 4 columns of f64 in a vector, and a byte of a bit matrix has 8: blocks then have two vectors, or, where
@@ -345,7 +353,7 @@ inline index choose_group(const desc& d, const blocking& b) {
   if (d.write_c == write_kind::streaming) return 0;  // C is to be written once
   const index blocks_of_rows = b.rows[0].count + b.rows[1].count;
   const index blocks_of_columns = b.columns[0].count + b.columns[1].count;
-  if (blocks_of_rows == 1 || blocks_of_columns == 1 || d.m_extent == extent_kind::at_call || b.sums() > 1) return 0;
+  if (blocks_of_rows == 1 || blocks_of_columns == 1 || b.sums() > 1) return 0;
   if (!sums_may_rest_in_c(d) || shifts_a(d, b.how)) return 0;
   constexpr double l2 = 1 << 20;
   const double bytes =
@@ -369,8 +377,9 @@ inline int choose_unroll(const desc& d, const blocking& b) {
 
 }  // namespace detail
 
-/// The division with the fewest predicted cycles; of equals the one with fewer rows of code.
-inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
+/// The division with the fewest predicted cycles; of equals the one with fewer rows of code. m at the call: blocks have
+/// at most `limit_at_call` rows, or groups of rows that share a vector.
+inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limit_at_call = 30) {
   blocking b;
   b.how = detail::choose_product(d, unit);
   const int accumulator_bytes = accumulator_of(d) == type::f64 ? 8 : 4;
@@ -389,14 +398,17 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
 
   const index vectors = (d.n + b.lanes - 1) / b.lanes;
   const index width_for_masks = detail::width_for_masks(d, unit);
-  const int most_rows = static_cast<int>(std::min<index>(d.m, detail::has_few_bases(d) ? 15 : 30));
   const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && detail::b_is_direct(d) && !split &&
                      !detail::shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8;
   const int most_packed = !packs || b.tail > 8 ? 1 : b.tail > 4 ? 2 : 4;
+  const int rows_at_call = std::min(limit_at_call, detail::most_rows_at_call(d, b));
   blocking best;
   double best_cost = 0;
   double best_bound = 0;
   for (b.pack = most_packed; b.pack >= 1; b.pack /= 2) {
+    int highest = detail::has_few_bases(d) ? 15 : 30;
+    if (d.m_extent == extent_kind::at_call) highest = std::min(highest, rows_at_call * b.pack);
+    const int most_rows = static_cast<int>(std::min<index>(d.m, highest));
     for (int width = 1; width <= std::min<index>(vectors, 30); ++width) {
       if (width_for_masks != 0 && width != std::min(vectors, width_for_masks)) continue;
       detail::divide_columns(d.n, width, b);
@@ -410,8 +422,11 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
           sum.bound += count * block.bound;
           sum.predicted += count * block.predicted;
         });
-        b.cycles = sum.predicted;
-        b.block_cycles = detail::once_cycles(d, b);
+        const auto whole = static_cast<double>(b.rows[0].count * height);
+        const double rows = d.m_extent == extent_kind::fixed ? 1 : static_cast<double>(d.m) / whole;
+        sum.bound *= rows;
+        b.cycles = sum.predicted * rows;
+        b.block_cycles = detail::once_cycles(d, b) * rows;
         const double cost = b.cycles * 16 + b.block_cycles + 4 * (b.rows[1].count != 0) + 4 * (b.columns[1].count != 0);
         if (best_cost == 0 || cost < best_cost) best = b, best_cost = cost;
         if (best_bound == 0 || sum.bound < best_bound) best_bound = sum.bound;
@@ -422,6 +437,9 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit) {
   }
   if (best_cost == 0) return best;  // no block fits, which a test shows not to happen: accumulators() is 0
   best.bound = best_bound;
+  if (d.m_extent == extent_kind::at_call) {
+    best.few = std::min<index>(d.m, std::max(best.rows[0].size, rows_at_call * 2 / 3));
+  }
   best.group = detail::choose_group(d, best);
   // A layer with one row reads its weights once: with prefetches as fast as L3 gives them. Kernels whose B may stay in
   // L1 would only load more.

@@ -1,5 +1,6 @@
 // The generator of the AVX-512 and AVX2 backends: one kernel from one desc and its blocking.
 //
+//   where m comes with the call, the code for that many rows:              for_rows_at_call()
 //   for each block of columns, for each block of rows:                     blocks()
 //     accumulators = beta * C, or 0                                        begin()
 //     for each entry of the batch, for each step of k: A * B               sums(), step()
@@ -22,12 +23,42 @@ class jit_generator : public jit_steps {
   /// Writes the kernel; returns its bytes, 0 if they do not fit the buffer.
   std::size_t generate() {
     prologue();
-    b_.group != 0 ? groups() : blocks();
-    leave();
+    d_.m_extent == extent_kind::fixed ? whole() : for_rows_at_call();
     return write_activations() && finish() ? getSize() : 0;
   }
 
  private:
+  void whole() {
+    load_pack_masks();
+    b_.group != 0 ? groups() : blocks();
+    leave();
+  }
+
+  /// Few rows, where a block more or less counts: what a kernel of that fixed m does. More: blocks of rows.
+  void for_rows_at_call() {
+    const blocking of_many = b_;
+    const int few = static_cast<int>(of_many.few);
+    mov(rax, argument(&arguments::m));
+    test(rax, rax);
+    const std::size_t none = jump_forward(condition::less_or_equal);
+    cmp(rax, static_cast<std::uint32_t>(few));
+    const std::size_t many = jump_forward(condition::greater);
+    select(1, few, [&](int rows) {
+      desc fixed = d_;
+      fixed.m = rows;
+      fixed.m_extent = extent_kind::fixed;
+      divide_by(choose_blocking(fixed, unit_), extent_kind::fixed);
+      whole();
+    });
+    land(many);
+    if (d_.m > few) {
+      divide_by(of_many, extent_kind::at_call);
+      whole();
+    }
+    land(none);
+    leave();
+  }
+
   /// Modulo 2^64: the last addition of a stride is of no use, and must do no harm.
   static index product_of(index x, index y) {
     return static_cast<index>(static_cast<std::uint64_t>(x) * static_cast<std::uint64_t>(y));
@@ -94,34 +125,51 @@ class jit_generator : public jit_steps {
       zero_word(row_index);
     }
     mov(c_, one_column_ ? argument(&arguments::c) : word_at(c_column));
-    if (d_.m_extent == extent_kind::at_call) return rows_at_call(columns);
+    if (!rows_known_) return rows_at_call(columns);
     for (const section& s : b_.rows) {
       if (s.count == 0) continue;
       repeat(s.count, rows_left, [&] { one_block({s.size, columns.size, columns.masked}); });
     }
   }
 
-  /// Full blocks while there are as many rows, then 8, 4, 2 and 1 as the bits of what is left say.
+  /// Full blocks while there are rows for two, then one or two of nearly equal height.
   void rows_at_call(const section& columns) {
+    const int most = b_.rows[0].size;
+    const auto sum_rows = [&](int rows) {
+      one_block({rows, columns.size, columns.masked});
+      mov(rax, word_at(rows_left));
+      sub(rax, static_cast<std::uint32_t>(rows));
+    };
     mov(rax, argument(&arguments::m));
+    const std::uint8_t* again = getCurr();
     mov(word_at(rows_left), rax);
-    const auto full = static_cast<std::uint32_t>(b_.rows[0].size);
-    cmp(word_at(rows_left), full);
-    const std::size_t none = jump_forward(condition::less);
-    const std::uint8_t* top = getCurr();
-    one_block({b_.rows[0].size, columns.size, columns.masked});
-    sub(word_at(rows_left), full);
-    cmp(word_at(rows_left), full);
-    jge(static_cast<const void*>(top));
-    land(none);
-    for (std::uint32_t rows = std::bit_floor(full); rows >= 1; rows /= 2) {
-      if (rows == full) continue;
-      cmp(word_at(rows_left), rows);
-      const std::size_t fewer = jump_forward(condition::less);
-      one_block({static_cast<int>(rows), columns.size, columns.masked});
-      if (rows > 1) sub(word_at(rows_left), rows);
-      land(fewer);
-    }
+    test(rax, rax);
+    const std::size_t done = jump_forward(condition::equal);
+    cmp(rax, static_cast<std::uint32_t>(most));
+    const std::size_t last = jump_forward(condition::less_or_equal);
+    cmp(rax, static_cast<std::uint32_t>(2 * most));
+    mov(ecx, static_cast<std::uint32_t>(2 * most));
+    cmovg(rax, rcx);
+    add(rax, 1);
+    shr(rax, 1);
+    land(last);
+    select((most + 1) / 2, most, [&](int rows) {
+      sum_rows(rows);
+      jmp(static_cast<const void*>(again));
+    });
+    land(done);
+  }
+
+  /// Calls each(i), which does not fall through, to write what runs when rax is i, low <= i <= high.
+  template <class Each>
+  void select(int low, int high, const Each& each) {
+    if (low == high) return each(low);
+    const int middle = (low + high) / 2;
+    cmp(rax, static_cast<std::uint32_t>(middle));
+    const std::size_t above = jump_forward(condition::greater);
+    select(low, middle, each);
+    land(above);
+    select(middle + 1, high, each);
   }
 
   void one_block(const block& k) {
