@@ -8,9 +8,12 @@
 #include <unistd.h>
 
 #include <brgemm/backend/backend.hpp>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <vector>
+
+#include "support/kept_registers.hpp"
 
 namespace brgemm_test {
 
@@ -30,7 +33,13 @@ struct runnable {
   ~runnable() {
     if (made.release != nullptr) made.release(made.context);
   }
-  void operator()(const brgemm::arguments& x) const { entry(&x, made.context); }
+  /// Ends the process if generated code does not keep the registers that it must.
+  void operator()(const brgemm::arguments& x) const {
+    if (code_bytes == 0) return entry(&x, made.context);
+    if (keeps_registers(&x, made.context, entry)) return;
+    std::fputs("a kernel changed a callee-saved register\n", stderr);
+    std::abort();
+  }
   /// Whether a call would run the same instructions.
   bool same_code(const runnable& other) const {
     if (code_bytes != other.code_bytes) return false;

@@ -2,7 +2,7 @@
 // C.
 //
 // clang-format off
-// rdi  arguments                         r8   next pair, or A of the next entry    r12  A + 5 rows
+// rdi  arguments                         r8   next pair, or A of the next entry    r12  A + 3 rows
 // rsi  entries left                      r9   lda, or C of the block (see c_)      r13  A + 10 rows
 // rax  A of the step                     r10  3 lda, or B of the next entry        r14  C of the block
 // rdx  B of the step                     r11  ldb                                  r15  ldc
@@ -44,7 +44,7 @@ class jit_block : public jit_assembler {
     step_b_ = ldb_ * (interleaved ? 1 : group_);
     rows_of_step_ = interleaved || transposed_b_ ? 1 : static_cast<int>(group_);
     shifts_a_ = detail::shifts_a(d, b.how);
-    most_rows_ = b.rows[0].size;
+    most_rows_ = std::max(b.rows[0].size, static_cast<int>(b.few));
     divide_by(b, d.m_extent);
     if (!lda_in_register_) c_ = r9;
     set_tail(b.tail);
@@ -261,7 +261,7 @@ class jit_block : public jit_assembler {
   index step_b_;           // bytes of B's rows of one step
   int rows_of_step_;       // rows of B that one step reads
   bool shifts_a_;
-  int most_rows_;              // of a block
+  int most_rows_;              // of a block, at most
   bool rows_known_;            // while the code is written
   bool one_row_, one_column_;  // of blocks: what their places would be added to stays as it is
   Reg64 c_ = r14;              // C of the block; r9 where that is free

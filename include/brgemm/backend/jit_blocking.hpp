@@ -92,7 +92,7 @@ inline product choose_product(const desc& d, const vector_unit& unit) {
 constexpr bool needs_register(index ld, index bytes, index times) {
   return ld == at_call || ld >= ((index{1} << 31) / times - 4096) / bytes;
 }
-/// A stored (m,k) with its leading dimension in a register: three base registers reach 15 rows.
+/// A stored (m,k) with its leading dimension in a register: three base registers reach 17 rows.
 constexpr bool has_few_bases(const desc& d) {
   return d.layout_a == layout::plain && needs_register(d.lda, size_of(d.a), 32);
 }
@@ -406,7 +406,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limi
   double best_cost = 0;
   double best_bound = 0;
   for (b.pack = most_packed; b.pack >= 1; b.pack /= 2) {
-    int highest = detail::has_few_bases(d) ? 15 : 30;
+    int highest = detail::has_few_bases(d) ? 17 : 30;
     if (d.m_extent == extent_kind::at_call) highest = std::min(highest, rows_at_call * b.pack);
     const int most_rows = static_cast<int>(std::min<index>(d.m, highest));
     for (int width = 1; width <= std::min<index>(vectors, 30); ++width) {

@@ -18,13 +18,24 @@ class jit_operands : public jit_epilogue {
     }
     const auto along = static_cast<std::size_t>(s * group_ * size_a_);
     if (!lda_in_register_) return rax + (along + static_cast<std::size_t>(r * lda_));
-    const Reg64& base = r < 5 ? rax : r < 10 ? r12 : r13;
-    switch (r % 5) {
-      case 0: return base + along;
-      case 1: return base + r9 + along;
-      case 2: return base + r9 * 2 + along;
-      case 3: return base + r10 + along;
-      default: return base + r9 * 4 + along;
+    switch (r) {  // rows 0, 3 and 10 in a register, and 1, 2, 3, 4, 6, 8 or 12 rows more
+      case 0: return rax + along;
+      case 1: return rax + r9 + along;
+      case 2: return rax + r9 * 2 + along;
+      case 3: return rax + r10 + along;
+      case 4: return rax + r9 * 4 + along;
+      case 5: return r12 + r9 * 2 + along;
+      case 6: return rax + r10 * 2 + along;
+      case 7: return r12 + r9 * 4 + along;
+      case 8: return rax + r9 * 8 + along;
+      case 9: return r12 + r10 * 2 + along;
+      case 10: return r13 + along;
+      case 11: return r13 + r9 + along;
+      case 12: return r13 + r9 * 2 + along;
+      case 13: return r13 + r10 + along;
+      case 14: return r13 + r9 * 4 + along;
+      case 15: return r12 + r10 * 4 + along;
+      default: return r13 + r10 * 2 + along;
     }
   }
   /// Where vector j of row q of the step's rows of B stands.

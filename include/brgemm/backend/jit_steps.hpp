@@ -20,8 +20,8 @@ class jit_steps : public jit_operands {
   static constexpr std::size_t prefetch_ahead = 8192;  // bytes, beyond the end of B too: a prefetch never faults
 
   void entry(const block& k) {
-    if (lda_in_register_ && a_rows_ && k.rows > 5) lea(r12, ptr[rax + r9 * 4]), add(r12, r9);
-    if (lda_in_register_ && a_rows_ && k.rows > 10) lea(r13, ptr[r12 + r9 * 4]), add(r13, r9);
+    if (lda_in_register_ && a_rows_ && k.rows > 5) lea(r12, ptr[rax + r10]);
+    if (lda_in_register_ && a_rows_ && k.rows > 10) lea(r13, ptr[rax + r9 * 2]), lea(r13, ptr[r13 + r9 * 8]);
     if (b_.tile) return chunks(k);
     if (detail::reads_by_four(d_, unit_, b_, k.rows, {1, k.columns, k.masked})) return entry_by_four(k);
     steps_of_k(k, b_.steps, b_.rest);
