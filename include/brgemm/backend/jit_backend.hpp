@@ -134,7 +134,7 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
   if (b.rows[1].count != 0) p.add(", then %lld of %d", static_cast<long long>(b.rows[1].count), b.rows[1].size);
   p.add(") x %d vectors (%lld a row of C), %d chain%s of sums. ", columns.size,
         static_cast<long long>((d.n + b.lanes - 1) / b.lanes), b.chains, b.chains == 1 ? "" : "s");
-  if (b.few != 0) p.add("Fewer than %lld rows are divided for their own sake. ", static_cast<long long>(b.few + 1));
+  if (b.few != 0) p.add("Fewer than %lld rows are divided for their own sake. ", static_cast<long long>(b.few) + 1);
   if (b.pack > 1) p.add("The last %d columns of %d rows share a vector. ", b.tail, b.pack);
   if (b.pack == 1 || !columns.masked)
     p.add("In a step of %d k %s stay in registers, %s pass by%s; %d steps in the loop's body. ",
