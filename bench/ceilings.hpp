@@ -127,9 +127,11 @@ class read_bandwidth {
         threads_(threads),
         data_(static_cast<std::size_t>(bytes_) + 64) {
     const bool wide = brgemm::detail::detect_cpu().has(brgemm::feature::avx512);
-    void (*const ways[2][6])(const char*, std::int64_t) = {
-        {read_256<1, 0>, read_256<2, 0>, read_256<4, 0>, read_256<1, 4096>, read_256<4, 1024>, read_256<8, 512>},
-        {read_512<1, 0>, read_512<2, 0>, read_512<4, 0>, read_512<1, 4096>, read_512<4, 1024>, read_512<8, 512>}};
+    void (*const ways[2][9])(const char*, std::int64_t) = {
+        {read_256<1, 0>, read_256<2, 0>, read_256<4, 0>, read_256<8, 0>, read_256<1, 1024>, read_256<1, 4096>,
+         read_256<2, 2048>, read_256<4, 1024>, read_256<8, 512>},
+        {read_512<1, 0>, read_512<2, 0>, read_512<4, 0>, read_512<8, 0>, read_512<1, 1024>, read_512<1, 4096>,
+         read_512<2, 2048>, read_512<4, 1024>, read_512<8, 512>}};
     std::vector<contestant> candidates;
     for (const auto way : ways[wide ? 1 : 0]) {
       candidates.push_back({"", [this, way](std::int64_t times) { run(way, times); }});

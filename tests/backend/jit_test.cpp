@@ -240,6 +240,45 @@ TEST(Jit, GroupsOfEntriesHaveTheBitsOfOnePass) {
   }
 }
 
+TEST(Jit, OneRowWithAndWithoutPrefetches) {
+  for (const backend::entry* e : generating()) {
+    for (const brgemm::index k : {64, 100, 300}) {  // two entries of 64x64, one of 100x64 and none of 300x64 fit L1
+      for (const brgemm::index batch : {0, 1, 2, 3, 9}) expect_equal_bits(f32_desc(1, 64, k), e->name, batch);
+    }
+  }
+}
+
+TEST(Jit, RowsAtTheCallHaveTheBitsOfFixedOnes) {
+  for (const backend::entry* e : generating()) {
+    for (const brgemm::index n : {5, 20, 64, 150}) {
+      for (const brgemm::index k : {9, 130}) {  // 150 columns and 130 k: in groups of entries
+        desc d = f32_desc(100, n, k);
+        append(d, op::bias());
+        d.m_extent = extent_kind::at_call;
+        const auto a = random_floats(static_cast<std::size_t>(d.stride_a * 17), 1);
+        const auto b = random_floats(static_cast<std::size_t>(d.stride_b * 17), 2);
+        const auto bias = random_floats(static_cast<std::size_t>(n), 3);
+        std::vector<float> c[2];
+        for (int i = 0; i < 2; ++i) {
+          const auto kernel = make_kernel(d, {.backend = i == 0 ? "reference" : e->name});
+          ASSERT_TRUE(kernel) << kernel.error().message();
+          arguments x;
+          x.a = a.data(), x.b = b.data();
+          x.operand[0] = const_cast<float*>(bias.data());
+          for (x.m = 0; x.m <= d.m; ++x.m) {
+            std::vector<float> rows(static_cast<std::size_t>(d.m * n), 7);  // those after m stay
+            x.c = rows.data();
+            x.batch = x.m % 2 == 0 ? 1 : 17;
+            (*kernel)(x);
+            c[i].insert(c[i].end(), rows.begin(), rows.end());
+          }
+        }
+        EXPECT_EQ(0, std::memcmp(c[0].data(), c[1].data(), c[0].size() * sizeof(float))) << e->name << " " << n;
+      }
+    }
+  }
+}
+
 TEST(Jit, AStepMayReadWhatCWas) {
   for (const backend::entry* e : generating()) {
     for (const brgemm::index n : {4, 20, 150}) {

@@ -141,7 +141,7 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
           static_cast<int>(k_group_of(d)), b.hold_a ? "broadcasts of A" : "vectors of B",
           b.hold_a ? "vectors of B" : "broadcasts of A", b.embed ? " as operands in memory" : "", b.unroll);
   if (b.group != 0) p.add("C rests in memory between groups of %lld entries. ", static_cast<long long>(b.group));
-  if (b.prefetch) p.add("B is prefetched. ");
+  if (b.prefetch) p.add("B is prefetched if it exceeds L1. ");
   if (b.tile) p.add("Even and odd elements of each %d k are summed apart. ", 2 * steps_of_chunk);
   if (d.write_c == write_kind::streaming) p.add("Whole vectors of C are written past the caches. ");
   const step_cost cost = cost_of_step(d, unit, b, rows.size, columns, reads_by_four(d, unit, b, rows.size, columns));

@@ -283,13 +283,29 @@ class jit_generator : public jit_steps {
     }
     test(rsi, rsi);
     const std::size_t empty = jump_forward(condition::less_or_equal);
+    const index in_l1 = b_.prefetch ? (32 << 10) / (d_.k * d_.n * size_b_) : 0;
+    if (in_l1 == 0) {
+      sum_entries(k);
+    } else {
+      cmp(rsi, static_cast<std::uint32_t>(in_l1));
+      either(
+          condition::greater, [&] { sum_entries(k); },
+          [&] {
+            b_.prefetch = false;
+            sum_entries(k);
+            b_.prefetch = true;
+          });
+    }
+    land(empty);
+    if (b_.how == product::split_bf16) flush_subnormals(false);
+  }
+
+  void sum_entries(const block& k) {
     const std::uint8_t* top = getCurr();
     find_entry();
     entry(k);
     sub(rsi, 1);
     jnz(static_cast<const void*>(top));
-    land(empty);
-    if (b_.how == product::split_bf16) flush_subnormals(false);
   }
 
   /// vdpbf16ps takes subnormals as zero whatever MXCSR says; plain fma must be told to.
