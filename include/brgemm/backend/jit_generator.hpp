@@ -1,6 +1,6 @@
 // The generator of the AVX-512 and AVX2 backends: one kernel from one desc and its blocking.
 //
-//   where m comes with the call, the code for that many rows:              for_rows_at_call()
+//   where m comes with the call, for each number of few rows and for more: for_rows()
 //   for each block of columns, for each block of rows:                     blocks()
 //     accumulators = beta * C, or 0                                        begin()
 //     for each entry of the batch, for each step of k: A * B               sums(), step()
@@ -23,40 +23,36 @@ class jit_generator : public jit_steps {
   /// Writes the kernel; returns its bytes, 0 if they do not fit the buffer.
   std::size_t generate() {
     prologue();
-    d_.m_extent == extent_kind::fixed ? whole() : for_rows_at_call();
+    for_rows();
     return write_activations() && finish() ? getSize() : 0;
   }
 
  private:
-  void whole() {
-    load_pack_masks();
-    b_.group != 0 ? groups() : blocks();
-    leave();
-  }
-
-  /// Few rows, where a block more or less counts: what a kernel of that fixed m does. More: blocks of rows.
-  void for_rows_at_call() {
-    const blocking of_many = b_;
-    const int few = static_cast<int>(of_many.few);
-    mov(rax, argument(&arguments::m));
-    test(rax, rax);
-    const std::size_t none = jump_forward(condition::less_or_equal);
-    cmp(rax, static_cast<std::uint32_t>(few));
-    const std::size_t many = jump_forward(condition::greater);
-    select(1, few, [&](int rows) {
-      desc fixed = d_;
-      fixed.m = rows;
-      fixed.m_extent = extent_kind::fixed;
-      divide_by(choose_blocking(fixed, unit_), extent_kind::fixed);
-      whole();
-    });
-    land(many);
-    if (d_.m > few) {
-      divide_by(of_many, extent_kind::at_call);
-      whole();
+  /// m at the call: few rows, where a block more or less counts, are what a kernel of that fixed m does.
+  void for_rows() {
+    const blocking divided = b_;
+    const int few = static_cast<int>(divided.few);
+    const bool at_call = d_.m_extent == extent_kind::at_call;
+    std::size_t none = 0;
+    if (at_call) {
+      mov(rax, argument(&arguments::m));
+      test(rax, rax);
+      none = jump_forward(condition::less_or_equal);
     }
-    land(none);
-    leave();
+    select(1, few + (d_.m > few), [&](int rows) {
+      if (rows <= few) {
+        desc fixed = d_;
+        fixed.m = rows;
+        fixed.m_extent = extent_kind::fixed;
+        divide_by(choose_blocking(fixed, unit_), extent_kind::fixed);
+      } else {
+        divide_by(divided, d_.m_extent);
+      }
+      load_pack_masks();
+      b_.group != 0 ? groups() : blocks();
+      leave();
+    });
+    if (at_call) land(none), leave();
   }
 
   /// Modulo 2^64: the last addition of a stride is of no use, and must do no harm.
@@ -160,16 +156,29 @@ class jit_generator : public jit_steps {
     land(done);
   }
 
-  /// Calls each(i), which does not fall through, to write what runs when rax is i, low <= i <= high.
+  /// Calls each(i), which does not fall through, to write what runs when rax is i, low <= i <= high: leaf after leaf of
+  /// a tree of comparisons.
   template <class Each>
   void select(int low, int high, const Each& each) {
-    if (low == high) return each(low);
-    const int middle = (low + high) / 2;
-    cmp(rax, static_cast<std::uint32_t>(middle));
-    const std::size_t above = jump_forward(condition::greater);
-    select(low, middle, each);
-    land(above);
-    select(middle + 1, high, each);
+    struct {
+      std::size_t jump;
+      int high;
+    } above[8];  // ranges whose code comes later; at most 2^8 leaves
+    int depth = 0;
+    int end = high;
+    for (int i = low;; ++i) {
+      while (i < end) {
+        const int middle = (i + end) / 2;
+        cmp(rax, static_cast<std::uint32_t>(middle));
+        above[depth++] = {jump_forward(condition::greater), end};
+        end = middle;
+      }
+      each(i);
+      if (i == high) return;
+      --depth;
+      land(above[depth].jump);
+      end = above[depth].high;
+    }
   }
 
   void one_block(const block& k) {
@@ -283,29 +292,34 @@ class jit_generator : public jit_steps {
     }
     test(rsi, rsi);
     const std::size_t empty = jump_forward(condition::less_or_equal);
-    const index in_l1 = b_.prefetch ? (32 << 10) / (d_.k * d_.n * size_b_) : 0;
-    if (in_l1 == 0) {
-      sum_entries(k);
-    } else {
-      cmp(rsi, static_cast<std::uint32_t>(in_l1));
-      either(
-          condition::greater, [&] { sum_entries(k); },
-          [&] {
-            b_.prefetch = false;
-            sum_entries(k);
-            b_.prefetch = true;
-          });
-    }
+    sum_entries(k);
     land(empty);
     if (b_.how == product::split_bf16) flush_subnormals(false);
   }
 
+  /// Where B is prefetched: two loops, the second without, for a B that fits L1.
   void sum_entries(const block& k) {
-    const std::uint8_t* top = getCurr();
-    find_entry();
-    entry(k);
-    sub(rsi, 1);
-    jnz(static_cast<const void*>(top));
+    const index in_l1 = b_.prefetch ? (32 << 10) / (d_.k * d_.n * size_b_) : 0;
+    std::size_t to_second = 0;
+    if (in_l1 != 0) {
+      cmp(rsi, static_cast<std::uint32_t>(in_l1));
+      to_second = jump_forward(condition::less_or_equal);
+    }
+    std::size_t done = 0;
+    for (int loops = in_l1 != 0 ? 2 : 1; loops > 0; --loops) {
+      const std::uint8_t* top = getCurr();
+      find_entry();
+      entry(k);
+      sub(rsi, 1);
+      jnz(static_cast<const void*>(top));
+      if (loops == 1) break;
+      done = jump_always();
+      land(to_second);
+      b_.prefetch = false;
+    }
+    if (in_l1 == 0) return;
+    land(done);
+    b_.prefetch = true;
   }
 
   /// vdpbf16ps takes subnormals as zero whatever MXCSR says; plain fma must be told to.
