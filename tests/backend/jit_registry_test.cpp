@@ -73,6 +73,23 @@ class JitRegistry : public testing::Test {
   }
   static std::string dump_path() { return "/tmp/jit-" + std::to_string(getpid()) + ".dump"; }
   static result<kernel> make() { return make_kernel(fake::problem(42), {.backend = "fake"}); }
+
+  /// `make_child` is fork, by whatever way.
+  void expect_own_map_of_child(pid_t (*make_child)()) {
+    registry::set_targets("perf");
+    const auto k = make();
+    ASSERT_TRUE(k);
+    const pid_t child = make_child();
+    if (child == 0) {
+      const auto other = make_kernel(fake::problem(43), {.backend = "fake"});
+      _exit(other && contents(map_path()) == map_line(*k) + map_line(*other) ? 0 : 1);
+    }
+    int status = -1;
+    waitpid(child, &status, 0);
+    std::remove(map_path(child).c_str());
+    EXPECT_EQ(status, 0);
+    EXPECT_EQ(contents(map_path()), map_line(*k));
+  }
 };
 
 TEST_F(JitRegistry, TellsNobodyUnlessAsked) {
@@ -135,36 +152,12 @@ TEST_F(JitRegistry, PerfMapNamesKernels) {
 }
 
 TEST_F(JitRegistry, AForksChildHasItsOwnMap) {
-  registry::set_targets("perf");
-  const auto k = make();
-  ASSERT_TRUE(k);
-  const pid_t child = fork();
-  if (child == 0) {
-    const auto other = make_kernel(fake::problem(43), {.backend = "fake"});
-    _exit(other && contents(map_path()) == map_line(*k) + map_line(*other) ? 0 : 1);
-  }
-  int status = -1;
-  waitpid(child, &status, 0);
-  std::remove(map_path(child).c_str());
-  EXPECT_EQ(status, 0);
-  EXPECT_EQ(contents(map_path()), map_line(*k));
+  expect_own_map_of_child([] { return fork(); });
 }
 
 /// Made without handlers: it must see by itself that the file is not its own.
 TEST_F(JitRegistry, AChildMadeWithoutHandlersHasItsOwnMap) {
-  registry::set_targets("perf");
-  const auto k = make();
-  ASSERT_TRUE(k);
-  const auto child = static_cast<pid_t>(syscall(SYS_fork));
-  if (child == 0) {
-    const auto other = make_kernel(fake::problem(43), {.backend = "fake"});
-    _exit(other && contents(map_path()) == map_line(*k) + map_line(*other) ? 0 : 1);
-  }
-  int status = -1;
-  waitpid(child, &status, 0);
-  std::remove(map_path(child).c_str());
-  EXPECT_EQ(status, 0);
-  EXPECT_EQ(contents(map_path()), map_line(*k));
+  expect_own_map_of_child([] { return static_cast<pid_t>(syscall(SYS_fork)); });
 }
 
 /// A program that closes all files, as daemons do, and then has its own under these numbers.
