@@ -2,13 +2,16 @@
 //   bandwidth BYTES THREADS      reading so many bytes again and again
 //   peak TYPE THREADS            register-only loop of a type
 #include "cases.hpp"
+#include "operands.hpp"
 
 namespace bench {
 namespace {
 
 void run_bandwidth(benchmark::State& state, std::int64_t bytes, int threads, const settings& s) {
   for ([[maybe_unused]] auto _ : state) {
-    const read_bandwidth read(bytes, threads);
+    const std::int64_t most = std::max(bytes, threads * read_bandwidth::granule);
+    const buffer data(most);
+    const read_bandwidth read(data.data(), most, threads);
     effort e = s.kernels;
     e.sample_seconds = std::max(e.sample_seconds, 2e-3);
     const auto seconds = interleave({{"ceiling", [&read](std::int64_t times) { read(times); }}}, e);

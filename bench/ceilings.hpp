@@ -118,14 +118,15 @@ BENCH_READ(read_256, "avx2", 128,
 BENCH_READ(read_512, "avx512f", 256,
            "vmovdqu64 (%0),%%zmm0\nvmovdqu64 64(%0),%%zmm1\nvmovdqu64 128(%0),%%zmm2\nvmovdqu64 192(%0),%%zmm3\n")
 
-/// Reading `bytes` bytes (a multiple of 64 KiB a thread) again and again: the bandwidth of the level that holds them.
-/// One stream or several, prefetched or not, whichever is quickest here.
+/// Reading the same bytes again and again: the bandwidth of the level that holds them. One stream or several,
+/// prefetched or not, whichever is quickest here. How much of 2 MiB stays in two L2 of 1 MiB depends on the physical
+/// pages, so what reads some bytes is held against the reading of just these.
 class read_bandwidth {
  public:
-  read_bandwidth(std::int64_t bytes, int threads)
-      : bytes_(std::max<std::int64_t>(bytes / threads / granule, 1) * granule * threads),
-        threads_(threads),
-        data_(static_cast<std::size_t>(bytes_) + 64) {
+  static constexpr std::int64_t granule = 8192;  ///< 1 KiB of each of eight streams
+  /// `data` must hold `bytes`, at least a granule a thread; each thread reads as many granules as are in its share.
+  read_bandwidth(const void* data, std::int64_t bytes, int threads)
+      : data_(static_cast<const char*>(data)), share_(bytes / threads / granule * granule), threads_(threads) {
     const bool wide = brgemm::detail::detect_cpu().has(brgemm::feature::avx512);
     void (*const ways[2][9])(const char*, std::int64_t) = {
         {read_256<1, 0>, read_256<2, 0>, read_256<4, 0>, read_256<8, 0>, read_256<1, 1024>, read_256<1, 4096>,
@@ -144,23 +145,20 @@ class read_bandwidth {
     }
   }
   void operator()(std::int64_t times) const { run(way_, times); }
-  double bytes() const { return static_cast<double>(bytes_); }
+  double bytes() const { return static_cast<double>(share_ * threads_); }
 
  private:
-  static constexpr std::int64_t granule = 4096;
   void run(void (*way)(const char*, std::int64_t), std::int64_t times) const {
-    const char* data = data_.data() + (64 - reinterpret_cast<std::uintptr_t>(data_.data()) % 64) % 64;
-    const std::int64_t share = bytes_ / threads_;
     if (threads_ == 1) {
-      for (std::int64_t t = 0; t < times; ++t) way(data, share);
+      for (std::int64_t t = 0; t < times; ++t) way(data_, share_);
       return;
     }
 #pragma omp parallel num_threads(threads_)
-    for (std::int64_t t = 0; t < times; ++t) way(data + omp_get_thread_num() * share, share);
+    for (std::int64_t t = 0; t < times; ++t) way(data_ + omp_get_thread_num() * share_, share_);
   }
-  std::int64_t bytes_;
+  const char* data_;
+  std::int64_t share_;
   int threads_;
-  std::vector<char> data_;
   void (*way_)(const char*, std::int64_t) = nullptr;
 };
 

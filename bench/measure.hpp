@@ -22,6 +22,7 @@ struct effort {
   int rounds = 15;
   double sample_seconds = 500e-6;  ///< how long one contestant runs in one round, at least
   double settle_seconds = 0;       ///< pause before each sample: other libraries' idle threads spin for a while
+  double warm_share = 1. / 16;     ///< calls before each sample, of those in it: for caches and branch predictors
 };
 
 inline double median(std::vector<double> v) {
@@ -62,7 +63,8 @@ inline std::vector<std::vector<double>> interleave(const std::vector<contestant>
   for (int round = 0; round < e.rounds; ++round) {
     for (std::size_t i = 0; i < contestants.size(); ++i) {
       settle(e);
-      contestants[i].run(std::max<std::int64_t>(1, times[i] / 16));  // warms caches and branch predictors again
+      contestants[i].run(
+          std::max<std::int64_t>(1, static_cast<std::int64_t>(static_cast<double>(times[i]) * e.warm_share)));
       seconds[i].push_back(seconds_of(contestants[i].run, times[i]) / static_cast<double>(times[i]));
     }
   }
