@@ -9,12 +9,12 @@
 namespace brgemm::inline abi_0::detail {
 
 inline void transposed_copy(const std::uint16_t* from, index ld_from, std::uint16_t* to, index, index rows,
-                            index columns) noexcept {
-  transpose_rows(from, ld_from, to, nn::block_rows, rows, columns);
+                            index columns, const std::uint16_t* next) noexcept {
+  transpose_rows(from, ld_from, to, nn::block_rows, rows, columns, next);
 }
 inline void paired_copy(const std::uint16_t* from, index ld_from, std::uint16_t* to, index ld_to, index rows,
-                        index columns) noexcept {
-  interleave_rows(from, ld_from, reinterpret_cast<std::uint32_t*>(to), ld_to, rows, columns);
+                        index columns, const std::uint16_t* next) noexcept {
+  interleave_rows(from, ld_from, reinterpret_cast<std::uint32_t*>(to), ld_to, rows, columns, next);
 }
 
 /// Copies (rows, features) block by block, f32 as it is, bf16 changed inside each block by `change`.
@@ -28,8 +28,12 @@ void copy_blocks(loops::executor_ref threads, index rows, index features, type d
       copy_rows(static_cast<const float*>(from) + first, source.ld, static_cast<float*>(to) + place, target.ld, height,
                 width);
     } else {
-      change(static_cast<const std::uint16_t*>(from) + first, source.ld, static_cast<std::uint16_t*>(to) + place,
-             target.ld, height, width);
+      const index next = block + 1 < nn::row_blocks(rows)   ? source.offset(block + 1, panel)
+                         : panel + 1 < nn::panels(features) ? source.offset(0, panel + 1)
+                                                            : first;
+      const auto* const elements = static_cast<const std::uint16_t*>(from);
+      change(elements + first, source.ld, static_cast<std::uint16_t*>(to) + place, target.ld, height, width,
+             elements + next);
     }
   });
 }

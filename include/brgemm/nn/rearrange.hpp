@@ -134,13 +134,18 @@ inline void transpose_words(const float* from, index ld_from, float* to, index l
 }
 
 /// Rows of 16-bit elements, two by two: to[r/2 * ld_to + c] = (from[r][c], from[r+1][c]); a missing last row is zero.
+/// `next`: the block that comes after this one, whose rows are ld_from apart too, is fetched meanwhile.
 inline void interleave_rows(const std::uint16_t* from, index ld_from, std::uint32_t* to, index ld_to, index rows,
-                            index columns) noexcept {
+                            index columns, const std::uint16_t* next) noexcept {
   widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
     for (index r = 0; r < rows; r += 2) {
       const std::uint16_t* const even = from + r * ld_from;
       const std::uint16_t* const odd = even + ld_from;
       std::uint32_t* const pairs = to + r / 2 * ld_to;
+      for (index c = 0; c < columns; c += 32) {
+        _mm_prefetch(next + r * ld_from + c, _MM_HINT_T0);
+        _mm_prefetch(next + (r + 1) * ld_from + c, _MM_HINT_T0);
+      }
       if (r + 1 < rows) {
         BRGEMM_INDEPENDENT
         for (index c = 0; c < columns; ++c) pairs[c] = even[c] | static_cast<std::uint32_t>(odd[c]) << 16;
@@ -154,12 +159,12 @@ inline void interleave_rows(const std::uint16_t* from, index ld_from, std::uint3
 /// The transpose of at most 64 rows of 16-bit elements: to[c * ld_to + r] = from[r * ld_from + c], ld_to even; an odd
 /// last row is followed by zeros. Pairs of rows first, then 32-bit words.
 inline void transpose_rows(const std::uint16_t* from, index ld_from, std::uint16_t* to, index ld_to, index rows,
-                           index columns) noexcept {
+                           index columns, const std::uint16_t* next) noexcept {
   constexpr index strip = 64;
   alignas(64) std::uint32_t pairs[nn::block_rows / 2 * strip];  // (32, 64)
   for (index c = 0; c < columns; c += strip) {
     const index here = columns - c < strip ? columns - c : strip;
-    interleave_rows(from + c, ld_from, pairs, strip, rows, here);
+    interleave_rows(from + c, ld_from, pairs, strip, rows, here, next + c);
     transpose_words(reinterpret_cast<const float*>(pairs), strip, reinterpret_cast<float*>(to + c * ld_to), ld_to / 2,
                     (rows + 1) / 2, here);
   }
