@@ -230,42 +230,57 @@ inline void divide(index total, index size, section& first, section& second) {
   if (first.count == 0) first = second, second = {};
 }
 
+/// Registers that every step of a block leaves alone: sums of B's columns and two constants; two for f16 by integers.
+inline int registers_beside(const desc& d, const vector_unit& unit, const blocking& b, int vectors) {
+  return shifts_a(d, b.how) ? vectors + 2 : emulates_f16(d, unit) ? 2 : 0;
+}
+
+/// Whether a broadcast of A can be the multiplying instruction's operand in memory; whether a vector of B can.
+inline bool a_may_pass(const desc& d, const vector_unit& unit, const blocking& b) {
+  if (!unit.wide) return false;
+  return b.how == product::fma_f32 ? d.a == type::f32 : b.how == product::fma_f64 || b.how == product::dot_bf16;
+}
+inline bool b_may_pass(const desc& d, const vector_unit& unit, const blocking& b) {
+  return unit.wide && b_is_direct(d) && b.b_registers == 1 && !shifts_a(d, b.how) && d.b != type::u8;
+}
+
+/// Rows share the last vector: the registers that are left of a block; negative if it does not fit.
+inline int fit_packed(const desc& d, const vector_unit& unit, blocking& b, int rows, int vectors) {
+  b.hold_a = true;  // where a last row is alone
+  b.embed = true;
+  const int sums = rows * (vectors - 1) + (rows + b.pack - 1) / b.pack;
+  const int in_a_step = vectors == 1 ? std::max(6, 1 + b.pack) : vectors + b.pack;
+  const int at_the_end = epilogue_registers(d, unit);
+  return unit.registers() - std::max(sums + std::max(in_a_step, at_the_end), rows + at_the_end);
+}
+
+/// B stored (n,k): a tile of B rests in 5 registers; one more for its loads, then halves of a step.
+inline int fit_transposed(const desc& d, const vector_unit& unit, blocking& b, int rows) {
+  b.hold_a = false;
+  b.embed = a_may_pass(d, unit, b);
+  const int beside = registers_beside(d, unit, b, 1);
+  const int beside_tile = (b.b_registers > 1 ? 2 : 0) + b.a_registers + (b.how == product::madd_8bit ? 1 : 0);
+  const int at_the_end = rows + beside + epilogue_registers(d, unit);
+  const int in_a_step = b.tight ? std::max(6, 4 + beside_tile) : 6 + beside_tile;
+  const int converting =
+      b.tight && d.a != type::f16 ? 0 : beside;  // the epilogue's f16 has the other chains' registers
+  return unit.registers() - std::max(rows * b.sums() + converting + in_a_step, at_the_end);
+}
+
 /// How many registers a block of `rows` leaves free; negative if it does not fit. Chooses the order of a step.
 inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, const section& columns) {
-  const int registers = unit.registers();
-  const int at_the_end = epilogue_registers(d, unit);
   const int vectors = columns.size;
-  const int pack = packed_rows(b, rows, columns);
-  if (pack > 1) {
-    const int sums = rows * (vectors - 1) + (rows + pack - 1) / pack;
-    const int loop = vectors == 1 ? std::max(6, 1 + pack) : vectors + pack;
-    b.hold_a = true;  // where a last row is alone
-    b.embed = true;
-    return std::min({registers - sums - std::max(loop, at_the_end), registers - rows - at_the_end});
-  }
-  const bool a_may_pass =
-      b.how == product::fma_f32 ? d.a == type::f32 : b.how == product::fma_f64 || b.how == product::dot_bf16;
-  // sums of B's columns and two constants; two registers for f16 by integers
-  const int beside = shifts_a(d, b.how) ? vectors + 2 : emulates_f16(d, unit) ? 2 : 0;
-  const int after_sums = registers - rows * vectors - beside - at_the_end;
-  const int free = registers - rows * vectors * b.sums() - beside;
-  if (d.layout_b == layout::transposed) {  // a tile of B rests in 5 registers; one more for its loads, halves of a step
-    if (vectors > 1) return -1;
-    b.hold_a = false;
-    b.embed = a_may_pass && unit.wide;
-    const int beside_tile = (b.b_registers > 1 ? 2 : 0) + b.a_registers + (b.how == product::madd_8bit ? 1 : 0);
-    if (!b.tight) return std::min(free - 6 - beside_tile, after_sums);
-    const int converting = d.a == type::f16 ? beside : 0;  // the epilogue's f16 has the other chains' registers
-    return std::min(registers - rows * b.sums() - converting - std::max(6, 4 + beside_tile), after_sums);
-  }
-  const int spare = b.how == product::madd_8bit ? 1 : b.b_registers > 1 || !b_is_direct(d) ? 1 : 0;
+  if (packed_rows(b, rows, columns) > 1) return fit_packed(d, unit, b, rows, vectors);
+  if (d.layout_b == layout::transposed) return vectors > 1 ? -1 : fit_transposed(d, unit, b, rows);
   b.hold_a = rows * b.a_registers < vectors * b.b_registers;
-  const bool b_may_pass = b_is_direct(d) && b.b_registers == 1 && unit.wide && !shifts_a(d, b.how) && d.b != type::u8;
-  b.embed = b.hold_a ? rows == 1 && b_may_pass : vectors == 1 && a_may_pass && unit.wide;
+  b.embed = b.hold_a ? rows == 1 && b_may_pass(d, unit, b) : vectors == 1 && a_may_pass(d, unit, b);
   const int held = b.hold_a ? rows * b.a_registers : vectors * b.b_registers;
-  if (reads_by_four(d, unit, b, rows, columns)) return std::min(free - 6, after_sums);
   const int passing = b.embed ? 0 : b.hold_a ? b.b_registers : b.a_registers;
-  return std::min(free - held - passing - spare, after_sums);
+  const int spare = b.how == product::madd_8bit || b.b_registers > 1 || !b_is_direct(d) ? 1 : 0;
+  const int in_a_step = reads_by_four(d, unit, b, rows, columns) ? 6 : held + passing + spare;
+  const int at_the_end = rows * vectors + epilogue_registers(d, unit);
+  return unit.registers() - registers_beside(d, unit, b, vectors) -
+         std::max(rows * vectors * b.sums() + in_a_step, at_the_end);
 }
 
 /// Whether every block of the division fits. The order of a step is that of the largest block.
