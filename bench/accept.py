@@ -296,7 +296,7 @@ def primitive_rows(results):
     for case, limit in [("f32/64x64x64/batch16/bias,relu", 0.03), ("f32/64x64x64/batch16/bias,gelu_tanh", 0.12),
                         ("f32/64x64x64/batch16/bias,gelu_erf", 0.12), ("u8s8/64x64x64/batch16/requantise", 0.05)]:
         rows.append(overhead_row(suite, results, "epilogue/" + case, limit))
-    rows.append(overhead_row(suite, results, "at_call/f32/64x64x64/batch16", 0.03))
+    rows += [overhead_row(suite, results, name, 0.03) for name in results.names() if name.startswith("at_call/")]
     rows += [
         value_row(suite, results, "handle call, over a direct call of code that only returns", "handle_call",
                   "excess seconds", 1e9, "ns", "<=", 3),

@@ -3,7 +3,8 @@
 //   gemm TYPE M N K BATCH                     f32, f64, bf16, u8s8; against the peers
 //   shapes FILE BATCH                         the f32 shapes of a file, one "M N K" a line, as gemm; with dump's cycles
 //   epilogue TYPE M N K BATCH STEP,STEP,...   against the plain kernel: bias, relu, gelu_erf, gelu_tanh, requantise
-//   at_call TYPE M N K BATCH                  m and the leading dimensions given at the call, against the plain kernel
+//   at_call TYPE M N K BATCH                  m (of a kernel for up to the next multiple of 64) and the leading
+//                                             dimensions given at the call, against the plain kernel
 //
 // Operands of all entries are distinct and contiguous; every call works on the same ones, so they are as hot as they
 // fit.
@@ -77,6 +78,7 @@ brgemm::desc desc_of(const gemm& g) {
   for (std::string step; std::getline(steps, step, ',');) append_step(d, step);
   d.chains = static_cast<std::uint8_t>(g.chains);
   if (g.at_call) {
+    d.m = (g.m + 63) / 64 * 64;
     d.m_extent = brgemm::extent_kind::at_call;
     d.lda = d.ldb = d.ldc = brgemm::at_call;
   }

@@ -213,7 +213,8 @@ inline result<const backend::entry*> choose_backend(const desc& d, std::uint32_t
 /// different descs are generated in parallel, the same desc once. Errors: invalid_argument with the wrong field;
 /// unsupported with the reason of the named, or the best, backend; forbidden where the options or BRGEMM_BACKEND name
 /// a backend that does not exist or cannot run here; out_of_memory; code_memory, where the system denies memory for
-/// code (the reference, if named, needs none); cache_full.
+/// code (the reference, if named, needs none); cache_full. Making a new kernel takes up to 128 KiB of the calling
+/// thread's stack.
 inline result<kernel> make_kernel(const desc& d, const options& o = {}) noexcept {
   const int number = detail::restriction.number.load(std::memory_order_acquire);
   if (number < 0 || !o.backend.empty()) return detail::make_named(d, o.backend);

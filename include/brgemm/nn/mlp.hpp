@@ -222,7 +222,7 @@ inline result<void> mlp::set(loops::executor_ref threads, index l, const view<co
                              std::span<const float> bias) noexcept {
   if (auto r = check_layer(l, bias.size()); !r) return r;
   if (auto r = layer(l).pack_weights(threads, w, stored, weights_of(l)); !r) return r;
-  std::memcpy(bias_of(l), bias.data(), bias.size_bytes());
+  std::memmove(bias_of(l), bias.data(), bias.size_bytes());
   return {};
 }
 
@@ -234,7 +234,7 @@ inline result<void> mlp::get(loops::executor_ref threads, index l, const view<fl
   }
   const float* const from = floats(gradient ? gradients_at_ : parameters_at_);
   if (auto r = layer(l).unpack_parameters(threads, from + at(l).parameters_at, w, stored); !r) return r;
-  std::memcpy(bias.data(), from + at(l).bias_at, bias.size_bytes());
+  std::memmove(bias.data(), from + at(l).bias_at, bias.size_bytes());
   return {};
 }
 
