@@ -21,6 +21,7 @@ import time
 HERE = os.path.dirname(os.path.abspath(__file__))
 PROBLEMS = os.path.join(HERE, "problems")
 VOID_ABOVE = 1.03
+CHAINS = " (desc.chains = 2 where C has fewer than 8 vectors)"  # as brgemm_bench asks for
 PICTURES = ("roofline.png", "ratio_per_shape.png")
 FILES = {
     "primitive": ["ceilings.txt", "kernels.txt", "epilogues.txt", "calls.txt", "shapes.txt", "linear.txt"],
@@ -46,9 +47,8 @@ class Results:
                 continue
             name = entry["name"].replace("/iterations:1", "").replace("/manual_time", "").split("/repeats:")[0]
             if entry.get("error_occurred"):
-                self.errors[name] = entry["error_message"]
+                self.errors[name] = entry["error_message"]  # stays, though a later run of the case may end well
                 continue
-            self.errors.pop(name, None)
             self.labels[name] = entry.get("label", "")
             counters = {k: v for k, v in entry.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
             self.runs.setdefault(name, []).append(counters)
@@ -109,10 +109,12 @@ def write_shapes(path, shapes, comment):
 # ---- rows ---------------------------------------------------------------------------------------------------------
 
 def row(suite, case, target, *, ours=None, unit="", peer=None, peer_name="", ratio=None, share=None, met=False,
-        reason="", cases=()):
-    """One line of the table; `cases` are what is measured again where it fails."""
+        reason="", cases=(), made_of=None):
+    """One line of the table; `cases` are what is measured again where it fails, `made_of` all that it says something
+    of, if that is more."""
     return {"suite": suite, "case": case, "ours": ours, "unit": unit, "peer": peer, "peer_name": peer_name,
-            "ratio": ratio, "share": share, "target": target, "met": met, "reason": reason, "cases": list(cases)}
+            "ratio": ratio, "share": share, "target": target, "met": met, "reason": reason, "cases": list(cases),
+            "made_of": list(cases if made_of is None else made_of)}
 
 
 def compare(value, relation, limit):
@@ -154,9 +156,9 @@ def failed(results, names):
 
 def share_row(suite, results, name, limit):
     """ours/ceiling >= limit."""
-    reason = failed(results, [name])
-    found = {} if reason else measured(results, name)
-    met = compare(found.get("share"), ">=", limit)
+    reason = failed(results, [name]) or ("" if results.peers(name) else "LIBXSMM is missing")
+    found = {} if failed(results, [name]) else measured(results, name)
+    met = not reason and compare(found.get("share"), ">=", limit)
     return row(suite, name, text_of("ours/ceiling", ">=", limit), met=met, reason=reason, cases=[name], **found)
 
 
@@ -174,7 +176,7 @@ def value_row(suite, results, case, name, counter, scale, unit, relation, limit)
     value = results.get(name, counter)
     ours = value * scale if value is not None else None
     return row(suite, case, text_of("", relation, limit, " " + unit).strip(), ours=ours, unit=unit,
-               met=compare(ours, relation, limit), reason=reason, cases=[name])
+               met=not reason and compare(ours, relation, limit), reason=reason, cases=[name])
 
 
 def geometric_mean(values):
@@ -189,7 +191,7 @@ def shape_of(name):
 def libxsmm_rows(suite, results, label, names, batch):
     """Geometric mean and least of the speed against LIBXSMM, with each version of it; the worst version counts."""
     versions = {p for name in names for p in results.peers(name) if p.startswith("LIBXSMM")}
-    alone = [n for n in names if not any(p.startswith("LIBXSMM") for p in results.peers(n))]
+    alone = [n for n in names if not versions or not versions <= set(results.peers(n))]
     reason = failed(results, names) or (
         f"LIBXSMM is missing: {len(alone)} shapes without it" if alone or not names else "")
     mean_case, least_case = f"{label}, batch {batch}, geometric mean", f"{label}, batch {batch}, least of the shapes"
@@ -198,7 +200,7 @@ def libxsmm_rows(suite, results, label, names, batch):
                 row(suite, least_case, "ours/LIBXSMM >= 0.95", reason=reason, cases=names)]
     means, least = {}, {}
     for version in versions:
-        ratios = {n: results.peers(n)[version] for n in names if version in results.peers(n)}
+        ratios = {n: results.peers(n)[version] for n in names}
         means[version] = geometric_mean(ratios.values())
         for n, ratio in ratios.items():
             least[n] = min((ratio, version), least.get(n, (math.inf, "")))
@@ -212,7 +214,7 @@ def libxsmm_rows(suite, results, label, names, batch):
             row(suite, least_case, "ours/LIBXSMM >= 0.95", peer_name=least[worst][1], ratio=least[worst][0],
                 **{key: value for key, value in measured(results, worst).items() if key in ("ours", "unit", "share")},
                 met=not slow, reason="" if not slow else f"{len(slow)} shapes; the slowest is {m}x{n}x{k}",
-                cases=list(slow))]
+                cases=list(slow), made_of=names)]
 
 
 def shape_rows(suite, results, stem, label):
@@ -225,14 +227,15 @@ def shape_rows(suite, results, stem, label):
 
     def add(what, relation, limit, value, unit="", cases=names, why=""):
         rows.append(row(suite, f"{label}, batch 16, {what}", text_of("", relation, limit, unit).strip(), ours=value,
-                        unit=unit.strip(), met=compare(value, relation, limit), reason=why or reason, cases=cases))
+                        unit=unit.strip(), met=compare(value, relation, limit), reason=why or reason, cases=cases,
+                        made_of=names))
 
     good = [n for n in names if n in results.runs]
     bounds = {n: results.get(n, "bound cycles") for n in good}
     known = bool(good) and not reason and all(bounds.values())
     unknown = "" if known else "dump states no cycles"
     add("geometric mean of bound/measured cycles", ">=", 0.97,
-        geometric_mean(bounds[n] / results.get(n, "cycles") for n in good) if known else None, why=unknown)
+        geometric_mean(min(1, bounds[n] / results.get(n, "cycles")) for n in good) if known else None, why=unknown)
 
     def padding(name):
         columns = shape_of(name)[1]
@@ -255,12 +258,15 @@ def shape_rows(suite, results, stem, label):
 def missing_peer(results, name):
     """Why a layer is not compared with all that its target names, oneDNN and OpenBLAS; empty where it is."""
     loaded = results.context.get("peers", "").split(", ")
+    label = results.labels.get(name, "")
+    if "differs" in label:
+        return label
     for peer in ("oneDNN", "OpenBLAS"):
         if not any(p.startswith(peer) for p in loaded):
             return f"{peer} is missing"
         no_such_type = peer == "OpenBLAS" and "/f32/" not in name  # a BLAS has f32 and f64
         if not no_such_type and not any(p.startswith(peer) for p in results.peers(name)):
-            return f"{peer} is missing here: {results.labels.get(name, '')}"
+            return f"{peer} is missing here: {label}"
     return ""
 
 
@@ -291,8 +297,8 @@ def primitive_rows(results):
              ("bf16/64x64x64", 0.95), ("u8s8/64x64x64", 0.92)]]
     # A shape that was drawn twice is one row: 998 of the list's 1,000 draws differ.
     count = sum(n.startswith("shapes_1000/") and n.endswith("/batch16") for n in results.names())
-    rows += shape_rows(suite, results, "shapes_1000", f"f32, {count:,} different shapes")
-    rows += shape_rows(suite, results, "shapes_fresh", "f32, fresh shapes")
+    rows += shape_rows(suite, results, "shapes_1000", f"f32, {count:,} different shapes{CHAINS}")
+    rows += shape_rows(suite, results, "shapes_fresh", f"f32, fresh shapes{CHAINS}")
     for case, limit in [("f32/64x64x64/batch16/bias,relu", 0.03), ("f32/64x64x64/batch16/bias,gelu_tanh", 0.12),
                         ("f32/64x64x64/batch16/bias,gelu_erf", 0.12), ("u8s8/64x64x64/batch16/requantise", 0.05)]:
         rows.append(overhead_row(suite, results, "epilogue/" + case, limit))
@@ -317,7 +323,7 @@ def train_rows(results):
         reason = failed(results, [name])
         rate = results.get(name, "pictures per second")
         peer = results.get(name, "PyTorch pictures per second")
-        reason = reason or ("" if peer else "PyTorch is missing")
+        reason = reason or ("" if peer else results.labels.get("PyTorch's error", "PyTorch is missing"))
         ratio = rate / peer if rate and peer else None
         rows.append(row("train", name, "ours/peer >= 1.2", ours=rate, unit="pictures/s", peer=peer,
                         peer_name=results.labels.get("PyTorch", "PyTorch"), ratio=ratio,
@@ -333,6 +339,14 @@ def void_cases(results):
             if share > VOID_ABOVE:
                 found[name] = f"{who} at {share:.3f} of the ceiling"
     return found
+
+
+def void_rows(rows, void):
+    """No row is met that says something of a void case."""
+    for r in rows:
+        for case in r["made_of"]:
+            if case in void and r["met"] is not None:
+                r.update(met=False, reason=f"void: {case}: {void[case]}")
 
 
 # ---- output -------------------------------------------------------------------------------------------------------
@@ -477,6 +491,7 @@ def measure_pytorch(options, results, only):
                    "--batch", batch.removeprefix("batch"), "--threads", threads.removeprefix("threads")]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode != 0:
+            results.labels["PyTorch's error"] = "PyTorch ended with " + (done.stderr.strip().splitlines() or ["?"])[-1]
             continue
         told = json.loads(done.stdout)
         results.runs.setdefault(name, []).append({"PyTorch pictures per second": told["pictures per second"]})
@@ -571,24 +586,24 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         rows = measure_suite(options, Driver(options), results, folder)
     void = void_cases(results)
-    for r in rows:
-        for case in r["cases"]:
-            if case in void and r["case"].startswith(case):
-                r.update(met=False, reason=f"void: {void[case]}")
+    void_rows(rows, void)
     print(f"machine: {machine()}\npeers: {results.context.get('peers', '')}")
     print(f"fresh shapes: seed {options.seed}\n" if options.suite == "primitive" else "")
     print(table(rows))
     for name, reason in void.items():
         print(f"VOID: {name}: {reason}")
+    for name, reason in results.errors.items():
+        print(f"ERROR: {name}: {reason}")
     missed = sum(r["met"] is False for r in rows)
     print(f"\n{sum(r['met'] is True for r in rows)} met, {missed} not met, "
           f"{sum(r['met'] is None for r in rows)} not for this machine{'; the run is void' if void else ''}")
-    written = [{k: v for k, v in r.items() if k != "cases"} for r in rows]
+    written = [{k: v for k, v in r.items() if k not in ("cases", "made_of")} for r in rows]
     if options.json:
         with open(options.json, "w") as file:
             json.dump(written, file, indent=1)
     if options.document:
         text = f"{machine()}. Peers: {results.context.get('peers', '')}.\n\n{table(rows, markdown=True)}"
+        text += "".join(f"\n\nVoid: {name}: {reason}." for name, reason in void.items())
         replace_in_page(options.document, options.suite, text)
     if options.raw:
         with open(options.raw, "w") as file:
@@ -596,7 +611,7 @@ def main():
                        for name, runs in results.runs.items()}, file, indent=1)
     if options.plot:
         plot(results, options.plot)
-    return 1 if missed or void else 0
+    return 1 if missed or void or results.errors else 0
 
 
 if __name__ == "__main__":

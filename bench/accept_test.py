@@ -40,6 +40,17 @@ class Rows(unittest.TestCase):
         self.assertIs(row["met"], False)
         self.assertIn("no backend", row["reason"])
         self.assertIs(accept.share_row("primitive", results_of({}), name, 0.97)["met"], False)
+        alone = {k: v for k, v in kernel().items() if "LIBXSMM" not in k}
+        row = accept.share_row("primitive", results_of({name: alone}), name, 0.97)
+        self.assertEqual((row["met"], row["reason"]), (False, "LIBXSMM is missing"))
+
+    def test_an_error_stays(self):
+        """Also where the case ends well afterwards, and for a row of one counter."""
+        results = results_of({"generation": "out of memory"})
+        results.add({"context": {}, "benchmarks": [{"name": "generation", "seconds ours": 1e-6}]})
+        row = accept.value_row("primitive", results, "generation", "generation", "seconds ours", 1e6, "us", "<=", 12)
+        self.assertEqual((row["met"], row["ours"]), (False, 1))
+        self.assertIn("out of memory", row["reason"])
 
     def test_median_over_repetitions(self):
         results = accept.Results()
@@ -67,6 +78,8 @@ class Rows(unittest.TestCase):
         self.assertIs(slow["batch 16, geometric mean"]["met"], True)
         unforeseen = self.shapes(**{"cycles": 200.0})
         self.assertIs(unforeseen["batch 16, shapes that dump predicts within 15 %"]["met"], True)  # 19 of 20
+        beyond = self.shapes(**{"bound cycles": 1000.0})  # quicker than its bound: does not make up for others
+        self.assertLess(beyond["batch 16, geometric mean of bound/measured cycles"]["ours"], 1)
         silent = self.shapes(**{"bound cycles": 0.0})
         self.assertIs(silent["batch 16, geometric mean of bound/measured cycles"]["met"], False)
 
@@ -76,6 +89,10 @@ class Rows(unittest.TestCase):
         self.assertEqual([r["met"] for r in rows if "LIBXSMM" in r["target"]], [False] * 4)
         cases = {f"shapes_1000/f32/{m}x16x16/batch{b}": kernel() for m in (1, 2) for b in (1, 16)}
         cases["shapes_1000/f32/1x16x16/batch1"] = kernel(peer="another")  # one shape alone
+        rows = accept.shape_rows("primitive", results_of(cases), "shapes_1000", "f32")
+        self.assertEqual([r["met"] for r in rows if "LIBXSMM" in r["target"]], [True, True, False, False])
+        cases = {f"shapes_1000/f32/{m}x16x16/batch{b}": kernel() for m in (1, 2) for b in (1, 16)}
+        cases["shapes_1000/f32/1x16x16/batch1"].update(kernel(peer="LIBXSMM 2.0"))  # one version on one shape alone
         rows = accept.shape_rows("primitive", results_of(cases), "shapes_1000", "f32")
         self.assertEqual([r["met"] for r in rows if "LIBXSMM" in r["target"]], [True, True, False, False])
 
@@ -98,6 +115,12 @@ class Rows(unittest.TestCase):
             row, mean = rows({name: counters}, peers)
             self.assertEqual((row["met"], mean["met"]), (False, False), (name, peers))
             self.assertTrue(row["reason"].startswith(missing + " is missing"), row["reason"])
+
+    def test_a_peer_that_differs_is_said(self):
+        name = "linear/bf16/64x1024x1024/threads1/forward"
+        differs = "oneDNN 3.14: its result differs from ours"
+        row, mean = accept.linear_rows("primitive", results_of({name: {**kernel(peer="oneDNN 2.6"), "label": differs}}))
+        self.assertEqual((row["met"], row["reason"], mean["met"]), (False, differs, False))
 
     def test_linear_takes_the_best_peer(self):
         name = "linear/f32/64x1024x1024/threads1/forward"
@@ -127,6 +150,17 @@ class Rows(unittest.TestCase):
         self.assertEqual(accept.void_cases(results_of({"x": kernel(1.02)})), {})
         self.assertIn("x", accept.void_cases(results_of({"x": kernel(1.04)})))
         self.assertIn("x", accept.void_cases(results_of({"x": kernel(**{"share LIBXSMM 1.17": 1.04})})))
+
+    def test_void_rows(self):
+        """All that a void case is part of: the means of the shapes, and the least of them."""
+        cases = {f"shapes_1000/f32/{m}x16x16/batch{b}": kernel() for m in (1, 2) for b in (1, 16)}
+        void = "shapes_1000/f32/1x16x16/batch16"
+        rows = accept.shape_rows("primitive", results_of(cases), "shapes_1000", "f32")
+        self.assertTrue(all(r["met"] for r in rows))
+        accept.void_rows(rows, {void: "ours at 1.1 of the ceiling"})
+        for r in rows:
+            self.assertIs(r["met"], "batch 1," in r["case"], r["case"])
+            self.assertEqual(void in r["reason"], not r["met"])
 
     def test_draw_is_what_the_list_says(self):
         with open(accept.PROBLEMS + "/shapes_1000.txt") as file:

@@ -42,8 +42,9 @@ while [ $# -gt 0 ]; do
   shift
 done
 
+# libgtest-dev and zlib1g-dev because the preset has the tests and examples, which are not built here.
 scripts/install-packages.sh g++ cmake ninja-build python3-venv libxbyak-dev libbenchmark-dev libcli11-dev \
-  libxsmm-dev libdnnl-dev libopenblas-dev libblis-dev libtbb-dev
+  libxsmm-dev libdnnl-dev libopenblas-dev libblis-dev libtbb-dev libgtest-dev zlib1g-dev
 
 build_dir="$root/build/release"
 if [ -n "${BUILD_DIR:-}" ]; then build_dir="$(path "$BUILD_DIR")"; fi

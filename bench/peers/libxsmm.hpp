@@ -1,4 +1,4 @@
-// What the modules of LIBXSMM 1.x and 2.x share: each of them defines strided_kernel only. LIBXSMM is column-major: our
+// What the modules of LIBXSMM 1.x and 2.x share: each of them defines kernel_of only. LIBXSMM is column-major: our
 // row-major C = A * B is its C' = B' * A', so the operands change places.
 #pragma once
 
@@ -13,13 +13,13 @@ namespace bench {
 /// Groups of k that B is interleaved in: see peer_gemm.
 inline std::int64_t group_of(peer_type t) { return t == peer_type::bf16 ? 2 : t == peer_type::u8s8 ? 4 : 1; }
 
-/// The kernel of one version of LIBXSMM, strides between the entries; nullptr where it has none. k is a multiple of
-/// group_of(type).
-peer_task* strided_kernel(const peer_gemm& p);
+/// The kernel of one version of LIBXSMM, strides between the entries, or for a batch of 1 without them; nullptr where
+/// it has none. k is a multiple of group_of(type).
+peer_task* kernel_of(const peer_gemm& p);
 
 inline peer_task* make_gemm(const peer_gemm& p, char* reason, std::size_t size) {
   // Of other k A would have to be padded; the suite has no such case.
-  peer_task* const made = p.k % group_of(p.type) == 0 ? strided_kernel(p) : nullptr;
+  peer_task* const made = p.k % group_of(p.type) == 0 ? kernel_of(p) : nullptr;
   if (made == nullptr) std::snprintf(reason, size, "LIBXSMM has no kernel for this shape and type");
   return made;
 }

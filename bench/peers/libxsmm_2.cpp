@@ -1,4 +1,5 @@
-// LIBXSMM 2.x: libxsmm_dispatch_brgemm with strides, dispatched once and called many times.
+// LIBXSMM 2.x: libxsmm_dispatch_brgemm with strides, for one product libxsmm_dispatch_gemm; dispatched once and called
+// many times.
 #include "libxsmm.hpp"
 
 namespace {
@@ -41,7 +42,7 @@ types types_of(peer_type t) {
 
 }  // namespace
 
-bench::peer_task* bench::strided_kernel(const peer_gemm& p) {
+bench::peer_task* bench::kernel_of(const peer_gemm& p) {
   const types t = types_of(p.type);
   const auto m = static_cast<libxsmm_blasint>(p.n);
   const auto n = static_cast<libxsmm_blasint>(p.m);
@@ -52,6 +53,8 @@ bench::peer_task* bench::strided_kernel(const peer_gemm& p) {
   const libxsmm_gemm_batch_reduce_config batch = libxsmm_create_gemm_batch_reduce_config(
       LIBXSMM_GEMM_BATCH_REDUCE_STRIDE, static_cast<libxsmm_blasint>(p.k * p.n * t.bytes),
       static_cast<libxsmm_blasint>(p.m * p.k * t.bytes), 0);
-  const libxsmm_gemmfunction kernel = libxsmm_dispatch_brgemm(shape, flags, LIBXSMM_GEMM_PREFETCH_NONE, batch);
+  const libxsmm_gemmfunction kernel = p.batch == 1
+                                          ? libxsmm_dispatch_gemm(shape, flags, LIBXSMM_GEMM_PREFETCH_NONE)
+                                          : libxsmm_dispatch_brgemm(shape, flags, LIBXSMM_GEMM_PREFETCH_NONE, batch);
   return kernel == nullptr ? nullptr : new task(kernel, p);
 }
