@@ -3,7 +3,7 @@
 //
 // clang-format off
 // rdi  arguments                         r8   next pair, or A of the next entry    r12  A + 3 rows
-// rsi  entries left                      r9   lda, or C of the block (see c_)      r13  A + 10 rows
+// rsi  entries left                      r9   lda, or C of the block (see c_)      r13  A + 10 rows, or as r10
 // rax  A of the step                     r10  3 lda, or B of the next entry        r14  C of the block
 // rdx  B of the step                     r11  ldb                                  r15  ldc
 // rcx  loops of steps left               rbx  3 ldb
@@ -71,7 +71,7 @@ class jit_block : public jit_assembler {
   enum slot : std::size_t {
     a_offset,  // bytes from A_i to the block's first row
     b_offset,  // bytes from B_i to the block's first column
-    b_base,    // strides: B of the next entry, in this block
+    b_base,    // strides: B of the next entry, in this block, where no register is free for it
     rows_left,
     blocks_left,
     c_column,  // C at row 0 of this column of blocks
@@ -124,7 +124,7 @@ class jit_block : public jit_assembler {
     const bool far_rows = lda_in_register_ && a_rows_;
     if (ldb_in_register_ && rows_of_step_ == 4) each(rbx);
     if (row_sums || (far_rows && most_rows_ > 5)) each(r12);
-    if (row_sums || (far_rows && most_rows_ > 10)) each(r13);
+    if (row_sums || (far_rows && (most_rows_ > 10 || d_.batch == batch_kind::strides))) each(r13);
     if (lda_in_register_ || (transposed_b_ && ldb_in_register_)) each(r14);
     if (ldc_in_register_) each(r15);
   }

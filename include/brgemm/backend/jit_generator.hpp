@@ -283,10 +283,11 @@ class jit_generator : public jit_steps {
     if (d_.batch == batch_kind::strides) {
       mov(r8, grouped ? word_at(group_a) : argument(&arguments::a));
       if (!one_row_) add(r8, word_at(a_offset));
-      const Reg64& next_b = b_in_register() ? r10 : rax;
-      mov(next_b, grouped ? word_at(group_b) : argument(&arguments::b));
-      if (!one_column_) add(next_b, word_at(b_offset));
-      if (!b_in_register()) mov(word_at(b_base), rax);
+      const Reg64* const own = next_b(k);
+      const Reg64& b = own != nullptr ? *own : rax;
+      mov(b, grouped ? word_at(group_b) : argument(&arguments::b));
+      if (!one_column_) add(b, word_at(b_offset));
+      if (own == nullptr) mov(word_at(b_base), b);
     } else {
       mov(r8, grouped ? word_at(group_a) : argument(&arguments::pairs));
     }
@@ -308,7 +309,7 @@ class jit_generator : public jit_steps {
     std::size_t done = 0;
     for (int loops = in_l1 != 0 ? 2 : 1; loops > 0; --loops) {
       const std::uint8_t* top = getCurr();
-      find_entry();
+      find_entry(k);
       entry(k);
       sub(rsi, 1);
       jnz(static_cast<const void*>(top));
@@ -333,14 +334,14 @@ class jit_generator : public jit_steps {
   }
 
   /// rax, rdx: A and B of this entry, in this block.
-  void find_entry() {
+  void find_entry(const block& k) {
     switch (d_.batch) {
       case batch_kind::strides:
         mov(rax, r8);
         add_constant(r8, product_of(d_.stride_a, size_a_), rcx);
-        if (b_in_register()) {
-          mov(rdx, r10);
-          add_constant(r10, product_of(d_.stride_b, size_b_), rcx);
+        if (const Reg64* const b = next_b(k)) {
+          mov(rdx, *b);
+          add_constant(*b, product_of(d_.stride_b, size_b_), rcx);
         } else {
           mov(rdx, word_at(b_base));
           add_word(b_base, product_of(d_.stride_b, size_b_), rcx);
@@ -368,8 +369,11 @@ class jit_generator : public jit_steps {
     if (!one_row_) add(rax, word_at(a_offset));
     if (!one_column_) add(rdx, word_at(b_offset));
   }
-  /// Strides: r10 holds the next entry's B where 3 lda does not need it.
-  bool b_in_register() const { return !(lda_in_register_ && a_rows_); }
+  /// Strides: the register of the next entry's B; null where the rows of A take all of them.
+  const Reg64* next_b(const block& k) const {
+    if (!lda_in_register_ || !a_rows_) return &r10;
+    return k.rows <= 10 ? &r13 : nullptr;
+  }
 };
 
 }  // namespace BRGEMM_WITH_XBYAK
