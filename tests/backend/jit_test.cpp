@@ -356,6 +356,43 @@ TEST(Jit, ManyActivationsAreCalledNotRefused) {
   }
 }
 
+/// Long epilogues: where blocks of the usual size would be too long, they get smaller.
+TEST(Jit, LongEpiloguesAreNotRefused) {
+  for (const char* hidden : {"", "-bf16"}) {
+    hide_cpu_features(hidden);
+    for (const backend::entry* e : generating()) {
+      for (const extent_kind m : {extent_kind::fixed, extent_kind::at_call}) {
+        desc d = f32_desc(59, 345, 16);
+        d.m_extent = m;
+        for (int i = 0; i < max_epilogue; ++i) append(d, op::store(345, type::bf16));
+        ASSERT_TRUE(e->supports(d));
+        const auto kernel = make_kernel(d, {.backend = e->name});
+        ASSERT_TRUE(kernel) << e->name << hidden << kernel.error().message();
+        EXPECT_TRUE(dump(*kernel));
+      }
+    }
+  }
+  hide_cpu_features("");
+}
+
+/// Sizes at the end of their range are divided without overflow; their C cannot exist.
+TEST(Jit, LargestSizesAreDivided) {
+  constexpr brgemm::index largest = std::numeric_limits<brgemm::index>::max();
+  for (const backend::entry* e : generating()) {
+    for (const auto& [m, n] : {std::pair(brgemm::index{1}, largest), std::pair(largest, brgemm::index{1})}) {
+      desc d;
+      d.m = m, d.n = n, d.k = 0;
+      d.a = type::u8, d.b = type::s8, d.c = type::u8;
+      d.lda = 1, d.ldb = d.ldc = n;
+      d.stride_a = d.stride_b = 0;
+      d.layout_b = layout::plain;
+      const auto kernel = make_kernel(d, {.backend = e->name});
+      if (!kernel) continue;  // too large is an answer too
+      EXPECT_EQ(dump(*kernel)->text().find('-'), std::string_view::npos) << dump(*kernel)->text();
+    }
+  }
+}
+
 TEST(Jit, RegistersAreSavedWhereTheUnwindTablesLook) {
   for (const backend::entry* e : generating()) {
     desc d = f32_desc(64, 64, 64);

@@ -63,6 +63,25 @@ TEST(ParallelFor, VisitsEachPointOnce) {
   });
 }
 
+/// One range for each thread, also where there is nothing to do.
+struct hands_out_empty_ranges {
+  int threads() const noexcept { return 3; }
+  void run(index count, loops::range_task task, void* context) const noexcept {
+    for (index part = 0; part < 3; ++part) {
+      task(context, loops::part_begin(count, 3, part), loops::part_begin(count, 3, part + 1));
+    }
+  }
+};
+
+TEST(ParallelFor, RangesMayBeEmpty) {
+  hands_out_empty_ranges e;
+  for (const index extent : {0, 1, 2, 7}) {
+    int seen = 0;
+    loops::parallel_for(e, {extent, 1}, [&](index, index) { ++seen; });
+    EXPECT_EQ(seen, extent);
+  }
+}
+
 TEST(ParallelFor, NeighbouringPointsRunInOrder) {
   const loops::serial e;
   std::vector<index> order;

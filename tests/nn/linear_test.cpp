@@ -222,6 +222,10 @@ outcome computed(const problem& p, loops::executor_ref threads, const options& h
   o.dw = {d.in, d.out, std::vector<float>(static_cast<std::size_t>(d.in * d.out))};
   expect(plan->unpack_parameters(threads, dw.as<float>(), {o.dw.values.data(), {d.in, d.out}}, layout::plain));
   o.db.assign(db.as<float>(), db.as<float>() + d.out);
+  const index w = nn::block_width(d.out);
+  for (index c = d.out; c < nn::panels(d.out) * w; ++c) {
+    for (index r = 0; r < d.in; ++r) EXPECT_EQ(dw.as<float>()[(c / w * d.in + r) * w + c % w], 0) << "padding of dw";
+  }
   return o;
 }
 

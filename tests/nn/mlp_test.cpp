@@ -193,6 +193,14 @@ TEST(Mlp, NamesWhatIsWrongWithACallAndWritesNothing) {
   expect("layer", m.get(alone, 2, out(f.data(), {4, 5}), layout::plain, bias_out));
   expect("bias", m.get(alone, 0, out(f.data(), {4, 5}), layout::plain, bias_out.first(2)));
   expect("w", m.get(alone, 0, out(f.data(), {5, 4}), layout::plain, bias_out));
+  expect("bias", m.set(alone, 0, in(f.data(), {4, 5}), layout::plain, {static_cast<const float*>(nullptr), 5}));
+  expect("bias", m.get(alone, 0, out(f.data(), {4, 5}), layout::plain, {static_cast<float*>(nullptr), 5}));
+  expect("bias", m.set(alone, 0, in(f.data(), {4, 5}), layout::plain, m.parameters().first(5)));
+  expect("w", m.get(alone, 0, out(m.parameters().data(), {4, 5}), layout::plain, bias_out));
+  expect("w", m.get(alone, 0, out(f.data(), {4, 5}), layout::plain, std::span<float>(f.data() + 15, 5)));
+  const auto no_sizes = nn::mlp::make({.rows = 8, .sizes = {static_cast<const index*>(nullptr), 3}});
+  ASSERT_FALSE(no_sizes);
+  EXPECT_EQ(no_sizes.error().field(), "sizes");
   const auto made = nn::mlp::make({.rows = 8, .sizes = sizes, .training = false});
   ASSERT_TRUE(made);
   expect("training", made->get(alone, 0, out(f.data(), {4, 5}), layout::plain, bias_out, true));
@@ -202,6 +210,17 @@ TEST(Mlp, NamesWhatIsWrongWithACallAndWritesNothing) {
   const auto shifted = reinterpret_cast<const float*>(reinterpret_cast<const char*>(f.data()) + 2);
   expect("x", m.forward(alone, in(shifted, {8, 4})));
   expect("gradient", m.backward(alone, in(shifted, {8, 6})));
+}
+
+/// How far a row is from the next one does not matter where there is none.
+TEST(Mlp, ASingleRowMayHaveAnyStride) {
+  const index sizes[] = {4, 5, 6};
+  nn::mlp m = make({.rows = 8, .sizes = sizes}, 42);
+  const std::vector<float> x(4, 1);
+  for (const index stride : {index{0}, index{-7}, index{1} << 62}) {
+    const auto y = m.forward(alone, view<const float, 2>(x.data(), {1, 4}, {stride, 1}));
+    EXPECT_TRUE(y) << y.error().message();
+  }
 }
 
 /// backward does not change the gradient it is given: where it would, in the gradients of any layer, it says so first.

@@ -128,6 +128,10 @@ TEST(SoftmaxCrossEntropy, NamesWhatIsWrongAndWritesNothing) {
   expect("labels", "3 labels", train::softmax_cross_entropy(alone, x, three, losses, dx));
   expect("labels", "label 3 of row 1", train::softmax_cross_entropy(alone, x, outside, losses, dx));
   expect("labels", "label -1 of row 0", train::softmax_cross_entropy(alone, x, negative, losses, dx));
+  expect("labels", "2 labels at (nil)",
+         train::softmax_cross_entropy(alone, x, {static_cast<const std::int32_t*>(nullptr), 2}, losses, dx));
+  expect("losses", "2 losses at (nil)",
+         train::softmax_cross_entropy(alone, x, labels, {static_cast<double*>(nullptr), 2}, dx));
   expect("losses", "1 losses", train::softmax_cross_entropy(alone, x, labels, short_losses, dx));
   expect("gradient", "(3, 2)", train::softmax_cross_entropy(alone, x, labels, losses, {gradient.data(), {3, 2}}));
   expect("gradient", "(nil)", train::softmax_cross_entropy(alone, x, labels, losses, {nullptr, {2, 3}}));

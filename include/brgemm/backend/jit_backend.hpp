@@ -63,16 +63,15 @@ inline result<std::size_t> write_code(const desc& d, std::span<std::uint8_t> buf
   return bytes;
 }
 
-/// A kernel in `buffer`, and how it is divided. Where m comes with the call, blocks get lower until the code fits.
+/// A kernel in `buffer`, and how it is divided: into smaller blocks until the code fits.
 inline result<program> generate_divided(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit,
                                         blocking& b) noexcept {
   if (result<void> yes = supported(d); !yes) return yes.error();
-  for (const int limit_at_call : {30, 4, 1}) {
-    b = choose_blocking(d, unit, limit_at_call);
+  for (const int limit : {30, 4, 1}) {
+    b = choose_blocking(d, unit, limit);
     const result<std::size_t> bytes = write_code(d, buffer, unit, b);
     if (!bytes) return bytes.error();
     if (*bytes != 0) return program{.code_bytes = *bytes, .sums = machine_order(d)};
-    if (d.m_extent == extent_kind::fixed) break;
   }
   return too_long(d).error();
 }
@@ -97,7 +96,6 @@ inline const char* instruction_of(product how) noexcept {
 /// How generate() divides, as far as there is memory to see what fits.
 inline blocking blocking_of(const desc& d, const vector_unit& unit) noexcept {
   blocking b = choose_blocking(d, unit);
-  if (d.m_extent == extent_kind::fixed) return b;
   const std::unique_ptr<std::uint8_t[]> buffer(new (std::nothrow) std::uint8_t[max_code_bytes]);
   if (buffer != nullptr) (void)generate_divided(d, {buffer.get(), max_code_bytes}, unit, b);
   return b;
@@ -133,7 +131,7 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
   p.add("C is divided into blocks of %d rows (%lld times", rows.size, static_cast<long long>(rows.count));
   if (b.rows[1].count != 0) p.add(", then %lld of %d", static_cast<long long>(b.rows[1].count), b.rows[1].size);
   p.add(") x %d vectors (%lld a row of C), %d chain%s of sums. ", columns.size,
-        static_cast<long long>((d.n + b.lanes - 1) / b.lanes), b.chains, b.chains == 1 ? "" : "s");
+        static_cast<long long>((d.n - 1) / b.lanes + 1), b.chains, b.chains == 1 ? "" : "s");
   if (b.few != 0) p.add("Fewer than %lld rows are divided for their own sake. ", static_cast<long long>(b.few) + 1);
   if (b.pack > 1) p.add("The last %d columns of %d rows share a vector. ", b.tail, b.pack);
   if (b.pack == 1 || !columns.masked)

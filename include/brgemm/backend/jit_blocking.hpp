@@ -223,7 +223,7 @@ inline entry_cycles cycles_of_entry(const desc& d, const vector_unit& unit, cons
 }
 
 inline void divide(index total, index size, section& first, section& second) {
-  const index blocks = (total + size - 1) / size;
+  const index blocks = (total - 1) / size + 1;
   const index base = total / blocks;
   first = {total % blocks, static_cast<int>(base + 1)};
   second = {blocks - total % blocks, static_cast<int>(base)};
@@ -311,7 +311,7 @@ inline double once_cycles(const desc& d, const blocking& b) {
 }
 
 inline void divide_columns(index n, index size, blocking& b) {
-  const index vectors = (n + b.lanes - 1) / b.lanes;
+  const index vectors = (n - 1) / b.lanes + 1;
   divide(vectors, size, b.columns[0], b.columns[1]);
   b.columns[2] = {};
   if (b.lanes == 4 && vectors > size && size == 2) {  // only a last block may have one vector: see width_for_masks
@@ -392,9 +392,9 @@ inline int choose_unroll(const desc& d, const blocking& b) {
 
 }  // namespace detail
 
-/// The division with the fewest predicted cycles; of equals the one with fewer rows of code. m at the call: blocks have
-/// at most `limit_at_call` rows, or groups of rows that share a vector.
-inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limit_at_call = 30) {
+/// The division with the fewest predicted cycles; of equals the one with fewer rows of code. Blocks have at most
+/// `limit` vectors; m at the call: at most so many rows, or groups of rows that share a vector.
+inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limit = 30) {
   blocking b;
   b.how = detail::choose_product(d, unit);
   const int accumulator_bytes = accumulator_of(d) == type::f64 ? 8 : 4;
@@ -411,12 +411,12 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limi
   b.tight = !unit.wide && d.layout_b == layout::transposed && b.chains == 8 &&
             (b.b_registers > 1 || detail::emulates_f16(d, unit));
 
-  const index vectors = (d.n + b.lanes - 1) / b.lanes;
+  const index vectors = (d.n - 1) / b.lanes + 1;
   const index width_for_masks = detail::width_for_masks(d, unit);
   const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && detail::b_is_direct(d) && !split &&
                      !detail::shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8;
   const int most_packed = !packs || b.tail > 8 ? 1 : b.tail > 4 ? 2 : 4;
-  const int rows_at_call = std::min(limit_at_call, detail::most_rows_at_call(d, b));
+  const int rows_at_call = std::min(limit, detail::most_rows_at_call(d, b));
   blocking best;
   double best_cost = 0;
   double best_bound = 0;
@@ -429,6 +429,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limi
       detail::divide_columns(d.n, width, b);
       int tried = 0;
       for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1; --height) {
+        if (limit < 30 && d.m_extent == extent_kind::fixed && height * width > limit) continue;
         detail::divide_rows(d, height, b);
         if (!detail::fits(d, unit, b)) continue;
         detail::entry_cycles sum;

@@ -341,14 +341,15 @@ inline region region_of(const void* data, const storage& s, index ld, index elem
   return {static_cast<wide>(reinterpret_cast<std::uintptr_t>(data)), ld * lane, s.columns * lane, s.rows};
 }
 
-/// Whether two regions share a byte. Regions of one pitch may lie between each other's rows (columns of one matrix);
-/// for different pitches the whole ranges are compared.
+/// Whether two regions share a byte. Regions of one pitch may lie between each other's rows (columns of one matrix),
+/// and a single row between those of any region; for different pitches the whole ranges are compared.
 constexpr bool overlap(const region& x, const region& y) noexcept {
   if (x.end() <= y.address || y.end() <= x.address || x.end() == x.address || y.end() == y.address) return false;
-  if (x.pitch != y.pitch || x.pitch == 0) return true;
-  wide ahead = (x.address - y.address) % x.pitch;
-  if (ahead < 0) ahead += x.pitch;
-  return ahead < y.width || ahead + x.width > x.pitch;
+  const wide pitch = x.rows == 1 ? y.pitch : x.pitch;
+  if (pitch == 0 || (x.rows == 1 && y.rows == 1) || (y.rows != 1 && y.pitch != pitch)) return true;
+  wide ahead = (x.address - y.address) % pitch;
+  if (ahead < 0) ahead += pitch;
+  return ahead < y.width || ahead + x.width > pitch;
 }
 
 inline result<void> check_pointer(const char* field, const void* data, index alignment) noexcept {

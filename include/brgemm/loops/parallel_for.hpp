@@ -236,6 +236,7 @@ void parallel_for(executor_ref threads, const index (&extents)[Rank], F&& f) {
   threads.run(
       count,
       [](void* context, index begin, index end) {
+        if (begin >= end) return;  // an executor may hand out empty ranges
         const job& all = *static_cast<const job*>(context);
         const unsigned own = _mm_getcsr();
         if (own != all.mxcsr) _mm_setcsr(all.mxcsr);

@@ -119,12 +119,13 @@ class linear {
   result<void> backward_data(loops::executor_ref threads, index rows, const void* dz, const void* transposed, void* dx,
                              const void* input_saved = nullptr) const noexcept;
 
-  /// dw = x^T * dz, in the layout of the parameters, and db = column sums of dz (db may be null). Sums over the rows
-  /// are one chain in ascending order.
+  /// dw = x^T * dz, in the layout of the parameters, zero beyond `out` as they are, and db = column sums of dz (db may
+  /// be null). Sums over the rows are one chain in ascending order.
   result<void> backward_weights(loops::executor_ref threads, index rows, const void* x, const void* dz, float* dw,
                                 float* db, void* workspace) const noexcept;
 
  private:
+  friend class mlp;  // check_weights, before it writes
   linear() = default;
 
   index ldx() const noexcept { return d_.ldx != 0 ? d_.ldx : d_.in; }

@@ -113,9 +113,11 @@ result<void> linear::check_view(const char* name, const view<const T, 2>& v, ind
   if ((is_x ? d_.x_storage : d_.y_storage) != storage::plain) {
     return error(errc::invalid_argument, name, "%s is blocked in this plan: pass a pointer, not a view", name);
   }
-  if (v.extent(1) != features || v.stride(1) != 1 || v.stride(0) != ld) {
-    return error(errc::invalid_argument, name, "%s is (%ld,%ld) with strides (%ld,%ld); this plan has %ld features, %s",
-                 name, v.extent(0), v.extent(1), v.stride(0), v.stride(1), features, "rows ldx or ldy apart");
+  const bool rows_fit = v.stride(0) == ld || v.extent(0) == 1;
+  if (v.extent(1) != features || v.stride(1) != 1 || !rows_fit) {
+    return error(errc::invalid_argument, name,
+                 "%s is (%ld,%ld) with strides (%ld,%ld); this plan has %ld features, rows %ld apart", name,
+                 v.extent(0), v.extent(1), v.stride(0), v.stride(1), features, ld);
   }
   return {};
 }

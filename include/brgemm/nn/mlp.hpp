@@ -111,6 +111,7 @@ class mlp {
     if (size_ > index{1} << 62) size_ = -1;
     return offset;
   }
+  detail::buffer all_memory() const noexcept { return {"the network's memory", memory_.get(), size_}; }
   result<void> check_layer(index l, std::size_t bias) const noexcept {
     if (l < 0 || l >= count_) {
       return error(errc::invalid_argument, "layer", "layer is %ld; there are layers 0..%ld", l, count_ - 1);
@@ -157,6 +158,9 @@ inline result<mlp> mlp::make(const mlp_desc& d, const options& how) noexcept {
   if (layers < 1 || layers > max_layers) {
     return error(errc::invalid_argument, "sizes", "%ld sizes; a network has 2..%ld of them", layers + 1,
                  max_layers + 1);
+  }
+  if (d.sizes.data() == nullptr) {
+    return error(errc::invalid_argument, "sizes", "%ld sizes at a null pointer", layers + 1);
   }
   for (index l = 0; l <= layers; ++l) {
     const index size = d.sizes[static_cast<std::size_t>(l)];
@@ -221,8 +225,10 @@ inline void mlp::place(const mlp_desc& d) noexcept {
 inline result<void> mlp::set(loops::executor_ref threads, index l, const view<const float, 2>& w, layout stored,
                              std::span<const float> bias) noexcept {
   if (auto r = check_layer(l, bias.size()); !r) return r;
+  const detail::buffer given[] = {{"bias", bias.data(), static_cast<index>(bias.size_bytes())}};
+  if (auto r = detail::check_buffers(given, {all_memory()}); !r) return r;
   if (auto r = layer(l).pack_weights(threads, w, stored, weights_of(l)); !r) return r;
-  std::memmove(bias_of(l), bias.data(), bias.size_bytes());
+  std::memcpy(bias_of(l), bias.data(), bias.size_bytes());
   return {};
 }
 
@@ -232,9 +238,13 @@ inline result<void> mlp::get(loops::executor_ref threads, index l, const view<fl
   if (gradient && !training_) {
     return error(errc::invalid_argument, "training", "gradients need a network made with training = true");
   }
+  if (auto r = layer(l).check_weights(w, stored); !r) return r;
+  const detail::buffer given[] = {detail::buffer_of("w", w),
+                                  {"bias", bias.data(), static_cast<index>(bias.size_bytes())}};
+  if (auto r = detail::check_buffers(given, {all_memory()}); !r) return r;
   const float* const from = floats(gradient ? gradients_at_ : parameters_at_);
   if (auto r = layer(l).unpack_parameters(threads, from + at(l).parameters_at, w, stored); !r) return r;
-  std::memmove(bias.data(), from + at(l).bias_at, bias.size_bytes());
+  std::memcpy(bias.data(), from + at(l).bias_at, bias.size_bytes());
   return {};
 }
 
@@ -273,9 +283,11 @@ inline result<view<const float, 2>> mlp::forward(loops::executor_ref threads, co
   if (x.extent(0) < 1 || x.extent(0) > rows_) {
     return error(errc::invalid_argument, "rows", "x has %ld rows; this network takes 1..%ld", x.extent(0), rows_);
   }
-  if (x.extent(1) != first.in || x.stride(1) != 1 || x.stride(0) < first.in || x.stride(0) > index{1} << 29) {
-    return error(errc::invalid_argument, "x", "x is (%ld,%ld) with strides (%ld,%ld); needed is (rows,%ld)",
-                 x.extent(0), x.extent(1), x.stride(0), x.stride(1), first.in);
+  const bool rows_fit = (x.stride(0) >= first.in && x.stride(0) <= index{1} << 29) || x.extent(0) == 1;
+  if (x.extent(1) != first.in || x.stride(1) != 1 || !rows_fit) {
+    return error(errc::invalid_argument, "x",
+                 "x is (%ld,%ld) with strides (%ld,%ld); needed is (rows,%ld) with strides (%ld..2^29,1)", x.extent(0),
+                 x.extent(1), x.stride(0), x.stride(1), first.in, first.in);
   }
   if (auto r = detail::check_buffer(detail::buffer_of("x", x)); !r) return r.error();
   load_input(threads, x);

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <array>
+#include <cstring>
 
 #include "../kernel/kernel.hpp"
 #include "../loops/parallel_for.hpp"
@@ -202,6 +203,7 @@ class gradient_product {
           rows, [full_m, full_n, &kernels](int part) { return &kernels[part][full_m][full_n]; },
           static_cast<const char*>(x) + block * x_.column_step * size_of(data_), true, z,
           dw + (panel * in_ + block * x_.ld) * z_.ld);
+      if (!full_n) clear_beyond(dw + (panel * in_ + block * x_.ld) * z_.ld, full_m ? x_.ld : in_ % x_.ld);
     };
     // What is split between the threads, the larger of x and dz, is read by one of them; the other by all.
     if (in_ > out_ && !streams) {
@@ -236,6 +238,14 @@ class gradient_product {
       call.c = c;
       (*kernel_of(part))(call);
       done += call.batch * entry;
+    }
+  }
+
+  /// The columns of the last panel that are no outputs.
+  void clear_beyond(float* c, index rows) const noexcept {
+    const index n = out_ % z_.ld;
+    for (index r = 0; r < rows; ++r) {
+      std::memset(c + r * z_.ld + n, 0, static_cast<std::size_t>(z_.ld - n) * sizeof(float));
     }
   }
 

@@ -20,13 +20,13 @@ inline result<void> check_loss(const view<const float, 2>& logits, std::span<con
     return error(errc::invalid_argument, "logits", "logits of shape (%lld, %lld) at %p", number(rows), number(classes),
                  static_cast<const void*>(logits.data()));
   }
-  if (number(labels.size()) != rows) {
-    return error(errc::invalid_argument, "labels", "%lld rows of logits but %lld labels", number(rows),
-                 number(labels.size()));
+  if (number(labels.size()) != rows || labels.data() == nullptr) {
+    return error(errc::invalid_argument, "labels", "%lld rows of logits but %lld labels at %p", number(rows),
+                 number(labels.size()), static_cast<const void*>(labels.data()));
   }
-  if (number(losses.size()) != rows) {
-    return error(errc::invalid_argument, "losses", "%lld rows of logits but room for %lld losses", number(rows),
-                 number(losses.size()));
+  if (number(losses.size()) != rows || losses.data() == nullptr) {
+    return error(errc::invalid_argument, "losses", "%lld rows of logits but room for %lld losses at %p", number(rows),
+                 number(losses.size()), static_cast<void*>(losses.data()));
   }
   if (gradient.shape() != logits.shape() || gradient.data() == nullptr) {
     return error(errc::invalid_argument, "gradient", "logits are (%lld, %lld), the gradient is (%lld, %lld) at %p",
