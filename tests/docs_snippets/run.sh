@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Compiles and runs every ```cpp block of README.md and docs/*.md: a whole program where it has a main, else the body of
-# one, with its #include lines moved to the top.
+# one, with its #include lines moved to the top. Of ```sh blocks: the scripts that they call are there and know their
+# options, as their --help says. What a ```cmake block says is what tests/consumers builds.
 #
 #   run.sh SOURCE_DIR WORK_DIR COMPILER...
 set -euo pipefail
@@ -37,5 +38,16 @@ for block in "$work_dir"/*.txt; do
   (cd "$work_dir" && "$program")
   count=$((count + 1))
 done
+
+while read -r script options; do
+  [ -x "$source_dir/$script" ] || { echo "the docs call $script, which cannot be run"; exit 1; }
+  for option in $options; do
+    case "$option" in
+      --*) "$source_dir/$script" --help | grep -q -e "${option%%=*}" ||
+        { echo "the docs call $script $option, which --help does not name"; exit 1; } ;;
+    esac
+  done
+done < <(awk '/^```sh$/ { on = 1; next } /^```/ { on = 0 } on && /^(scripts|\.ci)\// { sub(/#.*/, ""); print }' \
+  "$source_dir"/README.md "$source_dir"/docs/*.md)
 echo "$count snippets compiled and run"
 [ "$count" -gt 0 ]
