@@ -122,13 +122,16 @@ TEST(Jit, StreamingAndPrefetchesAreInTheCode) {
       EXPECT_EQ(vmovntps && contains(*code, {0x0f, 0xae, 0xf8}), streaming) << e->name;  // and sfence
       EXPECT_EQ(code->text().find("past the caches") != std::string_view::npos, streaming);
     }
-    for (const brgemm::index k : {63, 64}) {
-      const auto made = make_kernel(f32_desc(1, 64, k), {.backend = e->name});
-      ASSERT_TRUE(made);
-      const auto code = dump(*made);
-      ASSERT_TRUE(code);
-      EXPECT_EQ(contains(*code, {0x0f, 0x18}), wide && k == 64) << e->name;  // prefetcht0
-      EXPECT_EQ(code->text().find("prefetched") != std::string_view::npos, wide && k == 64);
+    for (const brgemm::index m : {1, 6, 7}) {
+      for (const brgemm::index k : {63, 64}) {
+        const auto made = make_kernel(f32_desc(m, 64, k), {.backend = e->name});
+        ASSERT_TRUE(made);
+        const auto code = dump(*made);
+        ASSERT_TRUE(code);
+        const bool fetched = k == 64 && (m == 1 || (wide && m == 6));              // else B is read again for more rows
+        EXPECT_EQ(contains(*code, {0x0f, 0x18}), fetched) << e->name << ' ' << m;  // prefetcht0
+        EXPECT_EQ(code->text().find("prefetched") != std::string_view::npos, fetched) << e->name << ' ' << m;
+      }
     }
   }
 }
@@ -240,10 +243,12 @@ TEST(Jit, GroupsOfEntriesHaveTheBitsOfOnePass) {
   }
 }
 
-TEST(Jit, OneRowWithAndWithoutPrefetches) {
+TEST(Jit, FewRowsWithAndWithoutPrefetches) {
   for (const backend::entry* e : generating()) {
     for (const brgemm::index k : {64, 100, 300}) {  // two entries of 64x64, one of 100x64 and none of 300x64 fit L1
-      for (const brgemm::index batch : {0, 1, 2, 3, 9}) expect_equal_bits(f32_desc(1, 64, k), e->name, batch);
+      for (const brgemm::index batch : {0, 1, 2, 3, 9}) {
+        for (const brgemm::index m : {1, 2, 6}) expect_equal_bits(f32_desc(m, 64, k), e->name, batch);
+      }
     }
   }
 }

@@ -58,7 +58,7 @@ struct blocking {
   section rows[2];
   index few = 0;  ///< m at the call: so many rows, or fewer, are divided as a kernel of that fixed m divides them
   section columns[3];
-  bool prefetch = false;    ///< one row: B, each line of which is used once, is prefetched if it exceeds L1
+  bool prefetch = false;    ///< one block of rows: B, each line of which is read once, is prefetched if it exceeds L1
   double cycles = 0;        ///< predicted for one entry of the batch, operands in L1
   double block_cycles = 0;  ///< predicted once a call: start, epilogue, stores
   double bound = 0;  ///< of one entry: what multiplying units, loads and latency leave with the best of those tried
@@ -457,9 +457,10 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limi
     best.few = std::min<index>(d.m, std::max(best.rows[0].size, rows_at_call * 2 / 3));
   }
   best.group = detail::choose_group(d, best);
-  // A layer with one row reads its weights once: with prefetches as fast as L3 gives them. What may stay in L1 would
-  // only be loaded more often: B of few entries (jit_generator.hpp) and small B.
-  best.prefetch = d.m == 1 && best.hold_a && best.embed && d.k * d.n >= 4096;
+  // A layer with a few rows reads its weights once: with prefetches as fast as L3 and memory give them. What may stay
+  // in L1 would only be loaded more often: B of few entries (jit_generator.hpp) and small B.
+  best.prefetch = d.m_extent == extent_kind::fixed && best.rows[0].count == 1 && best.rows[1].count == 0 && d.m <= 6 &&
+                  detail::b_is_direct(d) && d.k * d.n >= 4096;
   best.unroll = detail::choose_unroll(d, best);
   return best;
 }

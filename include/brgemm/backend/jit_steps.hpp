@@ -107,10 +107,11 @@ class jit_steps : public jit_operands {
       for (int r = 0; r < k.rows; ++r) load_a(k, r * b_.a_registers, r, s, valid);
       for (int j = 0; j < k.columns; ++j) {
         if (b_.embed && whole && k.rows == 1) {
-          if (b_.prefetch) prefetcht0(ptr[b_at(j, s) + prefetch_ahead]);
+          prefetch_b(j, s);
           product_in_memory(accumulator(k, 0, j, chain), 0, ptr[b_at(j, s)], masked(k, j));
           continue;
         }
+        prefetch_b(j, s);
         load_b(k, passing, passing + b_.b_registers, j, s, valid);
         sum_column(k, j, passing);
         for (int r = 0; r < k.rows; ++r) {
@@ -120,6 +121,7 @@ class jit_steps : public jit_operands {
     } else {
       const int passing = k.columns * b_.b_registers;
       for (int j = 0; j < k.columns; ++j) {
+        prefetch_b(j, s);
         load_b(k, j * b_.b_registers, passing, j, s, valid);
         sum_column(k, j, j * b_.b_registers);
       }
@@ -135,6 +137,10 @@ class jit_steps : public jit_operands {
       }
     }
     next_step();
+  }
+
+  void prefetch_b(int j, int s) {
+    if (b_.prefetch) prefetcht0(ptr[b_at(j, s) + prefetch_ahead]);
   }
 
   /// Moves what a constant displacement cannot.
