@@ -225,8 +225,11 @@ inline void mlp::place(const mlp_desc& d) noexcept {
 inline result<void> mlp::set(loops::executor_ref threads, index l, const view<const float, 2>& w, layout stored,
                              std::span<const float> bias) noexcept {
   if (auto r = check_layer(l, bias.size()); !r) return r;
-  const detail::buffer given[] = {{"bias", bias.data(), static_cast<index>(bias.size_bytes())}};
-  if (auto r = detail::check_buffers(given, {all_memory()}); !r) return r;
+  if (auto r = layer(l).check_weights(w, stored); !r) return r;
+  const detail::buffer of_w[] = {detail::buffer_of("w", w)};
+  if (auto r = detail::check_buffers(of_w, {all_memory()}); !r) return r;
+  const detail::buffer of_bias[] = {{"bias", bias.data(), static_cast<index>(bias.size_bytes())}};
+  if (auto r = detail::check_buffers(of_bias, {all_memory()}); !r) return r;
   if (auto r = layer(l).pack_weights(threads, w, stored, weights_of(l)); !r) return r;
   std::memcpy(bias_of(l), bias.data(), bias.size_bytes());
   return {};
