@@ -4,10 +4,13 @@
 #include <sys/mman.h>
 #include <xmmintrin.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <limits>
 #include <random>
+#include <set>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -66,20 +69,83 @@ void expect_equal_bits(const desc& d, std::string_view name, brgemm::index batch
       << name << " " << d.m << "x" << d.n << "x" << d.k;
 }
 
+constexpr std::uint8_t code_begins[] = {0xf3, 0x0f, 0x1e, 0xfa,
+                                        0x55, 0x48, 0x89, 0xe5};  // endbr64; push rbp; mov rbp, rsp
+
+/// vzeroupper; mov r, [rbp - place] for each register that is pushed where the kernel begins; leave; ret.
+std::vector<std::uint8_t> ending_of(std::span<const std::uint8_t> code) {
+  std::vector<std::uint8_t> ending = {0xc5, 0xf8, 0x77};
+  std::uint8_t place = 0;
+  for (std::size_t at = sizeof code_begins; at + 1 < code.size(); ++at) {
+    const bool is_rbx = code[at] == 0x53;
+    const bool is_r12_to_r15 = code[at] == 0x41 && code[at + 1] >= 0x54 && code[at + 1] <= 0x57;
+    if (!is_rbx && !is_r12_to_r15) break;
+    if (is_r12_to_r15) ++at;
+    const auto number = static_cast<std::uint8_t>(code[at] - 0x50);
+    place = static_cast<std::uint8_t>(place - 8);
+    for (const int byte : {is_rbx ? 0x48 : 0x4c, 0x8b, 0x45 + 8 * number, int{place}}) {
+      ending.push_back(static_cast<std::uint8_t>(byte));
+    }
+  }
+  ending.push_back(0xc9);
+  ending.push_back(0xc3);
+  return ending;
+}
+
+/// Where the main body of the code ends, after its last `leave; ret`; each of them must end as `ending_of` says. (A ret
+/// without leave would not return, and the grid runs them all.) Counts them.
+std::size_t end_of_body(std::span<const std::uint8_t> code, int& exits) {
+  const auto ending = ending_of(code);
+  std::size_t end = 0;
+  for (std::size_t at = 2; at <= code.size(); ++at) {
+    if (code[at - 2] != 0xc9 || code[at - 1] != 0xc3) continue;
+    ++exits;
+    end = at;
+    EXPECT_TRUE(at >= ending.size() && std::equal(ending.begin(), ending.end(), code.data() + at - ending.size()))
+        << "exit " << exits << ", at byte " << at << " of " << code.size();
+  }
+  return end;
+}
+
 TEST(Jit, CodeBeginsAndEndsAsTheUnwindTablesSay) {
+  desc none = f32_desc(64, 64, 64), one = none, most = none, rows = none, streamed = none, tail = f32_desc(3, 37, 19);
+  one.lda = at_call;
+  most.lda = most.ldb = most.ldc = at_call;
+  rows.m_extent = extent_kind::at_call;
+  streamed.write_c = write_kind::streaming;
+  desc bytes = f32_desc(13, 64, 64);
+  bytes.a = type::u8, bytes.b = type::s8, bytes.c = type::s32;
+  bytes.lda = bytes.ldb = bytes.ldc = at_call;
+  bytes.zero_b = zero_point::at_call;
+  desc activated = most;
+  append(activated, op::gelu_erf());
+  const struct {
+    desc d;
+    bool ends_there;  ///< no constants and no functions behind the body
+    int exits;        ///< at least
+  } cases[] = {{none, true, 1},     {one, true, 1},   {most, true, 1},  {rows, true, 3},
+               {streamed, true, 1}, {tail, false, 1}, {bytes, true, 1}, {activated, false, 1}};
   for (const backend::entry* e : generating()) {
-    for (const brgemm::index m : {1, 3, 64}) {
-      const auto kernel = make_kernel(f32_desc(m, 37, 19), {.backend = e->name});
-      ASSERT_TRUE(kernel);
+    std::set<std::size_t> lengths;
+    for (const auto& c : cases) {
+      const auto kernel = make_kernel(c.d, {.backend = e->name});
+      ASSERT_TRUE(kernel) << kernel.error().message();
+      SCOPED_TRACE(std::string(e->name) + " " + kernel->name().c_str());
       const auto dumped = dump(*kernel);
       ASSERT_TRUE(dumped);
-      const std::uint8_t begin[] = {0xf3, 0x0f, 0x1e, 0xfa, 0x55, 0x48, 0x89, 0xe5};  // endbr64; push rbp; mov rbp, rsp
-      ASSERT_GT(dumped->code().size(), sizeof begin);
-      EXPECT_EQ(0, std::memcmp(dumped->code().data(), begin, sizeof begin));
-      const std::uint8_t end[] = {0xc9, 0xc3};  // leave; ret
-      const auto found = std::search(dumped->code().begin(), dumped->code().end(), std::begin(end), std::end(end));
-      EXPECT_NE(found, dumped->code().end());
+      const auto code = dumped->code();
+      ASSERT_GT(code.size(), sizeof code_begins);
+      EXPECT_EQ(0, std::memcmp(code.data(), code_begins, sizeof code_begins));
+      lengths.insert(ending_of(code).size());
+      int exits = 0;
+      const std::size_t end = end_of_body(code, exits);
+      EXPECT_GE(exits, c.exits);
+      const auto is_zero = [](std::uint8_t byte) { return byte == 0; };
+      const bool padded =
+          code.size() - end < 32 && std::all_of(code.begin() + static_cast<std::ptrdiff_t>(end), code.end(), is_zero);
+      EXPECT_TRUE(padded || !c.ends_there) << "only zeros follow the body";
     }
+    EXPECT_GE(lengths.size(), 3u) << "kernels with no, few and many registers to load";
   }
 }
 

@@ -10,8 +10,11 @@
 #include <iterator>
 #include <string>
 #include <string_view>
+#include <vector>
 
+#include "brgemm/kernel/dump.hpp"
 #include "brgemm/kernel/kernel.hpp"
+#include "support/own_stack.hpp"
 
 namespace {
 
@@ -85,6 +88,79 @@ TEST(Stack, MakeKernelNeedsNoMoreThanPromised) {
     EXPECT_GT(most, kib);
     EXPECT_LE(most, promised);
   }
+}
+
+// ---- the kernels' own ----
+
+/// Kernels that use much of their frame: calls of functions behind the kernel, row sums, steps of order::tile, sizes at
+/// the call, groups of entries, scratch for MXCSR.
+std::vector<desc> deep_kernels() {
+  desc at_the_call = small(61, 45, 30);
+  at_the_call.lda = at_the_call.ldb = at_the_call.ldc = at_call;
+  at_the_call.m_extent = extent_kind::at_call;
+  desc activated = at_the_call;
+  for (const epilogue_op& step : {op::bias(), op::gelu_erf(), op::tanh(), op::silu()}) append(activated, step);
+  desc bytes = at_the_call;
+  bytes.a = type::u8, bytes.b = type::s8;
+  bytes.zero_a = bytes.zero_b = zero_point::at_call;
+  desc activated_bytes = bytes;
+  append(activated_bytes, op::bias());
+  append(activated_bytes, op::gelu_erf());
+  desc tile = small(61, 45, 70);
+  tile.a = tile.b = type::bf16;
+  tile.sums = order::tile;
+  desc pair = tile;
+  pair.sums = order::pair;
+  desc turned = small(61, 45, 30);
+  turned.layout_b = layout::transposed;
+  turned.ldb = 30;
+  desc grouped = small(120, 150, 130);
+  append(grouped, op::gelu_tanh());
+  desc offsets = activated_bytes;
+  offsets.batch = batch_kind::offsets;
+  return {small(64, 64, 64), at_the_call, activated, bytes, activated_bytes, tile, pair, turned, grouped, offsets};
+}
+
+/// Bytes of stack of a call with two entries.
+std::size_t stack_of_call(const kernel& k) {
+  static double a[64 * 1024], b[64 * 1024], c[64 * 1024];
+  static float bias[256];
+  static std::int32_t sums[256];
+  static const offset_pair pairs[2] = {};
+  const desc& d = k.description();
+  arguments x{.a = a, .b = b, .c = c, .pairs = pairs, .batch = 2, .m = d.m, .lda = 100, .ldb = 100, .ldc = 100};
+  x.zero_a = 1, x.zero_b = 2, x.column_sums = sums;
+  x.operand[0] = bias;
+  const auto right = k.call(x);
+  EXPECT_TRUE(right) << right.error().message();
+  const auto& record = kernel_access::record_of(k);
+  return brgemm_test::stack_used(x, record.context, record.entry);
+}
+
+TEST(Stack, KernelsUseNoMoreThanTheySay) {
+  for (const char* hidden : {"", "-bf16,-vnni", "-avx512,-vnni,-f16c"}) {
+    hide_cpu_features(hidden);
+    for (const backend::entry& e : backend::built_in()) {
+      if (!e.runs_here() || e.name == "reference") continue;
+      std::size_t most = 0;
+      for (const desc& d : deep_kernels()) {
+        const auto k = make_kernel(d, {.backend = e.name});
+        ASSERT_TRUE(k) << k.error().message();
+        const auto dumped = dump(*k);
+        ASSERT_TRUE(dumped);
+        const std::string text(dumped->text());
+        std::size_t said = 0;
+        ASSERT_NE(text.find("At most "), std::string::npos) << text;
+        ASSERT_EQ(1, std::sscanf(text.c_str() + text.rfind("At most "), "At most %zu bytes of stack", &said)) << text;
+        const std::size_t used = stack_of_call(*k);
+        EXPECT_LE(used, said) << e.name << " [" << hidden << "] " << k->name().c_str();
+        most = std::max(most, used);
+      }
+      std::printf("%s [%s]: a call writes to %zu bytes of stack\n", std::string(e.name).c_str(), hidden, most);
+      EXPECT_GT(most, 100u) << "more than return addresses and saved registers: these kernels use their frames";
+    }
+  }
+  hide_cpu_features("");
 }
 
 }  // namespace
