@@ -37,7 +37,10 @@ fi
 cmake --preset "$preset" -B "$build_dir" -DBRGEMM_FULL_GRID="$full"
 cmake --build "$build_dir" "${target[@]}"
 ctest --test-dir "$build_dir" --output-on-failure --no-tests=error -j "$(nproc)" "${labels[@]}"
-# How much of the set has run, and which tests were skipped for what reason.
-awk '/^(grid|fuzz): /
+# How much of the set has run, by backend and feature set; the errors of the activations; which tests were skipped for what
+# reason.
+awk '/^backend +features hidden / { table = 1 }
+     table || /^(grid|fuzz): / || /^\[ ulp \] /
+     /^grid: / { table = 0 }
      /: Skipped$/ { getline reason }
      /^\[  SKIPPED \] .* ms\)$/ { print "skipped: " $4 ", " reason }' "$build_dir"/Testing/Temporary/LastTest.log

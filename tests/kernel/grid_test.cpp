@@ -103,17 +103,20 @@ bool cpu_has_all(const char* hidden) {
 
 struct row {
   std::atomic<std::int64_t> compared{0};     ///< calls whose result was compared
-  std::atomic<std::int64_t> same_code{0};    ///< calls left out: byte for byte the code of an earlier feature set
+  std::atomic<std::int64_t> same_code{0};    ///< calls left out: byte for byte the code of an earlier feature set,
+                                             ///< which is run again only now and then
   std::atomic<std::int64_t> changed{0};      ///< descs whose code differs from that with nothing hidden
   std::atomic<std::int64_t> unsupported{0};  ///< descs that the backend says it does not do
   char reason[256] = {};                     ///< of the first of those
-  std::atomic<std::int64_t> by_type[type_combination_count] = {};
+  std::atomic<std::int64_t> by_type[type_combination_count] = {};              ///< of those compared
+  std::atomic<std::int64_t> unsupported_by_type[type_combination_count] = {};  ///< of those unsupported
 };
 
 /// Written by all workers, read by the parent.
 struct shared_state {
   std::atomic<index> next{0};
   std::atomic<std::int64_t> cases{0};
+  std::atomic<std::int64_t> by_type[type_combination_count] = {};
   std::atomic<int> failures{0};
   row rows[max_backends][feature_set_count];
 };
@@ -138,6 +141,11 @@ std::string words(const position& at) {
   if (at.backend >= 0) text += std::string(brgemm::backend::built_in()[static_cast<std::size_t>(at.backend)].name);
   text += std::string(" [") + feature_sets[at.features].hidden + "] ";
   return text + text_of(p, at.batch, at.side);
+}
+
+/// All that a backend may say it does not do: kernels read the groups of k of a row of A; pack_a makes them.
+bool may_refuse(const brgemm::backend::entry& e, const desc& d) {
+  return e.name != "reference" && k_group_of(d) > 1 && d.layout_a == brgemm::layout::transposed;
 }
 
 struct candidate {
@@ -183,6 +191,7 @@ class worker {
       }
     }
     ++shared_.cases;
+    ++shared_.by_type[combination_];
   }
 
  private:
@@ -192,19 +201,25 @@ class worker {
     if (!entry.runs_here()) return;
     at_.backend = backend, at_.features = features;
     if (const auto can = entry.supports(p.d); !can) {
+      if (!may_refuse(entry, p.d)) return fail(std::string("refused: ").append(can.error().message()));
+      ++r.unsupported_by_type[combination_];
       if (++r.unsupported == 1) std::snprintf(r.reason, sizeof r.reason, "%s", can.error().message().data());
       return;
     }
     auto made = runner_.make(entry, p.d);
     if (!made) return fail(made.error().message());
+    // Of each row and type the first case is run in any case, by each worker.
+    const bool is_first = r.by_type[combination_] == 0;
+    const auto is_one_in = [&](std::uint64_t rarity) {
+      return is_first || only_case >= 0 || mix(static_cast<std::uint64_t>(at_.number)) % rarity == 0;
+    };
     const bool is_reference = made->code_bytes == 0;
     // the reference is slow: only some cases run it a second time
-    const std::uint64_t rarity = made->same_code(reference) ? 8 : 32;
-    if (is_reference && mix(static_cast<std::uint64_t>(at_.number)) % rarity != 0 && only_case < 0) return;
+    if (is_reference && !is_one_in(made->same_code(reference) ? 8 : 32)) return;
     const auto first = std::find_if(all.begin(), all.end(), [&](const candidate& c) { return c.backend == backend; });
     if (first != all.end() && !first->run.same_code(*made)) ++r.changed;
     for (const candidate& c : all) {
-      if (c.backend == backend && c.run.same_code(*made)) {
+      if (c.backend == backend && c.run.same_code(*made) && !is_one_in(64)) {
         r.same_code += 2 * std::ssize(batches);
         return;
       }
@@ -293,7 +308,12 @@ void print_and_check(const shared_state& shared) {
       std::printf("%s\n", cpu_has_all(hidden) ? "" : "  (this CPU lacks a feature named)");
       if (*r.reason != 0) std::printf("%27s unsupported: %s\n", "", r.reason);
       if (only_case >= 0) continue;
-      EXPECT_GT(r.compared + r.same_code, 0) << entry.name << " ran no case with " << hidden << " hidden";
+      for (index t = 0; t < type_combination_count; ++t) {
+        const auto& [a, b, c] = type_combinations[t];
+        EXPECT_GT(r.by_type[t], 0) << entry.name << " compared none of " << shared.by_type[t] << " cases of "
+                                   << name_of(a) << " x " << name_of(b) << " -> " << name_of(c) << " with " << hidden
+                                   << " hidden; it said " << r.unsupported_by_type[t] << " are unsupported";
+      }
       if (entry.name == changes && cpu_has_all(hidden)) {
         EXPECT_GT(r.changed, 0) << entry.name << " makes the same code with " << hidden << " hidden";
       }
