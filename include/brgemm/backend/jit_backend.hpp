@@ -130,8 +130,9 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
         b.lanes);
   p.add("C is divided into blocks of %d rows (%lld times", rows.size, static_cast<long long>(rows.count));
   if (b.rows[1].count != 0) p.add(", then %lld of %d", static_cast<long long>(b.rows[1].count), b.rows[1].size);
-  p.add(") x %d vectors (%lld a row of C), %d chain%s of sums. ", columns.size,
-        static_cast<long long>((d.n - 1) / b.lanes + 1), b.chains, b.chains == 1 ? "" : "s");
+  const index vectors = (d.n - 1) / b.lanes + 1;
+  p.add(") x %d vectors (%lld a row of C), %d chain%s of sums. ", columns.size, static_cast<long long>(vectors),
+        b.chains, b.chains == 1 ? "" : "s");
   if (b.few != 0) p.add("Fewer than %lld rows are divided for their own sake. ", static_cast<long long>(b.few) + 1);
   if (b.pack > 1) p.add("The last %d columns of %d rows share a vector. ", b.tail, b.pack);
   if (b.pack == 1 || !columns.masked)
