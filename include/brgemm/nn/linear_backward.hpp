@@ -9,12 +9,12 @@
 namespace brgemm::inline abi_0::detail {
 
 inline void transposed_copy(const std::uint16_t* from, index ld_from, std::uint16_t* to, index, index rows,
-                            index columns, const std::uint16_t* next) noexcept {
-  transpose_rows(from, ld_from, to, nn::block_rows, rows, columns, next);
+                            index columns, streaming ahead) noexcept {
+  transpose_rows(from, ld_from, to, nn::block_rows, rows, columns, ahead);
 }
 inline void paired_copy(const std::uint16_t* from, index ld_from, std::uint16_t* to, index ld_to, index rows,
-                        index columns, const std::uint16_t* next) noexcept {
-  interleave_rows(from, ld_from, reinterpret_cast<std::uint32_t*>(to), ld_to, rows, columns, next);
+                        index columns, streaming ahead) noexcept {
+  interleave_rows(from, ld_from, reinterpret_cast<std::uint32_t*>(to), ld_to, rows, columns, ahead);
 }
 
 /// Copies (rows, features) block by block, f32 as it is, bf16 changed inside each block by `change`.
@@ -33,7 +33,7 @@ void copy_blocks(loops::executor_ref threads, index rows, index features, type d
                                                             : first;
       const auto* const elements = static_cast<const std::uint16_t*>(from);
       change(elements + first, source.ld, static_cast<std::uint16_t*>(to) + place, target.ld, height, width,
-             elements + next);
+             {.next = reinterpret_cast<const char*>(elements + next)});
     }
   });
 }

@@ -226,10 +226,10 @@ inline result<void> mlp::set(loops::executor_ref threads, index l, const view<co
                              std::span<const float> bias) noexcept {
   if (auto r = check_layer(l, bias.size()); !r) return r;
   if (auto r = layer(l).check_weights(w, stored); !r) return r;
-  const detail::buffer of_w[] = {detail::buffer_of("w", w)};
-  if (auto r = detail::check_buffers(of_w, {all_memory()}); !r) return r;
-  const detail::buffer of_bias[] = {{"bias", bias.data(), static_cast<index>(bias.size_bytes())}};
-  if (auto r = detail::check_buffers(of_bias, {all_memory()}); !r) return r;
+  const detail::buffer of_bias{"bias", bias.data(), static_cast<index>(bias.size_bytes())};
+  for (const detail::buffer& given : {detail::buffer_of("w", w), of_bias}) {  // which may overlap: both are read
+    if (auto r = detail::check_buffers({given}, {all_memory()}); !r) return r;
+  }
   if (auto r = layer(l).pack_weights(threads, w, stored, weights_of(l)); !r) return r;
   std::memcpy(bias_of(l), bias.data(), bias.size_bytes());
   return {};

@@ -24,7 +24,7 @@ BRGEMM_ALWAYS_INLINE inline std::uint16_t bf16_bits(float x) noexcept {
 /// rearranged the next one is fetched, which may be far away.
 struct streaming {
   bool on = false;
-  const char* next = nullptr;  ///< the next block, on neighbouring lines; null: nothing is fetched
+  const char* next = nullptr;  ///< the next block, laid as this one; null: nothing is fetched
 };
 
 /// Whether a rearrangement that reads and writes so many bytes is more than the caches hold, half of which are others'.
@@ -134,17 +134,16 @@ inline void transpose_words(const float* from, index ld_from, float* to, index l
 }
 
 /// Rows of 16-bit elements, two by two: to[r/2 * ld_to + c] = (from[r][c], from[r+1][c]); a missing last row is zero.
-/// `next`: the block that comes after this one, whose rows are ld_from apart too, is fetched meanwhile.
 inline void interleave_rows(const std::uint16_t* from, index ld_from, std::uint32_t* to, index ld_to, index rows,
-                            index columns, const std::uint16_t* next) noexcept {
+                            index columns, streaming ahead = {}) noexcept {
   widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
     for (index r = 0; r < rows; r += 2) {
       const std::uint16_t* const even = from + r * ld_from;
       const std::uint16_t* const odd = even + ld_from;
       std::uint32_t* const pairs = to + r / 2 * ld_to;
-      for (index c = 0; c < columns; c += 32) {
-        _mm_prefetch(next + r * ld_from + c, _MM_HINT_T0);
-        _mm_prefetch(next + (r + 1) * ld_from + c, _MM_HINT_T0);
+      for (index c = 0; ahead.next != nullptr && c < columns; c += 32) {
+        _mm_prefetch(ahead.next + (r * ld_from + c) * 2, _MM_HINT_T0);
+        _mm_prefetch(ahead.next + ((r + 1) * ld_from + c) * 2, _MM_HINT_T0);
       }
       if (r + 1 < rows) {
         BRGEMM_INDEPENDENT
@@ -159,12 +158,13 @@ inline void interleave_rows(const std::uint16_t* from, index ld_from, std::uint3
 /// The transpose of at most 64 rows of 16-bit elements: to[c * ld_to + r] = from[r * ld_from + c], ld_to even; an odd
 /// last row is followed by zeros. Pairs of rows first, then 32-bit words.
 inline void transpose_rows(const std::uint16_t* from, index ld_from, std::uint16_t* to, index ld_to, index rows,
-                           index columns, const std::uint16_t* next) noexcept {
+                           index columns, streaming ahead = {}) noexcept {
   constexpr index strip = 64;
   alignas(64) std::uint32_t pairs[nn::block_rows / 2 * strip];  // (32, 64)
   for (index c = 0; c < columns; c += strip) {
     const index here = columns - c < strip ? columns - c : strip;
-    interleave_rows(from + c, ld_from, pairs, strip, rows, here, next + c);
+    const streaming strip_ahead{.next = ahead.next != nullptr ? ahead.next + c * 2 : nullptr};
+    interleave_rows(from + c, ld_from, pairs, strip, rows, here, strip_ahead);
     transpose_words(reinterpret_cast<const float*>(pairs), strip, reinterpret_cast<float*>(to + c * ld_to), ld_to / 2,
                     (rows + 1) / 2, here);
   }
