@@ -5,14 +5,17 @@
 #include <gtest/gtest.h>
 
 #include <brgemm/core/result.hpp>
+#include <brgemm/core/view.hpp>
 #include <cstdint>
 #include <functional>
 #include <optional>
 #include <set>
 #include <span>
 #include <string>
+#include <type_traits>
 #include <vector>
 
+#include "support/expect_error.hpp"
 #include "support/names.hpp"
 
 namespace brgemm_test {
@@ -65,15 +68,22 @@ void lay_on(T*& to, const U* from) {
   to = const_cast<T*>(reinterpret_cast<const T*>(from));
 }
 
-template <class R>
-void expect_error(const R& r, brgemm::errc code, const std::string& field, const std::vector<std::string>& words) {
-  ASSERT_FALSE(r) << "no error for " << field;
-  EXPECT_EQ(r.error().code(), code) << r.error().message();
-  EXPECT_EQ(r.error().field(), field) << r.error().message();
-  EXPECT_FALSE(words.empty()) << "which numbers does the message have? " << r.error().message();
-  for (const auto& word : words) {
-    EXPECT_NE(r.error().message().find(word), std::string_view::npos) << word << " in: " << r.error().message();
-  }
+/// A view of other extents and strides, or of other memory.
+template <class T>
+void reshape(brgemm::view<T, 2>& v, index rows, index columns) {
+  v = {v.data(), {rows, columns}};
+}
+template <class T>
+void reshape(brgemm::view<T, 2>& v, index rows, index columns, index ld, index step) {
+  v = {v.data(), {rows, columns}, {ld, step}};
+}
+template <class T>
+void move_to(brgemm::view<T, 2>& v, std::type_identity_t<T>* data) {
+  v = {data, v.shape(), v.strides()};
+}
+template <class T>
+void move_to(std::span<T>& s, std::type_identity_t<T>* data) {
+  s = {data, s.size()};
 }
 
 /// One way in which an argument is wrong. Without a change it is what the call is made on that does not do it.

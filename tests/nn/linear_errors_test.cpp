@@ -226,62 +226,22 @@ linear_desc blocked_y() {
 
 TEST(LinearErrors, EveryArgumentOfForwardWithViews) {
   const std::vector<bad_argument<forward_views_call>> cases = {
-      {"x",
-       "x",
-       {"(4,21)", "20 features"},
-       [](auto& c) {
-         c.x = {c.x.data(), {4, 21}};
-       }},
-      {"x",
-       "x",
-       {"strides (21,1)"},
-       [](auto& c) {
-         c.x = {c.x.data(), {4, 20}, {21, 1}};
-       }},
-      {"x",
-       "x",
-       {"strides (20,2)"},
-       [](auto& c) {
-         c.x = {c.x.data(), {4, 20}, {20, 2}};
-       }},
+      {"x", "x", {"(4,21)", "20 features"}, [](auto& c) { reshape(c.x, 4, 21); }},
+      {"x", "x", {"strides (21,1)"}, [](auto& c) { reshape(c.x, 4, 20, 21, 1); }},
+      {"x", "x", {"strides (20,2)"}, [](auto& c) { reshape(c.x, 4, 20, 20, 2); }},
       {"x",
        "rows",
        {"rows is 0", "1..4"},
        [](auto& c) {
          c.x = {nullptr, {0, 20}}, c.y = {nullptr, {0, 30}};
        }},
-      {"x",
-       "x",
-       {"null", "320 bytes"},
-       [](auto& c) {
-         c.x = {nullptr, {4, 20}};
-       }},
+      {"x", "x", {"null", "320 bytes"}, [](auto& c) { move_to(c.x, nullptr); }},
       {"weights", "weights", {"null"}, [](auto& c) { c.weights = nullptr; }},
       {"bias", "bias", {"null", "120 bytes"}, [](auto& c) { c.bias = nullptr; }},
-      {"y",
-       "y",
-       {"(4,29)", "30 features"},
-       [](auto& c) {
-         c.y = {c.y.data(), {4, 29}, {30, 1}};
-       }},
-      {"y",
-       "y",
-       {"strides (30,2)"},
-       [](auto& c) {
-         c.y = {c.y.data(), {4, 30}, {30, 2}};
-       }},
-      {"y",
-       "y",
-       {"x has 4 rows, y has 3"},
-       [](auto& c) {
-         c.y = {c.y.data(), {3, 30}};
-       }},
-      {"y",
-       "y",
-       {"null", "480 bytes"},
-       [](auto& c) {
-         c.y = {nullptr, {4, 30}};
-       }},
+      {"y", "y", {"(4,29)", "30 features"}, [](auto& c) { reshape(c.y, 4, 29, 30, 1); }},
+      {"y", "y", {"strides (30,2)"}, [](auto& c) { reshape(c.y, 4, 30, 30, 2); }},
+      {"y", "y", {"x has 4 rows, y has 3"}, [](auto& c) { reshape(c.y, 3, 30); }},
+      {"y", "y", {"null", "480 bytes"}, [](auto& c) { move_to(c.y, nullptr); }},
       {"saved", "saved", {"must be null"}, [](auto& c) { lay_on(c.saved, c.bias); }},
       {"q", "scale", {"must be null"}, [](auto& c) { c.q.scale = c.bias; }},
       {"x", "x", {"elements of f32", "bf16"}, {}, with(inference, type::bf16, type::f32)},
@@ -445,54 +405,14 @@ struct pack_weights_call {
 
 TEST(LinearErrors, EveryArgumentOfPackWeights) {
   const std::vector<bad_argument<pack_weights_call<float>>> cases = {
-      {"w",
-       "w",
-       {"(20,31)", "(20,30)"},
-       [](auto& c) {
-         c.w = {c.w.data(), {20, 31}};
-       }},
-      {"w",
-       "w",
-       {"(30,20)", "(20,30)"},
-       [](auto& c) {
-         c.w = {c.w.data(), {30, 20}};
-       }},
-      {"w",
-       "w",
-       {"strides (29,1)", "30..2^29"},
-       [](auto& c) {
-         c.w = {c.w.data(), {20, 30}, {29, 1}};
-       }},
-      {"w",
-       "w",
-       {"strides (60,2)"},
-       [](auto& c) {
-         c.w = {c.w.data(), {20, 30}, {60, 2}};
-       }},
-      {"w",
-       "w",
-       {"4611686018427387904"},
-       [](auto& c) {
-         c.w = {c.w.data(), {20, 30}, {far, 1}};
-       }},
-      {"w",
-       "w",
-       {"null", "2400 bytes"},
-       [](auto& c) {
-         c.w = {nullptr, {20, 30}};
-       }},
-      {"w",
-       "w",
-       {"multiple of 4"},
-       [](auto& c) {
-         c.w = {shifted(c.w.data()), {20, 30}};
-       }},
-      {"w",
-       "packed",
-       {"overlaps w", "2400 bytes"},
-       [](auto& c) {
-         c.w = {c.packed, {20, 30}};
-       }},
+      {"w", "w", {"(20,31)", "(20,30)"}, [](auto& c) { reshape(c.w, 20, 31); }},
+      {"w", "w", {"(30,20)", "(20,30)"}, [](auto& c) { reshape(c.w, 30, 20); }},
+      {"w", "w", {"strides (29,1)", "30..2^29"}, [](auto& c) { reshape(c.w, 20, 30, 29, 1); }},
+      {"w", "w", {"strides (60,2)"}, [](auto& c) { reshape(c.w, 20, 30, 60, 2); }},
+      {"w", "w", {"4611686018427387904"}, [](auto& c) { reshape(c.w, 20, 30, far, 1); }},
+      {"w", "w", {"null", "2400 bytes"}, [](auto& c) { move_to(c.w, nullptr); }},
+      {"w", "w", {"multiple of 4"}, [](auto& c) { move_to(c.w, shifted(c.w.data())); }},
+      {"w", "packed", {"overlaps w", "2400 bytes"}, [](auto& c) { move_to(c.w, c.packed); }},
       {"stored", "stored", {"stored is 2"}, [](auto& c) { c.stored = layout::interleaved; }},
       {"stored", "stored", {"stored is 99"}, [](auto& c) { c.stored = static_cast<layout>(99); }},
       {"stored", "w", {"(20,30)", "(30,20)"}, [](auto& c) { c.stored = layout::transposed; }},
@@ -507,18 +427,8 @@ TEST(LinearErrors, EveryArgumentOfPackWeights) {
 
 TEST(LinearErrors, EveryArgumentOfPackWeightsOfBytes) {
   const std::vector<bad_argument<pack_weights_call<std::int8_t>>> cases = {
-      {"w",
-       "w",
-       {"(20,29)", "(20,30)"},
-       [](auto& c) {
-         c.w = {c.w.data(), {20, 29}, {30, 1}};
-       }},
-      {"w",
-       "packed",
-       {"overlaps w", "600 bytes"},
-       [](auto& c) {
-         c.w = {c.packed, {20, 30}};
-       }},
+      {"w", "w", {"(20,29)", "(20,30)"}, [](auto& c) { reshape(c.w, 20, 29, 30, 1); }},
+      {"w", "packed", {"overlaps w", "600 bytes"}, [](auto& c) { move_to(c.w, c.packed); }},
       {"stored", "stored", {"stored is 2"}, [](auto& c) { c.stored = layout::interleaved; }},
       {"packed", "packed", {"null", "bytes of it are used"}, [](auto& c) { c.packed = nullptr; }},
       {"column_sums", "column_sums", {"multiple of 4"}, [](auto& c) { c.column_sums = shifted(c.column_sums); }},
@@ -548,36 +458,11 @@ TEST(LinearErrors, EveryArgumentOfUnpackParameters) {
       {"parameters", "parameters", {"null", "bytes of it are used"}, [](auto& c) { c.parameters = nullptr; }},
       {"parameters", "parameters", {"multiple of 4"}, [](auto& c) { c.parameters = shifted(c.parameters); }},
       {"parameters", "w", {"2400 bytes", "overlaps parameters"}, [](auto& c) { c.parameters = c.w.data() + 599; }},
-      {"w",
-       "w",
-       {"(30,30)", "(30,20)"},
-       [](auto& c) {
-         c.w = {c.w.data(), {30, 30}};
-       }},
-      {"w",
-       "w",
-       {"strides (19,1)", "20..2^29"},
-       [](auto& c) {
-         c.w = {c.w.data(), {30, 20}, {19, 1}};
-       }},
-      {"w",
-       "w",
-       {"4611686018427387904"},
-       [](auto& c) {
-         c.w = {c.w.data(), {30, 20}, {far, 1}};
-       }},
-      {"w",
-       "w",
-       {"null", "2400 bytes"},
-       [](auto& c) {
-         c.w = {nullptr, {30, 20}};
-       }},
-      {"w",
-       "w",
-       {"multiple of 4"},
-       [](auto& c) {
-         c.w = {shifted(c.w.data()), {30, 20}};
-       }},
+      {"w", "w", {"(30,30)", "(30,20)"}, [](auto& c) { reshape(c.w, 30, 30); }},
+      {"w", "w", {"strides (19,1)", "20..2^29"}, [](auto& c) { reshape(c.w, 30, 20, 19, 1); }},
+      {"w", "w", {"4611686018427387904"}, [](auto& c) { reshape(c.w, 30, 20, far, 1); }},
+      {"w", "w", {"null", "2400 bytes"}, [](auto& c) { move_to(c.w, nullptr); }},
+      {"w", "w", {"multiple of 4"}, [](auto& c) { move_to(c.w, shifted(c.w.data())); }},
       {"stored", "stored", {"stored is 2"}, [](auto& c) { c.stored = layout::interleaved; }},
       {"stored", "w", {"(30,20)", "(20,30)"}, [](auto& c) { c.stored = layout::plain; }},
   };

@@ -108,64 +108,19 @@ TEST(MlpErrors, EveryArgumentOfSet) {
   const std::vector<bad_argument<set_call>> cases = {
       {"l", "layer", {"layer is 2", "0..1"}, [](auto& c) { c.l = 2; }},
       {"l", "layer", {"layer is -1", "0..1"}, [](auto& c) { c.l = -1; }},
-      {"w",
-       "w",
-       {"(4,6)", "(4,5)"},
-       [](auto& c) {
-         c.w = {c.w.data(), {4, 6}};
-       }},
-      {"w",
-       "w",
-       {"strides (4,1)", "5..2^29"},
-       [](auto& c) {
-         c.w = {c.w.data(), {4, 5}, {4, 1}};
-       }},
-      {"w",
-       "w",
-       {"4611686018427387904"},
-       [](auto& c) {
-         c.w = {c.w.data(), {4, 5}, {far, 1}};
-       }},
-      {"w",
-       "w",
-       {"null", "80 bytes"},
-       [](auto& c) {
-         c.w = {nullptr, {4, 5}};
-       }},
-      {"w",
-       "w",
-       {"multiple of 4"},
-       [](auto& c) {
-         c.w = {shifted(c.w.data()), {4, 5}};
-       }},
-      {"w",
-       "w",
-       {"overlaps the network's memory"},
-       [](auto& c) {
-         c.w = {c.own_weights + 1, {4, 5}};
-       }},
+      {"w", "w", {"(4,6)", "(4,5)"}, [](auto& c) { reshape(c.w, 4, 6); }},
+      {"w", "w", {"strides (4,1)", "5..2^29"}, [](auto& c) { reshape(c.w, 4, 5, 4, 1); }},
+      {"w", "w", {"4611686018427387904"}, [](auto& c) { reshape(c.w, 4, 5, far, 1); }},
+      {"w", "w", {"null", "80 bytes"}, [](auto& c) { move_to(c.w, nullptr); }},
+      {"w", "w", {"multiple of 4"}, [](auto& c) { move_to(c.w, shifted(c.w.data())); }},
+      {"w", "w", {"overlaps the network's memory"}, [](auto& c) { move_to(c.w, c.own_weights + 1); }},
       {"stored", "stored", {"stored is 2"}, [](auto& c) { c.stored = layout::interleaved; }},
       {"stored", "w", {"(4,5)", "(5,4)"}, [](auto& c) { c.stored = layout::transposed; }},
       {"bias", "bias", {"4 elements", "5 outputs"}, [](auto& c) { c.bias = c.bias.first(4); }},
       {"bias", "bias", {"0 elements", "5 outputs"}, [](auto& c) { c.bias = {}; }},
-      {"bias",
-       "bias",
-       {"null", "20 bytes"},
-       [](auto& c) {
-         c.bias = {static_cast<const float*>(nullptr), 5};
-       }},
-      {"bias",
-       "bias",
-       {"multiple of 4"},
-       [](auto& c) {
-         c.bias = {shifted(c.bias.data()), 5};
-       }},
-      {"bias",
-       "bias",
-       {"20 bytes", "overlaps the network's memory"},
-       [](auto& c) {
-         c.bias = {c.own_weights, 5};
-       }},
+      {"bias", "bias", {"null", "20 bytes"}, [](auto& c) { move_to(c.bias, nullptr); }},
+      {"bias", "bias", {"multiple of 4"}, [](auto& c) { move_to(c.bias, shifted(c.bias.data())); }},
+      {"bias", "bias", {"20 bytes", "overlaps the network's memory"}, [](auto& c) { move_to(c.bias, c.own_weights); }},
   };
   const set_call all(*std::make_unique<network>(training));
   walk<network>(cases, NAMES_OF(all, l, w, stored, bias, own_weights), {"own_weights"});
@@ -195,69 +150,19 @@ TEST(MlpErrors, EveryArgumentOfGet) {
   const std::vector<bad_argument<get_call>> cases = {
       {"l", "layer", {"layer is 2", "0..1"}, [](auto& c) { c.l = 2; }},
       {"l", "layer", {"layer is -1", "0..1"}, [](auto& c) { c.l = -1; }},
-      {"w",
-       "w",
-       {"(4,5)", "(5,4)"},
-       [](auto& c) {
-         c.w = {c.w.data(), {4, 5}};
-       }},
-      {"w",
-       "w",
-       {"strides (3,1)", "4..2^29"},
-       [](auto& c) {
-         c.w = {c.w.data(), {5, 4}, {3, 1}};
-       }},
-      {"w",
-       "w",
-       {"null", "80 bytes"},
-       [](auto& c) {
-         c.w = {nullptr, {5, 4}};
-       }},
-      {"w",
-       "w",
-       {"multiple of 4"},
-       [](auto& c) {
-         c.w = {shifted(c.w.data()), {5, 4}};
-       }},
-      {"w",
-       "w",
-       {"overlaps the network's memory"},
-       [](auto& c) {
-         c.w = {c.own_weights, {5, 4}};
-       }},
-      {"w",
-       "w",
-       {"overlaps the network's memory"},
-       [](auto& c) {
-         c.w = {c.own_bias + 4, {5, 4}};
-       }},
+      {"w", "w", {"(4,5)", "(5,4)"}, [](auto& c) { reshape(c.w, 4, 5); }},
+      {"w", "w", {"strides (3,1)", "4..2^29"}, [](auto& c) { reshape(c.w, 5, 4, 3, 1); }},
+      {"w", "w", {"null", "80 bytes"}, [](auto& c) { move_to(c.w, nullptr); }},
+      {"w", "w", {"multiple of 4"}, [](auto& c) { move_to(c.w, shifted(c.w.data())); }},
+      {"w", "w", {"overlaps the network's memory"}, [](auto& c) { move_to(c.w, c.own_weights); }},
+      {"w", "w", {"overlaps the network's memory"}, [](auto& c) { move_to(c.w, c.own_bias + 4); }},
       {"stored", "stored", {"stored is 2"}, [](auto& c) { c.stored = layout::interleaved; }},
       {"stored", "w", {"(5,4)", "(4,5)"}, [](auto& c) { c.stored = layout::plain; }},
       {"bias", "bias", {"2 elements", "5 outputs"}, [](auto& c) { c.bias = c.bias.first(2); }},
-      {"bias",
-       "bias",
-       {"null", "20 bytes"},
-       [](auto& c) {
-         c.bias = {static_cast<float*>(nullptr), 5};
-       }},
-      {"bias",
-       "bias",
-       {"multiple of 4"},
-       [](auto& c) {
-         c.bias = {shifted(c.bias.data()), 5};
-       }},
-      {"bias",
-       "w",
-       {"overlaps bias", "80 bytes"},
-       [](auto& c) {
-         c.bias = {c.w.data() + 19, 5};
-       }},
-      {"bias",
-       "bias",
-       {"overlaps the network's memory"},
-       [](auto& c) {
-         c.bias = {c.own_weights, 5};
-       }},
+      {"bias", "bias", {"null", "20 bytes"}, [](auto& c) { move_to(c.bias, nullptr); }},
+      {"bias", "bias", {"multiple of 4"}, [](auto& c) { move_to(c.bias, shifted(c.bias.data())); }},
+      {"bias", "w", {"overlaps bias", "80 bytes"}, [](auto& c) { move_to(c.bias, c.w.data() + 19); }},
+      {"bias", "bias", {"overlaps the network's memory"}, [](auto& c) { move_to(c.bias, c.own_weights); }},
       {"gradient", "training", {"gradients", "training = true"}, [](auto& c) { c.gradient = true; }, inference},
   };
   const get_call all(*std::make_unique<network>(training));
@@ -275,60 +180,15 @@ struct forward_call {
 
 TEST(MlpErrors, EveryArgumentOfForward) {
   const std::vector<bad_argument<forward_call>> cases = {
-      {"x",
-       "rows",
-       {"x has 0 rows", "1..8"},
-       [](auto& c) {
-         c.x = {c.x.data(), {0, 4}};
-       }},
-      {"x",
-       "rows",
-       {"x has 9 rows", "1..8"},
-       [](auto& c) {
-         c.x = {c.x.data(), {9, 4}};
-       }},
-      {"x",
-       "rows",
-       {"x has -1 rows", "1..8"},
-       [](auto& c) {
-         c.x = {c.x.data(), {-1, 4}};
-       }},
-      {"x",
-       "x",
-       {"null", "128 bytes"},
-       [](auto& c) {
-         c.x = {nullptr, {8, 4}};
-       }},
-      {"x",
-       "x",
-       {"multiple of 4"},
-       [](auto& c) {
-         c.x = {shifted(c.x.data()), {8, 4}};
-       }},
-      {"x",
-       "x",
-       {"(8,5)", "(rows,4)"},
-       [](auto& c) {
-         c.x = {c.x.data(), {8, 5}};
-       }},
-      {"x",
-       "x",
-       {"strides (3,1)"},
-       [](auto& c) {
-         c.x = {c.x.data(), {8, 4}, {3, 1}};
-       }},
-      {"x",
-       "x",
-       {"strides (8,2)"},
-       [](auto& c) {
-         c.x = {c.x.data(), {8, 4}, {8, 2}};
-       }},
-      {"x",
-       "x",
-       {"4611686018427387904"},
-       [](auto& c) {
-         c.x = {c.x.data(), {8, 4}, {far, 1}};
-       }},
+      {"x", "rows", {"x has 0 rows", "1..8"}, [](auto& c) { reshape(c.x, 0, 4); }},
+      {"x", "rows", {"x has 9 rows", "1..8"}, [](auto& c) { reshape(c.x, 9, 4); }},
+      {"x", "rows", {"x has -1 rows", "1..8"}, [](auto& c) { reshape(c.x, -1, 4); }},
+      {"x", "x", {"null", "128 bytes"}, [](auto& c) { move_to(c.x, nullptr); }},
+      {"x", "x", {"multiple of 4"}, [](auto& c) { move_to(c.x, shifted(c.x.data())); }},
+      {"x", "x", {"(8,5)", "(rows,4)"}, [](auto& c) { reshape(c.x, 8, 5); }},
+      {"x", "x", {"strides (3,1)"}, [](auto& c) { reshape(c.x, 8, 4, 3, 1); }},
+      {"x", "x", {"strides (8,2)"}, [](auto& c) { reshape(c.x, 8, 4, 8, 2); }},
+      {"x", "x", {"4611686018427387904"}, [](auto& c) { reshape(c.x, 8, 4, far, 1); }},
   };
   const forward_call all(*std::make_unique<network>(training));
   walk<network>(cases, NAMES_OF(all, x));
@@ -347,42 +207,12 @@ struct backward_call {
 
 TEST(MlpErrors, EveryArgumentOfBackward) {
   const std::vector<bad_argument<backward_call>> cases = {
-      {"gradient",
-       "gradient",
-       {"(7,6)", "(8,6)"},
-       [](auto& c) {
-         c.gradient = {c.gradient.data(), {7, 6}};
-       }},
-      {"gradient",
-       "gradient",
-       {"(8,5)", "(8,6)"},
-       [](auto& c) {
-         c.gradient = {c.gradient.data(), {8, 5}};
-       }},
-      {"gradient",
-       "gradient",
-       {"null", "192 bytes"},
-       [](auto& c) {
-         c.gradient = {nullptr, {8, 6}};
-       }},
-      {"gradient",
-       "gradient",
-       {"strides (7,1)"},
-       [](auto& c) {
-         c.gradient = {c.gradient.data(), {8, 6}, {7, 1}};
-       }},
-      {"gradient",
-       "gradient",
-       {"multiple of 4"},
-       [](auto& c) {
-         c.gradient = {shifted(c.gradient.data()), {8, 6}};
-       }},
-      {"gradient",
-       "gradient",
-       {"192 bytes", "overlaps"},
-       [](auto& c) {
-         c.gradient = {c.gradients, {8, 6}};
-       }},
+      {"gradient", "gradient", {"(7,6)", "(8,6)"}, [](auto& c) { reshape(c.gradient, 7, 6); }},
+      {"gradient", "gradient", {"(8,5)", "(8,6)"}, [](auto& c) { reshape(c.gradient, 8, 5); }},
+      {"gradient", "gradient", {"null", "192 bytes"}, [](auto& c) { move_to(c.gradient, nullptr); }},
+      {"gradient", "gradient", {"strides (7,1)"}, [](auto& c) { reshape(c.gradient, 8, 6, 7, 1); }},
+      {"gradient", "gradient", {"multiple of 4"}, [](auto& c) { move_to(c.gradient, shifted(c.gradient.data())); }},
+      {"gradient", "gradient", {"192 bytes", "overlaps"}, [](auto& c) { move_to(c.gradient, c.gradients); }},
       {"", "training", {"backward", "training = true"}, {}, inference},
   };
   const backward_call all(*std::make_unique<network>(training));

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "brgemm/core/validate.hpp"
+#include "support/expect_error.hpp"
 #include "support/names.hpp"
 
 namespace brgemm_test {
@@ -38,15 +39,6 @@ inline std::vector<std::string> fields_of(const epilogue_op& o) {
 inline std::vector<std::string> fields_of(const arguments& x) {
   return NAMES_OF(x, a, b, c, pairs, batch, m, lda, ldb, ldc, alpha, beta, zero_a, zero_b, column_sums, operand,
                   operand_ld);
-}
-
-inline void expect_error(const auto& r, errc code, const std::string& field, const std::vector<std::string>& words) {
-  ASSERT_FALSE(r) << "no error for " << field;
-  EXPECT_EQ(r.error().code(), code) << r.error().message();
-  EXPECT_EQ(r.error().field(), field) << r.error().message();
-  for (const auto& word : words) {
-    EXPECT_NE(r.error().message().find(word), std::string_view::npos) << word << " in: " << r.error().message();
-  }
 }
 
 // ---- desc ----
