@@ -166,8 +166,8 @@ struct step_cost {
   double hidden() const { return 0.005 * (operations + loads); }
 };
 
-/// What share of the loads of `bytes` bytes, one in each row of B, cross into another line of cache, which takes a second
-/// access (masked lanes count). Leading dimension and stride place the rows; the first is taken to start a line.
+/// What share of the loads of `bytes` bytes, one in each row of B, cross into another line of cache, which takes a
+/// second access (masked lanes count). Leading dimension and stride place the rows; the first is taken to start a line.
 constexpr double crossing_share(const desc& d, int bytes) {
   constexpr index line = 64;
   const index row = size_of(d.b) * (d.layout_b == layout::interleaved ? k_group_of(d) : 1);
@@ -225,8 +225,8 @@ inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const bloc
   cost.operations = cost.products * 2 + preparing + (b.a_registers - 1) * rows + (b.b_registers - 1) * vectors +
                     (d.a == type::f16 ? rows : 0) + (shifts_a(d, b.how) ? rows + vectors : 0) +
                     (by_four ? rows / 4.0 : 0) + (b.tile ? rows * vectors * 4.0 / steps_of_chunk : 0);
-  cost.loads = (by_four ? rows * 13 / 16.0 : rows) +
-               (b_is_direct(d) ? loads_of_b_row(d, unit, b, columns) : vectors * b_loads);
+  cost.loads =
+      (by_four ? rows * 13 / 16.0 : rows) + (b_is_direct(d) ? loads_of_b_row(d, unit, b, columns) : vectors * b_loads);
   if (b.embed && !b.hold_a) cost.loads_a_cycle = 1.8;
   return cost;
 }
