@@ -278,7 +278,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
   void land(std::size_t jump) { rewrite(jump - 4, getSize() - jump, 4); }
 
   /// Adds a constant of any size.
-  void add_constant(const Reg64& r, index value, const Reg64& temporary) {
+  void add_constant(const Operand& r, index value, const Reg64& temporary) {
     if (value == 0) return;
     if (value == static_cast<std::int32_t>(value)) {
       add(r, static_cast<std::uint32_t>(value));

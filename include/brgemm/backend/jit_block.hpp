@@ -5,7 +5,7 @@
 // rdi  arguments                         r8   next pair, or A of the next entry    r12  A + 3 rows
 // rsi  entries left                      r9   lda, or C of the block (see c_)      r13  A + 10 rows, or as r10
 // rax  A of the step                     r10  3 lda, or B of the next entry        r14  C of the block
-// rdx  B of the step                     r11  ldb                                  r15  ldc
+// rdx  B of the step                     r11  ldb, or a_offset                     r15  ldc
 // rcx  loops of steps left               rbx  3 ldb
 // clang-format on
 // Leading dimensions are in bytes, and stand in a register only where they are no constants. Between the sums of two
@@ -13,6 +13,7 @@
 // the rest, from 0 upwards, are temporaries.
 #pragma once
 
+#include "../core/validate.hpp"
 #include "jit_assembler.hpp"
 
 namespace brgemm::inline abi_0::backend {
@@ -69,7 +70,7 @@ class jit_block : public jit_assembler {
   // ---- frame: words below the five saved registers -----------------------------------------------
 
   enum slot : std::size_t {
-    a_offset,  // bytes from A_i to the block's first row
+    a_offset,  // bytes from A_i to the block's first row; r11 where that is free
     b_offset,  // bytes from B_i to the block's first column
     b_base,    // strides: B of the next entry, in this block, where no register is free for it
     rows_left,
@@ -147,6 +148,21 @@ class jit_block : public jit_assembler {
     static constexpr arguments none{};
     return static_cast<std::size_t>(reinterpret_cast<const char*>(&(none.*member)) -
                                     reinterpret_cast<const char*>(&none));
+  }
+
+  /// Where blocks have few products, they wait for stores, and each word of the frame that changes is one more: rows
+  /// are counted in registers, and in the frame only where the epilogue asks for their number.
+  template <class Use>
+  void with_a_offset(Use use) {
+    ldb_in_register_ ? use(word_at(a_offset)) : use(r11);
+  }
+  bool counts_rows() const {
+    for (int i = 0; i < d_.epilogue_size; ++i) {
+      const epilogue_op& o = d_.epilogue[i];
+      if (brgemm::detail::has_operand(o.kind) && !(brgemm::detail::is_vector(o.kind) && o.along != axis::row))
+        return true;
+    }
+    return false;
   }
 
   void zero_word(slot w) { mov(word_at(w), 0); }

@@ -141,7 +141,8 @@ class jit_epilogue : public jit_block {
     const bool is_signed = d_.a == type::s8;
     const int sum = 0, data = 1, zero = 2;
     clear(zero);
-    one_row_ ? mov(r12d, 0) : mov(r12, word_at(a_offset));
+    mov(r12d, 0);
+    if (!one_row_) with_a_offset([&](const Operand& offset) { mov(r12, offset); });
     xor_(r13d, r13d);
     const std::uint8_t* row = getCurr();
     clear(sum);

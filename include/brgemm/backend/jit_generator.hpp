@@ -117,15 +117,30 @@ class jit_generator : public jit_steps {
 
   void column_of_blocks(const section& columns) {
     if (!one_row_) {
-      zero_word(a_offset);
-      zero_word(row_index);
+      with_a_offset([&](const Operand& offset) { mov(offset, 0); });
+      if (counts_rows()) zero_word(row_index);
     }
     mov(c_, one_column_ ? argument(&arguments::c) : word_at(c_column));
     if (!rows_known_) return rows_at_call(columns);
+    index end = 0;  // a_offset behind the section
     for (const section& s : b_.rows) {
       if (s.count == 0) continue;
-      repeat(s.count, rows_left, [&] { one_block({s.size, columns.size, columns.masked}); });
+      const auto body = [&] { one_block({s.size, columns.size, columns.masked}); };
+      end += s.count * s.size * row_bytes();
+      if (s.count == 1 || !offset_counts_rows()) {
+        repeat(s.count, rows_left, body);
+      } else {
+        const std::uint8_t* top = getCurr();
+        body();
+        cmp(r11, static_cast<std::uint32_t>(end));
+        jnz(static_cast<const void*>(top));
+      }
     }
+  }
+  /// Bytes between rows of A; 0 where they are in a register.
+  index row_bytes() const { return a_rows_ ? lda_ : size_a_; }
+  bool offset_counts_rows() const {
+    return !ldb_in_register_ && row_bytes() > 0 && d_.m <= std::numeric_limits<std::int32_t>::max() / row_bytes();
   }
 
   /// Full blocks while there are rows for two, then one or two of nearly equal height.
@@ -199,9 +214,9 @@ class jit_generator : public jit_steps {
     if (one_row_) return;
     if (lda_in_register_ && a_rows_) {
       imul(rax, r9, k.rows);
-      add(word_at(a_offset), rax);
+      with_a_offset([&](const Operand& offset) { add(offset, rax); });
     } else {
-      add_word(a_offset, k.rows * (a_rows_ ? lda_ : size_a_), rax);
+      with_a_offset([&](const Operand& offset) { add_constant(offset, k.rows * row_bytes(), rax); });
     }
     if (ldc_in_register_) {
       imul(rax, r15, k.rows);
@@ -209,7 +224,7 @@ class jit_generator : public jit_steps {
     } else {
       add_constant(c_, k.rows * ldc_, rax);
     }
-    add_word(row_index, k.rows, rax);
+    if (counts_rows()) add_word(row_index, k.rows, rax);
   }
 
   template <class Body>
@@ -282,7 +297,7 @@ class jit_generator : public jit_steps {
     mov(rsi, grouped ? word_at(entries) : argument(&arguments::batch));
     if (d_.batch == batch_kind::strides) {
       mov(r8, grouped ? word_at(group_a) : argument(&arguments::a));
-      if (!one_row_) add(r8, word_at(a_offset));
+      if (!one_row_) with_a_offset([&](const Operand& offset) { add(r8, offset); });
       const Reg64* const own = next_b(k);
       const Reg64& b = own != nullptr ? *own : rax;
       mov(b, grouped ? word_at(group_b) : argument(&arguments::b));
@@ -366,7 +381,7 @@ class jit_generator : public jit_steps {
     }
   }
   void add_places() {
-    if (!one_row_) add(rax, word_at(a_offset));
+    if (!one_row_) with_a_offset([&](const Operand& offset) { add(rax, offset); });
     if (!one_column_) add(rdx, word_at(b_offset));
   }
   /// Strides: the register of the next entry's B; null where the rows of A take all of them.
