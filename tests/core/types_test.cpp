@@ -9,6 +9,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "brgemm/core/cpu.hpp"
+
 namespace brgemm {
 namespace {
 
@@ -134,7 +136,7 @@ TEST(Types, NarrowingAWidenedValueGivesItBack) {
 }
 
 TEST(Types, F16AsTheInstructionsConvert) {
-  if (!__builtin_cpu_supports("f16c")) GTEST_SKIP() << "no F16C on this CPU";
+  if (!detect_cpu().has(feature::f16c)) GTEST_SKIP() << "no F16C on this CPU";
   for_many_floats([](float x) { ASSERT_EQ(to_f16(x).bits, instruction_to_f16(x)) << bits_of(x); });
   for (std::uint32_t u = 0; u < 0x10000; ++u) {
     const auto h = static_cast<std::uint16_t>(u);
