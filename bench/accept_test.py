@@ -43,6 +43,8 @@ class Rows(unittest.TestCase):
         alone = {k: v for k, v in kernel().items() if "LIBXSMM" not in k}
         row = accept.share_row("primitive", results_of({name: alone}), name, 0.97)
         self.assertEqual((row["met"], row["reason"]), (False, "LIBXSMM is missing"))
+        row = accept.share_row("primitive", results_of({name: kernel(peer="OpenBLAS 0.3")}), name, 0.97)
+        self.assertEqual((row["met"], row["reason"]), (False, "LIBXSMM is missing"))
 
     def test_an_error_stays(self):
         """Also where the case ends well afterwards, and for a row of one counter."""

@@ -69,6 +69,7 @@ inline result<program> generate_divided(const desc& d, std::span<std::uint8_t> b
   if (result<void> yes = supported(d); !yes) return yes.error();
   for (const int limit : {30, 4, 1}) {
     b = choose_blocking(d, unit, limit);
+    if (b.accumulators() == 0) break;
     const result<std::size_t> bytes = write_code(d, buffer, unit, b);
     if (!bytes) return bytes.error();
     if (*bytes != 0) return program{.code_bytes = *bytes, .sums = machine_order(d)};
@@ -145,7 +146,7 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
   if (d.write_c == write_kind::streaming) p.add("Whole vectors of C are written past the caches. ");
   const step_cost cost = cost_of_step(d, unit, b, rows.size, columns, reads_by_four(d, unit, b, rows.size, columns));
   p.add("A step of the first block needs %.1f cycles for products, %.1f for loads, %.1f for latency. ", cost.products,
-        cost.loads / 2, cost.latency);
+        cost.loads / cost.loads_a_cycle, cost.latency);
   p.add("One call with a batch of 16, operands in L1: bound %.0f cycles, predicted %.0f cycles. ", 16 * b.bound,
         16 * b.cycles + b.block_cycles);
   p.add("At most %zu bytes of stack.", max_stack_bytes);

@@ -150,8 +150,8 @@ class jit_block : public jit_assembler {
                                     reinterpret_cast<const char*>(&none));
   }
 
-  /// Where blocks have few products, they wait for stores, and each word of the frame that changes is one more: rows
-  /// are counted in registers, and in the frame only where the epilogue asks for their number.
+  /// Where blocks have few products, they wait for stores, and each word of the frame that changes is one more: so rows
+  /// are counted in a register where one is free, and their numbers are kept only where the epilogue asks.
   template <class Use>
   void with_a_offset(Use use) {
     ldb_in_register_ ? use(word_at(a_offset)) : use(r11);

@@ -43,6 +43,7 @@ struct blocking {
   int lanes = 16;  ///< accumulators in a vector
   int tail = 0;    ///< columns in the last vector, 0 if it is full
   int chains = 1;
+  int limit = 30;       ///< of vectors in a block; see choose_blocking
   bool tile = false;    ///< order::tile: even and odd elements of a chunk of k are summed apart, then added to the sum
   int a_registers = 1;  ///< registers of one broadcast of A
   int b_registers = 1;  ///< registers of one vector of B
@@ -179,10 +180,14 @@ constexpr double crossing_share(const desc& d, int bytes) {
   return static_cast<double>(crossing * apart) / line;
 }
 
-/// Loads of one row of B in a block, the second accesses among them.
-inline double loads_of_b_row(const desc& d, const vector_unit& unit, const blocking& b, const section& columns) {
+/// Loads of one row of B in a block, the second accesses among them. `shared`: rows share the last vector.
+inline double loads_of_b_row(const desc& d, const vector_unit& unit, const blocking& b, const section& columns,
+                             bool shared) {
   const int tail_bytes = b.tail * unit.bytes() / b.lanes;
-  const int narrow = !unit.wide || tail_bytes > 32 ? unit.bytes() : tail_bytes > 16 ? 32 : tail_bytes > 8 ? 16 : 8;
+  const int narrow = !unit.wide || tail_bytes > 32 ? unit.bytes()
+                     : tail_bytes > 16             ? 32
+                     : tail_bytes > 8 || shared    ? 16
+                                                   : 8;
   const int whole = columns.size - columns.masked;
   return whole * (1 + crossing_share(d, unit.bytes())) + columns.masked * (1 + crossing_share(d, narrow));
 }
@@ -208,7 +213,7 @@ inline step_cost cost_of_packed_step(const desc& d, const vector_unit& unit, con
   cost.latency = product_latency(b.how);
   cost.products = (whole + groups) * product_cycles(b.how, unit);
   cost.operations = whole + groups + (by_four ? groups + (rows - groups) / 3.0 : 0.75 * (rows - groups));
-  cost.loads = (by_four ? rows / 4.0 : rows) + loads_of_b_row(d, unit, b, columns);
+  cost.loads = (by_four ? rows / 4.0 : rows) + loads_of_b_row(d, unit, b, columns, true);
   return cost;
 }
 
@@ -225,8 +230,8 @@ inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const bloc
   cost.operations = cost.products * 2 + preparing + (b.a_registers - 1) * rows + (b.b_registers - 1) * vectors +
                     (d.a == type::f16 ? rows : 0) + (shifts_a(d, b.how) ? rows + vectors : 0) +
                     (by_four ? rows / 4.0 : 0) + (b.tile ? rows * vectors * 4.0 / steps_of_chunk : 0);
-  cost.loads =
-      (by_four ? rows * 13 / 16.0 : rows) + (b_is_direct(d) ? loads_of_b_row(d, unit, b, columns) : vectors * b_loads);
+  cost.loads = (by_four ? rows * 13 / 16.0 : rows) +
+               (b_is_direct(d) ? loads_of_b_row(d, unit, b, columns, false) : vectors * b_loads);
   if (b.embed && !b.hold_a) cost.loads_a_cycle = 1.8;
   return cost;
 }
@@ -420,15 +425,11 @@ inline int choose_unroll(const desc& d, const blocking& b) {
   return unroll;
 }
 
-}  // namespace detail
-
-/// The division with the fewest predicted cycles; of equals the one with fewer rows of code. Blocks have at most
-/// `limit` vectors; m at the call: at most so many rows, or groups of rows that share a vector.
-inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limit = 30) {
+/// What all divisions of a desc share.
+inline blocking undivided(const desc& d, const vector_unit& unit) {
   blocking b;
-  b.how = detail::choose_product(d, unit);
-  const int accumulator_bytes = accumulator_of(d) == type::f64 ? 8 : 4;
-  b.lanes = unit.bytes() / accumulator_bytes;
+  b.how = choose_product(d, unit);
+  b.lanes = unit.bytes() / (accumulator_of(d) == type::f64 ? 8 : 4);
   b.tail = static_cast<int>(d.n % b.lanes);
   b.chains = accumulator_of(d) == type::s32 ? 1 : d.chains;
   b.tile = d.sums == order::tile;
@@ -437,62 +438,89 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limi
   b.b_registers = split ? 2 : 1;
   b.steps = d.k / k_group_of(d);
   b.rest = static_cast<int>(d.k % k_group_of(d));
+  b.tight =
+      !unit.wide && d.layout_b == layout::transposed && b.chains == 8 && (b.b_registers > 1 || emulates_f16(d, unit));
+  return b;
+}
 
-  b.tight = !unit.wide && d.layout_b == layout::transposed && b.chains == 8 &&
-            (b.b_registers > 1 || detail::emulates_f16(d, unit));
+/// The most rows that may share a vector in the last column.
+inline int most_packed(const desc& d, const vector_unit& unit, const blocking& b) {
+  const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && b_is_direct(d) && b.b_registers == 1 &&
+                     !shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8;
+  return !packs || b.tail > 8 ? 1 : b.tail > 4 ? 2 : 4;
+}
 
+/// The cheapest of the divisions tried so far. The bound is the least of all, whichever is the cheapest.
+struct cheapest {
+  blocking division;
+  double cost = 0;
+  double bound = 0;
+};
+
+inline void weigh(const desc& d, const vector_unit& unit, blocking& b, cheapest& best) {
+  entry_cycles sum;
+  for_blocks(b, [&](double count, int rows, const section& c) {
+    const entry_cycles block = cycles_of_entry(d, unit, b, rows, c);
+    sum.bound += count * block.bound;
+    sum.predicted += count * block.predicted;
+  });
+  const auto whole = static_cast<double>(b.rows[0].count * b.rows[0].size);
+  const double rows = d.m_extent == extent_kind::fixed ? 1 : static_cast<double>(d.m) / whole;
+  b.cycles = sum.predicted * rows;
+  b.block_cycles = once_cycles(d, b) * rows;
+  const double cost = b.cycles * 16 + b.block_cycles + 4 * (b.rows[1].count != 0) + 4 * (b.columns[1].count != 0);
+  if (best.cost == 0 || cost < best.cost) best.division = b, best.cost = cost;
+  if (best.bound == 0 || sum.bound * rows < best.bound) best.bound = sum.bound * rows;
+}
+
+/// Tries blocks of `width` vectors, the highest first: lower ones only load B more often.
+inline void try_heights(const desc& d, const vector_unit& unit, blocking& b, int width, int most_rows, cheapest& best) {
+  divide_columns(d.n, width, b);
+  int tried = 0;
+  for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1 && tried < 4; --height) {
+    if (b.limit < 30 && d.m_extent == extent_kind::fixed && height * width > b.limit) continue;
+    divide_rows(d, height, b);
+    if (!fits(d, unit, b)) continue;
+    weigh(d, unit, b, best);
+    ++tried;
+    height = std::min(height, b.rows[0].size);  // in between the division is the same
+  }
+}
+
+}  // namespace detail
+
+/// The division with the fewest predicted cycles; of equals the one with fewer rows of code. Blocks have at most
+/// `limit` vectors; m at the call: so many rows, or groups of rows that share a vector. A test shows that blocks of
+/// some size always fit; if none did, accumulators() would be 0.
+inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limit = 30) {
+  blocking b = detail::undivided(d, unit);
+  b.limit = limit;
   const index vectors = (d.n - 1) / b.lanes + 1;
   const index width_for_masks = detail::width_for_masks(d, unit);
-  const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && detail::b_is_direct(d) && !split &&
-                     !detail::shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8;
-  const int most_packed = !packs || b.tail > 8 ? 1 : b.tail > 4 ? 2 : 4;
   const int rows_at_call = std::min(limit, detail::most_rows_at_call(d, b));
-  blocking best;
-  double best_cost = 0;
-  double best_bound = 0;
-  for (b.pack = most_packed; b.pack >= 1; b.pack /= 2) {
+  detail::cheapest best;
+  for (b.pack = detail::most_packed(d, unit, b); b.pack >= 1; b.pack /= 2) {
     int highest = detail::has_few_bases(d) ? 17 : 30;
     if (d.m_extent == extent_kind::at_call) highest = std::min(highest, rows_at_call * b.pack);
     const int most_rows = static_cast<int>(std::min<index>(d.m, highest));
     for (int width = 1; width <= std::min<index>(vectors, 30); ++width) {
       if (width_for_masks != 0 && width != std::min(vectors, width_for_masks)) continue;
-      detail::divide_columns(d.n, width, b);
-      int tried = 0;
-      for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1; --height) {
-        if (limit < 30 && d.m_extent == extent_kind::fixed && height * width > limit) continue;
-        detail::divide_rows(d, height, b);
-        if (!detail::fits(d, unit, b)) continue;
-        detail::entry_cycles sum;
-        detail::for_blocks(b, [&](double count, int rows, const section& c) {
-          const detail::entry_cycles block = detail::cycles_of_entry(d, unit, b, rows, c);
-          sum.bound += count * block.bound;
-          sum.predicted += count * block.predicted;
-        });
-        const auto whole = static_cast<double>(b.rows[0].count * height);
-        const double rows = d.m_extent == extent_kind::fixed ? 1 : static_cast<double>(d.m) / whole;
-        sum.bound *= rows;
-        b.cycles = sum.predicted * rows;
-        b.block_cycles = detail::once_cycles(d, b) * rows;
-        const double cost = b.cycles * 16 + b.block_cycles + 4 * (b.rows[1].count != 0) + 4 * (b.columns[1].count != 0);
-        if (best_cost == 0 || cost < best_cost) best = b, best_cost = cost;
-        if (best_bound == 0 || sum.bound < best_bound) best_bound = sum.bound;
-        if (b.rows[0].size < height) height = b.rows[0].size;  // the same division again
-        if (++tried == 4) break;                               // lower blocks only load B more often
-      }
+      detail::try_heights(d, unit, b, width, most_rows, best);
     }
   }
-  if (best_cost == 0) return best;  // no block fits, which a test shows not to happen: accumulators() is 0
-  best.bound = best_bound;
+  b = best.division;
+  if (best.cost == 0) return b;
+  b.bound = best.bound;
   if (d.m_extent == extent_kind::at_call) {
-    best.few = std::min<index>(d.m, std::max(best.rows[0].size, rows_at_call * 2 / 3));
+    b.few = std::min<index>(d.m, std::max(b.rows[0].size, rows_at_call * 2 / 3));
   }
-  best.group = detail::choose_group(d, best);
+  b.group = detail::choose_group(d, b);
   // A layer with a few rows reads its weights once: with prefetches as fast as L3 and memory give them. What may stay
   // in L1 would only be loaded more often: B of few entries (jit_generator.hpp) and small B.
-  best.prefetch = d.m_extent == extent_kind::fixed && best.rows[0].count == 1 && best.rows[1].count == 0 && d.m <= 6 &&
-                  detail::b_is_direct(d) && d.k * d.n >= 4096;
-  best.unroll = detail::choose_unroll(d, best);
-  return best;
+  b.prefetch = d.m_extent == extent_kind::fixed && b.rows[0].count == 1 && b.rows[1].count == 0 && d.m <= 6 &&
+               detail::b_is_direct(d) && d.k * d.n >= 4096;
+  b.unroll = detail::choose_unroll(d, b);
+  return b;
 }
 
 }  // namespace brgemm::inline abi_0::backend

@@ -138,14 +138,25 @@ class jit_epilogue : public jit_block {
   }
   /// Sums bytes by vpsadbw against zero (s8 after adding 128), so every vector unit has it.
   void row_sums(const block& k) {
-    const bool is_signed = d_.a == type::s8;
     const int sum = 0, data = 1, zero = 2;
     clear(zero);
-    mov(r12d, 0);
-    if (!one_row_) with_a_offset([&](const Operand& offset) { mov(r12, offset); });
+    one_row_ ? mov(r12d, 0) : with_a_offset([&](const Operand& offset) { mov(r12, offset); });
     xor_(r13d, r13d);
     const std::uint8_t* row = getCurr();
     clear(sum);
+    add_entries(sum, data, zero);
+    reduce_quadwords(sum, data);
+    vmovd(eax, quarter(sum));
+    to_row_term();
+    mov(dword[row_terms() + r13 * 4], eax);
+    lda_in_register_ ? add(r12, r9) : add(r12, static_cast<std::uint32_t>(lda_));
+    add(r13, 1);
+    cmp(r13, static_cast<std::uint32_t>(k.rows));
+    jl(static_cast<const void*>(row));
+  }
+  /// Adds the bytes of one row, r12 from A, of every entry.
+  void add_entries(int sum, int data, int zero) {
+    const bool is_signed = d_.a == type::s8;
     mov(rsi, argument(&arguments::batch));
     mov(r8, d_.batch == batch_kind::strides ? argument(&arguments::a) : argument(&arguments::pairs));
     test(rsi, rsi);
@@ -173,10 +184,12 @@ class jit_epilogue : public jit_block {
     sub(rsi, 1);
     jnz(static_cast<const void*>(top));
     land(empty);
-    reduce_quadwords(sum, data);
-    vmovd(eax, quarter(sum));
+  }
+  /// eax: from the sum of a row's bytes to its term.
+  void to_row_term() {
+    const index chunk = unit_.bytes();
     mov(rdx, argument(&arguments::batch));
-    if (is_signed) {  // every vector that was added counts 128 a byte
+    if (d_.a == type::s8) {  // every vector that was added counts 128 a byte
       const index tails = (d_.k % chunk + 15) / 16;
       imul(ecx, edx, static_cast<int>(static_cast<std::uint32_t>(d_.k / chunk * chunk + tails * chunk) * 128));
       sub(eax, ecx);
@@ -188,11 +201,6 @@ class jit_epilogue : public jit_block {
       add(eax, edx);
     }
     imul(eax, dword[rdi + offset_of(&arguments::zero_b)]);
-    mov(dword[row_terms() + r13 * 4], eax);
-    lda_in_register_ ? add(r12, r9) : add(r12, static_cast<std::uint32_t>(lda_));
-    add(r13, 1);
-    cmp(r13, static_cast<std::uint32_t>(k.rows));
-    jl(static_cast<const void*>(row));
   }
   void add_bytes(int sum, int data, int zero, bool is_signed) {
     if (is_signed) {

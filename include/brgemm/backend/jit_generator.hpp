@@ -44,7 +44,7 @@ class jit_generator : public jit_steps {
         desc fixed = d_;
         fixed.m = rows;
         fixed.m_extent = extent_kind::fixed;
-        divide_by(choose_blocking(fixed, unit_), extent_kind::fixed);
+        divide_by(choose_blocking(fixed, unit_, divided.limit), extent_kind::fixed);
       } else {
         divide_by(divided, d_.m_extent);
       }
@@ -126,12 +126,14 @@ class jit_generator : public jit_steps {
     for (const section& s : b_.rows) {
       if (s.count == 0) continue;
       const auto body = [&] { one_block({s.size, columns.size, columns.masked}); };
-      end += s.count * s.size * row_bytes();
-      if (s.count == 1 || !offset_counts_rows()) {
+      if (!offset_counts_rows()) {
         repeat(s.count, rows_left, body);
-      } else {
-        const std::uint8_t* top = getCurr();
-        body();
+        continue;
+      }
+      end += s.count * s.size * row_bytes();
+      const std::uint8_t* top = getCurr();
+      body();
+      if (s.count > 1) {
         cmp(r11, static_cast<std::uint32_t>(end));
         jnz(static_cast<const void*>(top));
       }

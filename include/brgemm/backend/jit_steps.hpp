@@ -224,6 +224,7 @@ class jit_steps : public jit_operands {
   void packed_step(const block& k, int s, int valid) {
     const int whole_columns = k.columns - 1;
     const int a = k.columns;
+    for (int j = 0; j < k.columns; ++j) prefetch_b(j, s);
     for (int j = 0; j < whole_columns; ++j) load_b(k, j, a, j, s, valid);
     load_packed_b(whole_columns, b_at(whole_columns, s), valid);
     for (int first = 0; first < k.rows; first += pack(k)) {
@@ -244,7 +245,8 @@ class jit_steps : public jit_operands {
     const int a = 4;
     const int lane = 5;
     for (int s = 0; s < 4; ++s) {
-      load_packed_b(s, b_at(0, ldb_in_register_ ? 0 : s), static_cast<int>(group_));
+      prefetch_b(0, s);
+      load_packed_b(s, b_at(0, s), static_cast<int>(group_));
       if (ldb_in_register_) add(rdx, r11);
     }
     for (int first = 0; first < k.rows; first += pack(k)) {
@@ -264,7 +266,7 @@ class jit_steps : public jit_operands {
     const int a = 4;
     const int lane = 5;
     for (int s = 0; s < 4; ++s) {
-      load_lanes(s, b_at(0, ldb_in_register_ ? 0 : s), masked(k, 0));
+      load_lanes(s, b_at(0, s), masked(k, 0));
       if (ldb_in_register_) add(rdx, r11);
     }
     for (int first = 0; first < k.rows; first += 4) {

@@ -23,7 +23,8 @@ class kernel_dump {
   char text_[4096];
 };
 
-/// Error: invalid_argument for an empty kernel. Thread-safe.
+/// Error: invalid_argument for an empty kernel. Thread-safe. Of a generated kernel the text comes from generating it
+/// once more, which takes as much stack as make_kernel, and 256 KiB of memory for the time of the call.
 inline result<kernel_dump> dump(const kernel& k) noexcept {
   if (!k) return error(errc::invalid_argument, "kernel", "the kernel is empty");
   kernel_dump d;

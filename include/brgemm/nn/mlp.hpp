@@ -48,6 +48,8 @@ class mlp {
   }
 
   /// Sets the weights and the bias of layer l. w (in,out), or (out,in) where `stored` is transposed; bias (out).
+  /// Errors, here and of `get`: invalid_argument with the argument's name where l, a shape or a size is wrong, or
+  /// memory is null, misaligned, the network's own, or (`get`) that of the other argument.
   result<void> set(loops::executor_ref threads, index l, const view<const float, 2>& w, layout stored,
                    std::span<const float> bias) noexcept;
   /// Copies layer l's weights, or their gradient, to w; and its bias, or that gradient, to bias.
