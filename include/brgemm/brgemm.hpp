@@ -12,4 +12,5 @@
 #include "kernel/kernel.hpp"
 #include "kernel/pack.hpp"
 #include "loops/parallel_for.hpp"
+#include "nn/conv.hpp"
 #include "nn/mlp.hpp"

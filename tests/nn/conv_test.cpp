@@ -1,0 +1,298 @@
+// nn::conv against a plain loop nest in the order of the contract: equal bits, for any number of threads, and no byte
+// touched outside of a tensor.
+#include <gtest/gtest.h>
+
+#include <bit>
+#include <brgemm/nn/conv.hpp>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <sstream>
+#include <vector>
+
+#include "support/expect_error.hpp"
+#include "support/guarded_memory.hpp"
+
+namespace brgemm_test {
+namespace {
+
+using namespace brgemm;
+using brgemm::index;
+using nn::conv;
+using nn::conv_axis;
+using nn::conv_desc;
+using nn::conv_weights;
+
+std::string text_of(const conv_desc& d) {
+  std::ostringstream s;
+  s << "images " << d.images << " in " << d.in << " out " << d.out << " groups " << d.groups;
+  for (const conv_axis& a : d.axes) {
+    s << " [" << a.in << " kernel " << a.kernel << " stride " << a.stride << " dilation " << a.dilation << " pad "
+      << a.pad_before << ' ' << a.pad_after << ']';
+  }
+  return s.str();
+}
+
+/// A tensor between two inaccessible pages, its elements floats or bf16.
+class tensor {
+ public:
+  tensor(index bytes, guard side) : memory_(static_cast<std::size_t>(bytes)), bytes_(bytes) {
+    data_ = memory_.place(static_cast<std::size_t>(bytes), side);
+  }
+  void* data() const { return data_; }
+  float get(type t, index i) const {
+    if (t == type::f32) return reinterpret_cast<const float*>(data_)[i];
+    return to_f32(reinterpret_cast<const bf16*>(data_)[i]);
+  }
+  void set(type t, index i, float x) const {
+    if (t == type::f32) {
+      reinterpret_cast<float*>(data_)[i] = x;
+    } else {
+      reinterpret_cast<bf16*>(data_)[i] = to_bf16(x);
+    }
+  }
+  void fill(std::byte b) const { std::memset(data_, static_cast<int>(b), static_cast<std::size_t>(bytes_)); }
+  bool same_bytes(const tensor& o) const { return std::memcmp(data_, o.data_, static_cast<std::size_t>(bytes_)) == 0; }
+
+ private:
+  guarded_memory memory_;
+  index bytes_;
+  std::byte* data_;
+};
+
+/// One layer with data; weights are (out, in/groups, D, R, S), or (groups, D, R, S, in/groups, out/groups).
+struct problem {
+  conv_desc d;
+  conv_weights stored;
+  tensor x, y;
+  std::vector<float> w, bias;
+
+  index taps() const { return d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel; }
+  float weight(index k, index c, index tap) const {
+    const index in = d.in / d.groups;
+    const index out = d.out / d.groups;
+    const index at = stored == conv_weights::out_first ? (k * in + c) * taps() + tap
+                                                       : ((k / out * taps() + tap) * in + c) * out + k % out;
+    const float value = w[static_cast<std::size_t>(at)];
+    return d.data == type::f32 ? value : to_f32(to_bf16(value));
+  }
+
+  /// The element of y, by the contract: chunks of 64 channels, then taps, then channels (bf16: pairs of them).
+  float expected(index image, const index (&place)[3], index k) const {
+    const index in = d.in / d.groups;
+    const index first = k / (d.out / d.groups) * in;
+    float sum = 0;
+    for (index chunk = 0; chunk < in; chunk += 64) {
+      index tap = 0;
+      for (index t = 0; t < d.axes[0].kernel; ++t) {
+        for (index r = 0; r < d.axes[1].kernel; ++r) {
+          for (index s = 0; s < d.axes[2].kernel; ++s, ++tap) {
+            const index at[3] = {t, r, s};
+            index pixel = image;
+            bool inside = true;
+            for (int i = 0; i < 3; ++i) {
+              const conv_axis& a = d.axes[i];
+              const index p = place[i] * a.stride - a.pad_before + at[i] * a.dilation;
+              inside = inside && p >= 0 && p < a.in;
+              pixel = pixel * a.in + p;
+            }
+            if (inside) add_channels(sum, pixel * d.in + first, k, chunk, std::min(in, chunk + 64), tap);
+          }
+        }
+      }
+    }
+    if (d.bias) sum += bias[static_cast<std::size_t>(k)];
+    return d.act == nn::activation::relu && sum < 0 ? 0 : sum;
+  }
+  void add_channels(float& sum, index pixel, index k, index begin, index end, index tap) const {
+    const index group = k_group_of(d.data);
+    for (index c = begin; c < end; c += group) {
+      for (index i = std::min(group, end - c) - 1; i >= 0; --i) {  // vdpbf16ps: the upper half first
+        sum = std::fma(x.get(d.data, pixel + c + i), weight(k, c + i, tap), sum);
+      }
+    }
+  }
+};
+
+conv_desc draw_desc(std::mt19937& random) {
+  const auto from = [&](index low, index high) {
+    return low + static_cast<index>(random() % static_cast<std::uint32_t>(high - low + 1));
+  };
+  conv_desc d;
+  d.images = from(1, 2);
+  d.groups = from(0, 3) == 0 ? from(2, 3) : 1;
+  d.in = d.groups * (from(0, 3) == 0 ? from(60, 140) : from(1, 20));
+  d.out = d.groups * (from(0, 3) == 0 ? from(60, 140) : from(1, 40));
+  for (int i = static_cast<int>(from(0, 2)); i < 3; ++i) {
+    conv_axis& a = d.axes[i];
+    a = {from(1, 9), from(1, 4), from(1, 3), from(1, 2), from(0, 3), from(0, 3)};
+    a.in = std::max(a.in, a.dilation * (a.kernel - 1) + 1 - a.pad_before - a.pad_after);
+    a.in = std::max<index>(a.in, 1);
+  }
+  d.bias = from(0, 1) != 0;
+  d.act = from(0, 1) != 0 ? nn::activation::relu : nn::activation::none;
+  return d;
+}
+
+problem draw(std::mt19937& random, type data) {
+  conv_desc d = draw_desc(random);
+  d.data = data;
+  if (data == type::bf16) d.y = random() % 2 == 0 ? type::bf16 : type::f32;
+  // A shorter last chunk needs a y that sums can rest in.
+  if (d.y == type::bf16 && d.in / d.groups > 64) d.in = d.groups * 64;
+  const auto layer = conv::plan(d);
+  EXPECT_TRUE(layer) << text_of(d) << ": " << layer.error().message();
+  const guard side = random() % 2 == 0 ? guard::before : guard::after;
+  std::uniform_real_distribution<float> real(-1, 1);
+  problem p{d,
+            random() % 2 == 0 ? conv_weights::out_first : conv_weights::out_last,
+            tensor(layer->x_bytes(), side),
+            tensor(layer->y_bytes(), side),
+            {},
+            {}};
+  for (index i = 0; i < layer->x_bytes() / size_of(data); ++i) p.x.set(data, i, real(random));
+  p.w.resize(static_cast<std::size_t>(d.out * (d.in / d.groups) * p.taps()));
+  p.bias.resize(static_cast<std::size_t>(d.out));
+  for (float& v : p.w) v = real(random);
+  for (float& v : p.bias) v = real(random);
+  return p;
+}
+
+void run(const problem& p, const tensor& y, int threads, std::string_view backend = "") {
+  const auto layer = conv::plan(p.d, {.backend = backend});
+  ASSERT_TRUE(layer) << layer.error().message();
+  auto pool = loops::thread_pool::make(threads);
+  ASSERT_TRUE(pool);
+  const tensor weights(layer->weights_bytes(), guard::after);
+  const auto packed = layer->pack_weights(*pool, p.w.data(), p.stored, weights.data());
+  ASSERT_TRUE(packed) << packed.error().message();
+  y.fill(std::byte{0xee});
+  const auto done =
+      layer->forward(*pool, p.d.images, p.x.data(), weights.data(), p.d.bias ? p.bias.data() : nullptr, y.data());
+  ASSERT_TRUE(done) << done.error().message();
+}
+
+void expect_bits(const problem& p) {
+  const conv_desc& d = p.d;
+  index i = 0;
+  for (index image = 0; image < d.images; ++image) {
+    for (index z = 0; z < d.axes[0].out(); ++z) {
+      for (index h = 0; h < d.axes[1].out(); ++h) {
+        for (index w = 0; w < d.axes[2].out(); ++w) {
+          for (index k = 0; k < d.out; ++k, ++i) {
+            float want = p.expected(image, {z, h, w}, k);
+            if (d.y == type::bf16) want = to_f32(to_bf16(want));
+            ASSERT_EQ(std::bit_cast<std::uint32_t>(p.y.get(d.y, i)), std::bit_cast<std::uint32_t>(want))
+                << text_of(d) << " at image " << image << " (" << z << ',' << h << ',' << w << ") channel " << k;
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST(Conv, HasTheBitsOfThePlainLoops) {
+  std::mt19937 random(1);
+  for (int i = 0; i < 400; ++i) {
+    const problem p = draw(random, type::f32);
+    run(p, p.y, 1 + i % 3);
+    expect_bits(p);
+    if (testing::Test::HasFatalFailure()) return;
+  }
+}
+
+TEST(Conv, Bf16HasTheBitsOfThePlainLoops) {
+  desc pairs;
+  pairs.a = pairs.b = type::bf16;
+  const auto kernel = make_kernel(pairs);
+  ASSERT_TRUE(kernel);
+  if (kernel->order() != order::pair) GTEST_SKIP() << "this machine sums bf16 in another order than pairs";
+  std::mt19937 random(2);
+  for (int i = 0; i < 200; ++i) {
+    const problem p = draw(random, type::bf16);
+    run(p, p.y, 1 + i % 3);
+    expect_bits(p);
+    if (testing::Test::HasFatalFailure()) return;
+  }
+}
+
+TEST(Conv, EveryBackendAndNumberOfThreads) {
+  std::mt19937 random(3);
+  for (int i = 0; i < 60; ++i) {
+    const problem p = draw(random, i % 2 == 0 ? type::f32 : type::bf16);
+    run(p, p.y, 1);
+    for (const std::string_view backend : {"", "avx2", "reference"}) {
+      const tensor y(conv::plan(p.d)->y_bytes(), guard::before);
+      if (!conv::plan(p.d, {.backend = backend})) continue;  // this CPU lacks it
+      run(p, y, 2 + i % 3, backend);
+      EXPECT_TRUE(y.same_bytes(p.y)) << text_of(p.d) << ' ' << backend;
+    }
+  }
+}
+
+TEST(Conv, WrongDescs) {
+  conv_desc right;
+  right.in = 12, right.out = 8, right.groups = 2;
+  right.axes[2] = {7, 3, 1, 1, 1, 1};
+  const struct {
+    std::string field;
+    std::vector<std::string> words;
+    void (*change)(conv_desc&);
+    errc code = errc::invalid_argument;
+  } cases[] = {
+      {"images", {"images is 0"}, [](auto& d) { d.images = 0; }},
+      {"in", {"in is -12"}, [](auto& d) { d.in = -12; }},
+      {"in", {"in is 13", "2"}, [](auto& d) { d.in = 13; }},
+      {"out", {"out is 9", "2"}, [](auto& d) { d.out = 9; }},
+      {"groups", {"groups is 0"}, [](auto& d) { d.groups = 0; }},
+      {"axes[2]", {"axes[2].in is 0"}, [](auto& d) { d.axes[2].in = 0; }},
+      {"axes[2]", {"stride is 0"}, [](auto& d) { d.axes[2].stride = 0; }},
+      {"axes[2]", {"dilation is -1"}, [](auto& d) { d.axes[2].dilation = -1; }},
+      {"axes[1]", {"axes[1].kernel is 0"}, [](auto& d) { d.axes[1].kernel = 0; }},
+      {"axes[0]", {"pad_before is -1"}, [](auto& d) { d.axes[0].pad_before = -1; }},
+      {"axes[0]", {"pad_after is -2"}, [](auto& d) { d.axes[0].pad_after = -2; }},
+      {"axes[2]", {"kernel of 10", "spans 10", "more than 7"}, [](auto& d) { d.axes[2].kernel = 10; }},
+      {"images", {"2^62"}, [](auto& d) { d.axes[0].in = d.axes[1].in = d.images = index{1} << 29; }},
+      {"act", {"77"}, [](auto& d) { d.act = static_cast<nn::activation>(77); }},
+      {"data", {"f32 and bf16"}, [](auto& d) { d.data = type::f64; }, errc::unsupported},
+      {"y", {"f32"}, [](auto& d) { d.y = type::bf16; }, errc::unsupported},
+      {"y", {"65 channels", "64"}, [](auto& d) { d.in = 130, d.data = d.y = type::bf16; }, errc::unsupported},
+  };
+  ASSERT_TRUE(conv::plan(right));
+  for (const auto& c : cases) {
+    conv_desc d = right;
+    c.change(d);
+    const auto made = conv::plan(d);
+    expect_error(made, c.code, c.field, c.words);
+  }
+}
+
+TEST(Conv, WrongArguments) {
+  conv_desc d;
+  d.images = 2, d.in = 3, d.out = 5;
+  d.axes[2] = {7, 3, 1, 1, 1, 1};
+  const auto layer = conv::plan(d);
+  ASSERT_TRUE(layer);
+  constexpr loops::serial alone;
+  std::vector<float> x(2 * 7 * 3), w(5 * 3 * 3), bias(5), y(2 * 7 * 5, 7.0f);
+  std::vector<float> weights(static_cast<std::size_t>(layer->weights_bytes() / 4));
+  const auto fails = [&](const char* field, std::vector<std::string> words, index images, const void* px,
+                         const void* pw, const float* pb, void* py) {
+    const auto r = layer->forward(alone, images, px, pw, pb, py);
+    expect_error(r, errc::invalid_argument, field, words);
+    EXPECT_EQ(y, std::vector<float>(y.size(), 7.0f));
+  };
+  fails("images", {"3", "1..2"}, 3, x.data(), weights.data(), bias.data(), y.data());
+  fails("images", {"0", "1..2"}, 0, x.data(), weights.data(), bias.data(), y.data());
+  fails("x", {"null", "168"}, 2, nullptr, weights.data(), bias.data(), y.data());
+  fails("weights", {"null"}, 2, x.data(), nullptr, bias.data(), y.data());
+  fails("bias", {"null", "20"}, 2, x.data(), weights.data(), nullptr, y.data());
+  fails("y", {"null", "280"}, 2, x.data(), weights.data(), bias.data(), nullptr);
+  fails("y", {"overlaps x"}, 2, y.data() + 1, weights.data(), bias.data(), y.data());
+  fails("x", {"no multiple of 4"}, 2, reinterpret_cast<char*>(x.data()) + 1, weights.data(), bias.data(), y.data());
+  const auto packed = layer->pack_weights(alone, w.data(), conv_weights::out_first, static_cast<void*>(nullptr));
+  expect_error(packed, errc::invalid_argument, "packed", {"null"});
+}
+
+}  // namespace
+}  // namespace brgemm_test
