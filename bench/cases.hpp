@@ -37,6 +37,7 @@ void report(benchmark::State& state, const std::vector<contestant>& contestants,
 bool add_gemm(const problem&, const settings&);
 bool add_call(const problem&, const settings&);
 bool add_linear(const problem&, const settings&);
+bool add_conv(const problem&, const settings&);
 bool add_train(const problem&, const settings&);
 bool add_bandwidth(const problem&, const settings&);
 

@@ -19,6 +19,7 @@ constexpr const char* forms[] = {
     "lookup DESCS THREADS",
     "generation FILE COUNT",
     "linear LAYER_TYPE ROWS IN OUT THREADS",
+    "conv LAYER_TYPE IMAGES IN OUT GROUPS HEIGHT WIDTH KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_H PAD_W THREADS",
     "train LAYER_TYPE BATCH THREADS FEATURES FEATURES...",
     "bandwidth BYTES THREADS",
     "peak TYPE THREADS",
@@ -55,10 +56,12 @@ void expect_one_of(const problem& p, const std::string& name, const std::string&
 // The largest sizes keep every product of four of them, and the bytes of such an operand, below 2^63.
 void expect_number(const problem& p, const std::string& name, const std::string& word) {
   const std::int64_t most = name == "BYTES" ? std::int64_t{1} << 36 : name == "THREADS" ? 1024 : 32768;
+  const std::int64_t least = name.starts_with("PAD") ? 0 : 1;
   std::int64_t value = 0;
   const auto [end, failed] = std::from_chars(word.data(), word.data() + word.size(), value);
-  if (failed == std::errc() && end == word.data() + word.size() && value >= 1 && value <= most) return;
-  fail(p, name + " is " + quoted(word) + ", not a whole number from 1 to " + std::to_string(most));
+  if (failed == std::errc() && end == word.data() + word.size() && value >= least && value <= most) return;
+  fail(p, name + " is " + quoted(word) + ", not a whole number from " + std::to_string(least) + " to " +
+              std::to_string(most));
 }
 
 void expect_shapes(const problem& p, const std::string& word) try {

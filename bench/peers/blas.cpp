@@ -117,6 +117,6 @@ bench::peer_task* make_linear(const peer_linear& p, char* reason, std::size_t si
 }  // namespace
 
 extern "C" const bench::peer_api* brgemm_bench_peer() {
-  static const bench::peer_api api{name(), make_gemm, make_linear};
+  static const bench::peer_api api{name(), make_gemm, make_linear, nullptr};
   return &api;
 }

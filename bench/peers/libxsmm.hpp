@@ -35,6 +35,6 @@ extern "C" const bench::peer_api* brgemm_bench_peer() {
   libxsmm_init();
   // The suite compares AVX-512 with AVX-512; tiles have a suite of their own.
   if (libxsmm_get_target_archid() > LIBXSMM_X86_AVX512_CPX) libxsmm_set_target_archid(LIBXSMM_X86_AVX512_CPX);
-  static const bench::peer_api api{"LIBXSMM " LIBXSMM_CONFIG_VERSION, bench::make_gemm, bench::make_linear};
+  static const bench::peer_api api{"LIBXSMM " LIBXSMM_CONFIG_VERSION, bench::make_gemm, bench::make_linear, nullptr};
   return &api;
 }

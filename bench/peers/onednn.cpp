@@ -1,6 +1,7 @@
-// oneDNN 2.x and 3.x. Layers: inner_product with format `any` for every matrix, and matmul with format `any` for the
-// weights; reorders stay outside the timing, and the quicker of the two is the peer. Batch-reduce kernels: the brgemm
-// ukernel API, where the version has it. Threads: OpenMP, or an arena of oneTBB where the library runs on that.
+// oneDNN 2.x and 3.x. Convolutions: with format `any` for every tensor. Layers: inner_product with format `any` for
+// every matrix, and matmul with format `any` for the weights; reorders stay outside the timing, and the quicker of the
+// two is the peer. Batch-reduce kernels: the brgemm ukernel API, where the version has it. Threads: OpenMP, or an arena
+// of oneTBB where the library runs on that.
 #include <oneapi/dnnl/dnnl_config.h>
 #include <oneapi/dnnl/dnnl_version.h>
 
@@ -25,6 +26,7 @@
 
 namespace {
 
+using bench::peer_conv;
 using bench::peer_gemm;
 using bench::peer_linear;
 using bench::peer_pass;
@@ -244,6 +246,39 @@ bench::peer_task* make_linear(const peer_linear& p, char* reason, std::size_t si
   return best.release();
 }
 
+auto convolution_of(const memory::desc& x, const memory::desc& w, const memory::desc& y, const peer_conv& p) {
+  const memory::dims strides(p.stride, p.stride + 2);
+  const memory::dims pad(p.pad, p.pad + 2);
+  constexpr auto kind = dnnl::prop_kind::forward_inference;
+  constexpr auto direct = dnnl::algorithm::convolution_direct;
+#if DNNL_VERSION_MAJOR >= 3
+  return dnnl::convolution_forward::primitive_desc(cpu(), kind, direct, x, w, y, strides, pad, pad);
+#else
+  return dnnl::convolution_forward::primitive_desc({kind, direct, x, w, y, strides, pad, pad}, cpu());
+#endif
+}
+
+bench::peer_task* make_conv(const peer_conv& p, char* reason, std::size_t size) try {
+  auto made = std::make_unique<primitive_task>(p.threads);
+  const auto t = type_of(p.type);
+  const memory::dims x = {p.images, p.in, p.size[0], p.size[1]};
+  memory::dims y = {p.images, p.out, 0, 0};
+  for (int i = 0; i < 2; ++i) y[2 + i] = (p.size[i] + 2 * p.pad[i] - p.kernel[i]) / p.stride[i] + 1;
+  memory::dims w = {p.out, p.in, p.kernel[0], p.kernel[1]};
+  if (p.groups > 1) w = {p.groups, p.out / p.groups, p.in / p.groups, p.kernel[0], p.kernel[1]};
+  made->limit([&] {
+    const auto pd = convolution_of({x, t, tag::any}, {w, t, tag::any}, {y, t, tag::any}, p);
+    made->bind(DNNL_ARG_SRC, {x, t, tag::nhwc}, pd.src_desc(), p.x, true);
+    made->bind(DNNL_ARG_WEIGHTS, {w, t, p.groups > 1 ? tag::goihw : tag::oihw}, pd.weights_desc(), p.w, true);
+    made->bind(DNNL_ARG_DST, {y, t, tag::nhwc}, pd.dst_desc(), p.y, false);
+    made->primitive = dnnl::convolution_forward(pd);
+  });
+  return made.release();
+} catch (const std::exception& e) {
+  std::snprintf(reason, size, "%s", e.what());
+  return nullptr;
+}
+
 #ifdef DNNL_EXPERIMENTAL_UKERNEL
 struct ukernel_task final : bench::peer_task {
   dnnl::ukernel::brgemm kernel;
@@ -309,7 +344,7 @@ extern "C" const bench::peer_api* brgemm_bench_peer() try {
   static char name[48];
   const dnnl_version_t* v = dnnl_version();
   std::snprintf(name, sizeof name, "oneDNN %d.%d", v->major, v->minor);
-  static const bench::peer_api api{name, make_gemm, make_linear};
+  static const bench::peer_api api{name, make_gemm, make_linear, make_conv};
   cpu();
   return &api;
 } catch (...) {

@@ -33,6 +33,18 @@ struct peer_linear {
   void* y;
 };
 
+/// The forward pass of a convolution over height and width, without bias: x (images,height,width,in), w (out,
+/// in/groups, kernel_h, kernel_w), y (images, ..., out), plain and of the same type. Padding is the same on both sides.
+struct peer_conv {
+  peer_type type;
+  std::int64_t images, in, out, groups;
+  std::int64_t size[2], kernel[2], stride[2], pad[2];
+  std::int32_t threads;
+  void* x;
+  void* w;
+  void* y;
+};
+
 /// A problem made ready: `run` does it `times` times.
 struct peer_task {
   virtual ~peer_task() = default;
@@ -46,6 +58,7 @@ struct peer_api {
   const char* name;  ///< with the version: "LIBXSMM 1.17"
   peer_task* (*make_gemm)(const peer_gemm&, char* reason, std::size_t size);
   peer_task* (*make_linear)(const peer_linear&, char* reason, std::size_t size);
+  peer_task* (*make_conv)(const peer_conv&, char* reason, std::size_t size);  ///< null: none of this library
 };
 
 }  // namespace bench
