@@ -37,6 +37,8 @@ BAD_LINES = [
     ("shapes bad_shapes.txt 16", "bad_shapes.txt:2: ", "M N K"),
     ("shapes no_shapes.txt 16", "no_shapes.txt", "ends without"),
     ("linear f64 8 8 8 1", "LAYER_TYPE", "f64"),
+    ("conv f32 1 3 8 1 9 9 3 3 1 1 -1 0 1", "PAD_H", "from 0 to 32768"),
+    ("conv f32 1 3 8 1 9 9 3 3 0 1 0 0 1", "STRIDE_H", "from 1 to 32768"),
     ("linear f32", "linear LAYER_TYPE ROWS IN OUT THREADS"),
     ("train f32 8 1 20", "train LAYER_TYPE BATCH THREADS FEATURES FEATURES..."),
     ("train f32 8 1 20 30 y", "FEATURES", '"y"'),
