@@ -37,7 +37,7 @@ double operations_of(const nn::conv_desc& d) {
   double work = 2.0 * static_cast<double>(d.images) * static_cast<double>(d.out) * static_cast<double>(d.in / d.groups);
   for (const nn::conv_axis& a : d.axes) {
     double taps = 0;
-    brgemm::detail::for_runs(a, [&](const brgemm::detail::conv_run& r) {
+    brgemm::detail::for_forward_runs(a, [&](const brgemm::detail::conv_run& r) {
       taps += static_cast<double>(r.count) * static_cast<double>(r.taps);
     });
     work *= taps;

@@ -136,7 +136,7 @@ TEST(Types, NarrowingAWidenedValueGivesItBack) {
 }
 
 TEST(Types, F16AsTheInstructionsConvert) {
-  if (!detect_cpu().has(feature::f16c)) GTEST_SKIP() << "no F16C on this CPU";
+  if (!detail::detect_cpu().has(feature::f16c)) GTEST_SKIP() << "no F16C on this CPU";
   for_many_floats([](float x) { ASSERT_EQ(to_f16(x).bits, instruction_to_f16(x)) << bits_of(x); });
   for (std::uint32_t u = 0; u < 0x10000; ++u) {
     const auto h = static_cast<std::uint16_t>(u);

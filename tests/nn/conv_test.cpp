@@ -60,11 +60,12 @@ class tensor {
   std::byte* data_;
 };
 
-/// One layer with data; weights are (out, in/groups, D, R, S), or (groups, D, R, S, in/groups, out/groups).
+/// One layer with data; z is what backward_data reads, dx what it writes; weights are (out, in/groups, D, R, S), or
+/// (groups, D, R, S, in/groups, out/groups).
 struct problem {
   conv_desc d;
   conv_weights stored;
-  tensor x, y;
+  tensor x, y, z, dx;
   std::vector<float> w, bias;
 
   index taps() const { return d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel; }
@@ -96,7 +97,10 @@ struct problem {
               inside = inside && p >= 0 && p < a.in;
               pixel = pixel * a.in + p;
             }
-            if (inside) add_channels(sum, pixel * d.in + first, k, chunk, std::min(in, chunk + 64), tap);
+            if (!inside) continue;
+            add_channels(sum, chunk, std::min(in, chunk + 64), [&](index c) {
+              return std::pair(x.get(d.data, pixel * d.in + first + c), weight(k, c, tap));
+            });
           }
         }
       }
@@ -104,11 +108,45 @@ struct problem {
     if (d.bias) sum += bias[static_cast<std::size_t>(k)];
     return d.act == nn::activation::relu && sum < 0 ? 0 : sum;
   }
-  void add_channels(float& sum, index pixel, index k, index begin, index end, index tap) const {
+
+  /// The element of dx: chunks of 64 channels of z, then taps, then channels.
+  float expected_gradient(index image, const index (&place)[3], index channel) const {
+    const index in = d.in / d.groups;
+    const index out = d.out / d.groups;
+    const index first = channel / in * out;
+    float sum = 0;
+    for (index chunk = 0; chunk < out; chunk += 64) {
+      index tap = 0;
+      for (index t = 0; t < d.axes[0].kernel; ++t) {
+        for (index r = 0; r < d.axes[1].kernel; ++r) {
+          for (index s = 0; s < d.axes[2].kernel; ++s, ++tap) {
+            const index at[3] = {t, r, s};
+            index pixel = image;
+            bool seen = true;
+            for (int i = 0; i < 3; ++i) {
+              const conv_axis& a = d.axes[i];
+              const index p = place[i] + a.pad_before - at[i] * a.dilation;
+              seen = seen && p >= 0 && p % a.stride == 0 && p / a.stride < a.out();
+              pixel = pixel * a.out() + p / a.stride;
+            }
+            if (!seen) continue;
+            add_channels(sum, chunk, std::min(out, chunk + 64), [&](index k) {
+              return std::pair(z.get(d.data, pixel * d.out + first + k), weight(first + k, channel % in, tap));
+            });
+          }
+        }
+      }
+    }
+    return sum;
+  }
+
+  template <class Factors>
+  void add_channels(float& sum, index begin, index end, Factors factors) const {
     const index group = k_group_of(d.data);
     for (index c = begin; c < end; c += group) {
       for (index i = std::min(group, end - c) - 1; i >= 0; --i) {  // vdpbf16ps: the upper half first
-        sum = std::fma(x.get(d.data, pixel + c + i), weight(k, c + i, tap), sum);
+        const auto [a, b] = factors(c + i);
+        sum = std::fma(a, b, sum);
       }
     }
   }
@@ -138,8 +176,10 @@ problem draw(std::mt19937& random, type data) {
   conv_desc d = draw_desc(random);
   d.data = data;
   if (data == type::bf16) d.y = random() % 2 == 0 ? type::bf16 : type::f32;
-  // A shorter last chunk needs a y that sums can rest in.
+  d.training = true;
+  // A shorter last chunk needs a result that sums can rest in.
   if (d.y == type::bf16 && d.in / d.groups > 64) d.in = d.groups * 64;
+  if (data == type::bf16 && d.out / d.groups > 64) d.out = d.groups * 128;
   const auto layer = conv::plan(d);
   EXPECT_TRUE(layer) << text_of(d) << ": " << layer.error().message();
   const guard side = random() % 2 == 0 ? guard::before : guard::after;
@@ -148,9 +188,12 @@ problem draw(std::mt19937& random, type data) {
             random() % 2 == 0 ? conv_weights::out_first : conv_weights::out_last,
             tensor(layer->x_bytes(), side),
             tensor(layer->y_bytes(), side),
+            tensor(layer->y_bytes() / size_of(d.y) * size_of(data), side),
+            tensor(layer->x_bytes(), side),
             {},
             {}};
   for (index i = 0; i < layer->x_bytes() / size_of(data); ++i) p.x.set(data, i, real(random));
+  for (index i = 0; i < layer->y_bytes() / size_of(d.y); ++i) p.z.set(data, i, real(random));
   p.w.resize(static_cast<std::size_t>(d.out * (d.in / d.groups) * p.taps()));
   p.bias.resize(static_cast<std::size_t>(d.out));
   for (float& v : p.w) v = real(random);
@@ -158,44 +201,60 @@ problem draw(std::mt19937& random, type data) {
   return p;
 }
 
-void run(const problem& p, const tensor& y, int threads, std::string_view backend = "") {
+void run(const problem& p, const tensor& y, const tensor& dx, int threads, std::string_view backend = "") {
   const auto layer = conv::plan(p.d, {.backend = backend});
   ASSERT_TRUE(layer) << layer.error().message();
   auto pool = loops::thread_pool::make(threads);
   ASSERT_TRUE(pool);
   const tensor weights(layer->weights_bytes(), guard::after);
-  const auto packed = layer->pack_weights(*pool, p.w.data(), p.stored, weights.data());
+  const tensor transposed(layer->transposed_bytes(), guard::after);
+  const auto packed = layer->pack_weights(*pool, p.w.data(), p.stored, weights.data(), transposed.data());
   ASSERT_TRUE(packed) << packed.error().message();
   y.fill(std::byte{0xee});
   const auto done =
       layer->forward(*pool, p.d.images, p.x.data(), weights.data(), p.d.bias ? p.bias.data() : nullptr, y.data());
   ASSERT_TRUE(done) << done.error().message();
+  dx.fill(std::byte{0xee});
+  const auto back = layer->backward_data(*pool, p.d.images, p.z.data(), transposed.data(), dx.data());
+  ASSERT_TRUE(back) << back.error().message();
+}
+
+/// Calls each(image, place) for each pixel.
+template <class Each>
+void for_pixels(index images, const index (&sizes)[3], Each each) {
+  for (index image = 0; image < images; ++image) {
+    for (index z = 0; z < sizes[0]; ++z) {
+      for (index h = 0; h < sizes[1]; ++h) {
+        for (index w = 0; w < sizes[2]; ++w) each(image, {z, h, w});
+      }
+    }
+  }
 }
 
 void expect_bits(const problem& p) {
   const conv_desc& d = p.d;
+  const auto expect = [&](const tensor& found, type t, index i, float want, const char* name) {
+    if (t == type::bf16) want = to_f32(to_bf16(want));
+    ASSERT_EQ(std::bit_cast<std::uint32_t>(found.get(t, i)), std::bit_cast<std::uint32_t>(want))
+        << text_of(d) << ": element " << i << " of " << name;
+  };
   index i = 0;
-  for (index image = 0; image < d.images; ++image) {
-    for (index z = 0; z < d.axes[0].out(); ++z) {
-      for (index h = 0; h < d.axes[1].out(); ++h) {
-        for (index w = 0; w < d.axes[2].out(); ++w) {
-          for (index k = 0; k < d.out; ++k, ++i) {
-            float want = p.expected(image, {z, h, w}, k);
-            if (d.y == type::bf16) want = to_f32(to_bf16(want));
-            ASSERT_EQ(std::bit_cast<std::uint32_t>(p.y.get(d.y, i)), std::bit_cast<std::uint32_t>(want))
-                << text_of(d) << " at image " << image << " (" << z << ',' << h << ',' << w << ") channel " << k;
-          }
-        }
-      }
-    }
-  }
+  const index outputs[3] = {d.axes[0].out(), d.axes[1].out(), d.axes[2].out()};
+  for_pixels(d.images, outputs, [&](index image, const index(&place)[3]) {
+    for (index k = 0; k < d.out; ++k) expect(p.y, d.y, i++, p.expected(image, place, k), "y");
+  });
+  i = 0;
+  const index inputs[3] = {d.axes[0].in, d.axes[1].in, d.axes[2].in};
+  for_pixels(d.images, inputs, [&](index image, const index(&place)[3]) {
+    for (index c = 0; c < d.in; ++c) expect(p.dx, d.data, i++, p.expected_gradient(image, place, c), "dx");
+  });
 }
 
 TEST(Conv, HasTheBitsOfThePlainLoops) {
   std::mt19937 random(1);
   for (int i = 0; i < 400; ++i) {
     const problem p = draw(random, type::f32);
-    run(p, p.y, 1 + i % 3);
+    run(p, p.y, p.dx, 1 + i % 3);
     expect_bits(p);
     if (testing::Test::HasFatalFailure()) return;
   }
@@ -210,7 +269,7 @@ TEST(Conv, Bf16HasTheBitsOfThePlainLoops) {
   std::mt19937 random(2);
   for (int i = 0; i < 200; ++i) {
     const problem p = draw(random, type::bf16);
-    run(p, p.y, 1 + i % 3);
+    run(p, p.y, p.dx, 1 + i % 3);
     expect_bits(p);
     if (testing::Test::HasFatalFailure()) return;
   }
@@ -220,12 +279,13 @@ TEST(Conv, EveryBackendAndNumberOfThreads) {
   std::mt19937 random(3);
   for (int i = 0; i < 60; ++i) {
     const problem p = draw(random, i % 2 == 0 ? type::f32 : type::bf16);
-    run(p, p.y, 1);
+    run(p, p.y, p.dx, 1);
     for (const std::string_view backend : {"", "avx2", "reference"}) {
       const tensor y(conv::plan(p.d)->y_bytes(), guard::before);
+      const tensor dx(conv::plan(p.d)->x_bytes(), guard::before);
       if (!conv::plan(p.d, {.backend = backend})) continue;  // this CPU lacks it
-      run(p, y, 2 + i % 3, backend);
-      EXPECT_TRUE(y.same_bytes(p.y)) << text_of(p.d) << ' ' << backend;
+      run(p, y, dx, 2 + i % 3, backend);
+      EXPECT_TRUE(y.same_bytes(p.y) && dx.same_bytes(p.dx)) << text_of(p.d) << ' ' << backend;
     }
   }
 }
@@ -257,6 +317,10 @@ TEST(Conv, WrongDescs) {
       {"data", {"f32 and bf16"}, [](auto& d) { d.data = type::f64; }, errc::unsupported},
       {"y", {"f32"}, [](auto& d) { d.y = type::bf16; }, errc::unsupported},
       {"y", {"65 channels", "64"}, [](auto& d) { d.in = 130, d.data = d.y = type::bf16; }, errc::unsupported},
+      {"data",
+       {"67 channels", "64"},
+       [](auto& d) { d.out = 134, d.data = type::bf16, d.training = true; },
+       errc::unsupported},
   };
   ASSERT_TRUE(conv::plan(right));
   for (const auto& c : cases) {
@@ -290,8 +354,37 @@ TEST(Conv, WrongArguments) {
   fails("y", {"null", "280"}, 2, x.data(), weights.data(), bias.data(), nullptr);
   fails("y", {"overlaps x"}, 2, y.data() + 1, weights.data(), bias.data(), y.data());
   fails("x", {"no multiple of 4"}, 2, reinterpret_cast<char*>(x.data()) + 1, weights.data(), bias.data(), y.data());
-  const auto packed = layer->pack_weights(alone, w.data(), conv_weights::out_first, static_cast<void*>(nullptr));
-  expect_error(packed, errc::invalid_argument, "packed", {"null"});
+  const auto invalid = errc::invalid_argument;
+  expect_error(layer->pack_weights(alone, w.data(), conv_weights::out_first, nullptr), invalid, "weights", {"null"});
+  expect_error(layer->pack_weights(alone, w.data(), static_cast<conv_weights>(9), weights.data()), invalid, "stored",
+               {"9"});
+  expect_error(layer->pack_weights(alone, w.data(), conv_weights::out_first, weights.data(), w.data()), invalid,
+               "transposed", {"null"});
+  expect_error(
+      layer->pack_weights(alone, reinterpret_cast<const bf16*>(w.data()), conv_weights::out_first, weights.data()),
+      invalid, "w", {"f32"});
+  expect_error(layer->backward_data(alone, 1, y.data(), weights.data(), x.data()), invalid, "training", {"true"});
+}
+
+TEST(Conv, WrongArgumentsOfTheGradient) {
+  conv_desc d;
+  d.images = 2, d.in = 3, d.out = 5, d.training = true;
+  d.axes[2] = {7, 3, 1, 1, 1, 1};
+  const auto layer = conv::plan(d);
+  ASSERT_TRUE(layer);
+  constexpr loops::serial alone;
+  std::vector<float> z(2 * 7 * 5), dx(2 * 7 * 3, 7.0f);
+  std::vector<float> transposed(static_cast<std::size_t>(layer->transposed_bytes() / 4));
+  const auto fails = [&](const char* field, std::vector<std::string> words, index images, const void* pz,
+                         const void* pt, void* px) {
+    expect_error(layer->backward_data(alone, images, pz, pt, px), errc::invalid_argument, field, words);
+    EXPECT_EQ(dx, std::vector<float>(dx.size(), 7.0f));
+  };
+  fails("images", {"3", "1..2"}, 3, z.data(), transposed.data(), dx.data());
+  fails("dz", {"null", "280"}, 2, nullptr, transposed.data(), dx.data());
+  fails("transposed", {"null"}, 2, z.data(), nullptr, dx.data());
+  fails("dx", {"null", "168"}, 2, z.data(), transposed.data(), nullptr);
+  fails("dx", {"overlaps dz"}, 2, dx.data() + 1, transposed.data(), dx.data());
 }
 
 }  // namespace

@@ -1,14 +1,10 @@
-// A convolution: y = act(x * W + b) over one, two or three spatial axes, as loops around the primitive.
+// A convolution over one, two or three spatial axes: y = act(x * W + b), and its gradient by x; f32 and bf16.
 #pragma once
 
-#include <algorithm>
-#include <memory>
+#include <optional>
 
-#include "../kernel/pack.hpp"
 #include "activation.hpp"
-#include "buffers.hpp"
-#include "conv_geometry.hpp"
-#include "product.hpp"
+#include "conv_pass.hpp"
 
 namespace brgemm::inline abi_0::nn {
 
@@ -26,99 +22,94 @@ struct conv_desc {
   index out = 1;     ///< channels of y, a multiple of groups
   index groups = 1;
   conv_axis axes[3] = {};
-  type data = type::f32;  ///< of x and of the weights that kernels read: f32 or bf16
+  type data = type::f32;  ///< of x, of gradients of activations, and of the weights that kernels read: f32 or bf16
   type y = type::f32;     ///< f32; with bf16 data also bf16
   activation act = activation::none;
   bool bias = true;
+  bool training = false;  ///< plan the backward pass by data
   friend bool operator==(const conv_desc&, const conv_desc&) = default;
 };
 
-/// The plan of one convolution: immutable, so any number of threads may call it at once with different memory. A call
-/// allocates nothing.
+/// The plan of one convolution: immutable, so any number of threads may call it at once with different memory. It owns
+/// kernels and lists of taps, and no data. A call allocates nothing.
 ///
 /// Each output is one chain of terms: chunks of 64 of its group's input channels (the last shorter), in a chunk its
-/// taps in row-major order, in those the channels. A tap that padding hides adds no term. So the bits depend on no
-/// block size and no thread.
+/// taps in row-major order of W, in those the channels; backward the output channels are what is summed over. A tap
+/// that padding hides adds no term. So the bits depend on no block size, no thread and no other image.
+///
+/// Errors are invalid_argument with the argument's name, found before anything is written. Buffers that are written
+/// overlap no other; pointers are multiples of their elements' size.
 class conv {
  public:
-  /// Errors: invalid_argument with the field of the desc, or what make_kernel says; out_of_memory.
+  /// Errors: invalid_argument with the field of the desc; unsupported for other types, and for a y or, in training,
+  /// data of bf16 where sums over more than 64 channels do not come in whole chunks; what make_kernel says;
+  /// out_of_memory.
   static result<conv> plan(const conv_desc& d, const options& how = {}) noexcept;
 
   const conv_desc& description() const noexcept { return d_; }
-  std::string_view backend() const noexcept {
-    return kernels_[0][0] ? kernels_[0][0].backend() : kernels_[0][1].backend();
-  }
-  index x_bytes() const noexcept { return d_.images * image_x() * size_of(d_.data); }
-  index y_bytes() const noexcept { return d_.images * image_y() * size_of(d_.y); }
-  index weights_bytes() const noexcept { return d_.groups * nn::panels(out()) * panel_ * size_of(d_.data); }
+  std::string_view backend() const noexcept { return forward_->backend(); }
+  index x_bytes() const noexcept { return d_.images * forward_->image_in() * size_of(d_.data); }
+  index y_bytes() const noexcept { return d_.images * forward_->image_out() * size_of(d_.y); }
+  index weights_bytes() const noexcept { return forward_->packed_bytes(); }
+  index transposed_bytes() const noexcept { return backward_ ? backward_->packed_bytes() : 0; }
 
-  /// Brings weights of f32 or bf16 (bf16 layers) to the panels that kernels read, weights_bytes() of them, zero where
-  /// no weight is.
+  /// Brings weights to what kernels read: weights_bytes() for forward, transposed_bytes() for backward_data, which is
+  /// null where that is not called. w: f32, or bf16 in a layer of bf16; zero where no weight is.
   template <class T>
-  result<void> pack_weights(loops::executor_ref threads, const T* w, conv_weights stored, void* packed) const noexcept;
+  result<void> pack_weights(loops::executor_ref threads, const T* w, conv_weights stored, void* weights,
+                            void* transposed = nullptr) const noexcept;
 
   /// y = act(x * W + b) for the first `images` images; bias (out) f32, null where the desc has none.
   result<void> forward(loops::executor_ref threads, index images, const void* x, const void* weights, const float* bias,
                        void* y) const noexcept;
 
+  /// dx = dz * W^T: the transposed convolution. dz, the gradient before the activation, is stored as y, dx as x, both
+  /// of the type `data`. A pixel of x that no output sees becomes 0.
+  result<void> backward_data(loops::executor_ref threads, index images, const void* dz, const void* transposed,
+                             void* dx) const noexcept;
+
  private:
-  /// Chunks of channels that are summed in one go, C resting in memory between two.
-  struct step {
-    index first = 0;  ///< chunk
-    index chunks = 1;
-    index channels = 0;  ///< of each chunk
-    bool last = false;
-  };
-  static constexpr index chunk_channels = 64;
-  static constexpr int most_steps = 32;
-
   conv() = default;
-
+  static result<void> check(const conv_desc& d) noexcept;
+  static result<void> check_types(const conv_desc& d) noexcept;
   index in() const noexcept { return d_.in / d_.groups; }
   index out() const noexcept { return d_.out / d_.groups; }
   index taps() const noexcept { return d_.axes[0].kernel * d_.axes[1].kernel * d_.axes[2].kernel; }
-  detail::conv_geometry geometry() const noexcept { return {{d_.axes[0], d_.axes[1], d_.axes[2]}, d_.in, d_.out}; }
-  index image_x() const noexcept { return geometry().step_x(0) * d_.axes[0].in; }
-  index image_y() const noexcept { return geometry().step_y(0) * d_.axes[0].out(); }
-  /// Channels of a chunk, rounded up to what an instruction takes.
-  index padded(index channels) const noexcept {
-    const index group = k_group_of(d_.data);
-    return (channels + group - 1) / group * group;
+  result<void> check_images(index images) const noexcept {
+    if (images >= 1 && images <= d_.images) return {};
+    return error(errc::invalid_argument, "images", "images is %ld; this plan takes 1..%ld", images, d_.images);
   }
-  index chunk_begin(index chunk) const noexcept { return chunk * taps() * padded(chunk_channels) * width_; }
-  /// One chunk whose channels are adjacent to the next tap's: the taps of a row are one entry.
-  bool joins_taps() const noexcept {
-    return d_.groups == 1 && d_.in <= chunk_channels && d_.axes[2].dilation == 1 && d_.in == padded(d_.in);
-  }
-
-  static result<void> check(const conv_desc& d) noexcept;
-  void plan_steps() noexcept;
-  result<void> plan_pieces() noexcept;
-  result<void> plan_kernels(const options& how) noexcept;
-  void list_taps(const detail::conv_run (&box)[3], index channels, offset_pair* to) const noexcept;
-  desc kernel_desc(const detail::conv_piece& p, const step& s, index n) const noexcept;
-  index entries(index taps, index taps_w) const noexcept {
-    return joins_taps() ? (taps_w == 0 ? 0 : taps / taps_w) : taps;
-  }
-
-  struct planned_piece {
-    detail::conv_piece place;
-    index kernels = 0;  ///< of the first step
-    index pairs = 0;    ///< of the first chunk
-  };
 
   conv_desc d_;
-  index width_ = 0;  ///< of a panel
-  index panel_ = 0;  ///< elements of a panel
-  int steps_ = 0;
-  step step_[most_steps];
-  index pieces_ = 0;
-  std::unique_ptr<planned_piece[]> piece_;
-  std::unique_ptr<offset_pair[]> pairs_;
-  std::unique_ptr<kernel[][2]> kernels_;  ///< [full width]
+  std::optional<detail::conv_pass> forward_;
+  std::optional<detail::conv_pass> backward_;
 };
+
+inline result<void> conv::forward(loops::executor_ref threads, index images, const void* x, const void* weights,
+                                  const float* bias, void* y) const noexcept {
+  if (auto r = check_images(images); !r) return r;
+  const detail::buffer written[] = {{"y", y, images * forward_->image_out() * size_of(d_.y), size_of(d_.y)}};
+  const detail::buffer read[] = {{"x", x, images * forward_->image_in() * size_of(d_.data), size_of(d_.data)},
+                                 {"weights", weights, weights_bytes(), size_of(d_.data)},
+                                 {"bias", bias, d_.bias ? d_.out * 4 : 0}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  (*forward_)(threads, images, x, weights, y, {bias});
+  return {};
+}
+
+inline result<void> conv::backward_data(loops::executor_ref threads, index images, const void* dz,
+                                        const void* transposed, void* dx) const noexcept {
+  if (!backward_) return error(errc::invalid_argument, "training", "backward_data needs a plan with training = true");
+  if (auto r = check_images(images); !r) return r;
+  const index size = size_of(d_.data);
+  const detail::buffer written[] = {{"dx", dx, images * backward_->image_out() * size, size}};
+  const detail::buffer read[] = {{"dz", dz, images * backward_->image_in() * size, size},
+                                 {"transposed", transposed, transposed_bytes(), size}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  (*backward_)(threads, images, dz, transposed, dx, {});
+  return {};
+}
 
 }  // namespace brgemm::inline abi_0::nn
 
-#include "conv_forward.hpp"
 #include "conv_plan.hpp"

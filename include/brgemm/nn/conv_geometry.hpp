@@ -1,11 +1,14 @@
-// How a convolution falls into pieces that one kernel call does: outputs in a row that see the same taps.
+// How a convolution falls into pieces that one kernel call does: outputs at even distances that see the same taps.
+// Forward and backward by data differ in the runs of an axis only.
 #pragma once
+
+#include <numeric>
 
 #include "../core/types.hpp"
 
 namespace brgemm::inline abi_0::detail {
 
-/// One spatial axis of a convolution.
+/// One spatial axis of a convolution: y[o] = sum over t of x[o * stride - pad_before + t * dilation] * w[t].
 struct conv_axis {
   index in = 1;
   index kernel = 1;
@@ -19,72 +22,126 @@ struct conv_axis {
   friend constexpr bool operator==(const conv_axis&, const conv_axis&) = default;
 };
 
-/// Neighbouring outputs of an axis, and the taps that lie inside the input for each of them.
+/// Outputs first + j * out_step, j < count. They see the taps tap + n * tap_step, n < taps, which may be none, at the
+/// inputs in + j * in_step + n * in_tap_step. Backward by data the outputs are x, the inputs dy.
 struct conv_run {
   index first = 0;
+  index out_step = 1;
   index count = 1;
-  index tap = 0;   ///< the first one
-  index taps = 1;  ///< may be 0: padding beyond the kernel's reach
+  index tap = 0;
+  index tap_step = 1;
+  index taps = 0;
+  index in = 0;
+  index in_step = 1;
+  index in_tap_step = 1;
 };
 
-constexpr conv_run run_at(const conv_axis& a, index output) noexcept {
-  const index start = output * a.stride - a.pad_before;
-  const index lowest = start < 0 ? (-start + a.dilation - 1) / a.dilation : 0;
-  const index reach = start < a.in ? (a.in - 1 - start) / a.dilation + 1 : 0;
-  const index end = reach < a.kernel ? reach : a.kernel;
-  return {output, 1, lowest, end > lowest ? end - lowest : 0};
+/// For one output: the taps n of `total`, at inputs base + n * step, that lie in 0..size-1.
+constexpr conv_run seen_taps(conv_run r, index base, index step, index total, index size) noexcept {
+  const index up = step > 0 ? step : -step;
+  const index from_zero = step > 0 ? base : size - 1 - base;  // of n = 0, counted in the direction of the taps
+  const index lowest = from_zero < 0 ? (-from_zero + up - 1) / up : 0;
+  const index reach = from_zero < size ? (size - 1 - from_zero) / up + 1 : 0;
+  const index end = reach < total ? reach : total;
+  r.taps = end > lowest ? end - lowest : 0;
+  if (r.taps == 0) return r;
+  r.tap += lowest * r.tap_step;
+  r.in = base + lowest * step;
+  r.in_tap_step = step;
+  return r;
 }
 
-/// Calls each(run) for the runs of an axis, in ascending order.
+constexpr bool sees_the_same(const conv_run& x, const conv_run& y) noexcept {
+  return x.taps == y.taps && (x.taps == 0 || x.tap == y.tap);
+}
+
+/// Calls each(run) for the runs of x's axis in y, in ascending order.
 template <class Each>
-constexpr void for_runs(const conv_axis& a, Each&& each) {
-  for (index first = 0; first < a.out();) {
-    conv_run run = run_at(a, first);
-    for (index next = first + 1; next < a.out(); ++next, ++run.count) {
-      const conv_run other = run_at(a, next);
-      if (other.taps != run.taps || (other.taps != 0 && other.tap != run.tap)) break;
+constexpr void for_forward_runs(const conv_axis& a, Each&& each) {
+  const auto run_at = [&](index o) {
+    conv_run r;
+    r.first = o;
+    r.in_step = a.stride;
+    return seen_taps(r, o * a.stride - a.pad_before, a.dilation, a.kernel, a.in);
+  };
+  for (index o = 0; o < a.out();) {
+    conv_run r = run_at(o);
+    while (++o < a.out() && sees_the_same(r, run_at(o))) ++r.count;
+    each(r);
+  }
+}
+
+/// The same for y's axis in x, backward by data: dx[i] = sum over o * stride + t * dilation = i + pad_before of
+/// dy[o] * w[t]. Every stride-th i has the same taps, every (stride / g)-th one, g = gcd(stride, dilation).
+template <class Each>
+constexpr void for_backward_runs(const conv_axis& a, Each&& each) {
+  const index g = std::gcd(a.stride, a.dilation);
+  const index tap_step = a.stride / g;
+  for (index phase = 0; phase < a.stride && phase < a.in; ++phase) {
+    index tap = 0;
+    while (tap < a.kernel && (phase + a.pad_before - tap * a.dilation) % a.stride != 0) ++tap;
+    const index total = tap < a.kernel ? (a.kernel - 1 - tap) / tap_step + 1 : 0;
+    const auto run_at = [&](index i) {
+      conv_run r;
+      r.first = i;
+      r.out_step = a.stride;
+      r.tap = tap;
+      r.tap_step = tap_step;
+      return seen_taps(r, (i + a.pad_before - tap * a.dilation) / a.stride, -(a.dilation / g), total, a.out());
+    };
+    for (index i = phase; i < a.in;) {
+      conv_run r = run_at(i);
+      while ((i += a.stride) < a.in && sees_the_same(r, run_at(i))) ++r.count;
+      each(r);
     }
-    each(run);
-    first += run.count;
   }
 }
 
 /// What one kernel call does: `m` outputs, `lda` and `ldc` elements apart, from `a` and to `c`, which count from the
-/// image's first elements. All see the taps number `taps` of the plan.
+/// image's first elements; `a` is 0 where no tap is seen.
 struct conv_piece {
   index m = 0;
   index lda = 0;
   index ldc = 0;
   index a = 0;  ///< of the first output's first tap
   index c = 0;
-  index taps = 0;
-  index taps_w = 0;  ///< along the last axis
+  index taps = 0;    ///< of all axes
+  index taps_w = 0;  ///< of the last one
 };
 
-/// Three axes, depth, height and width, of tensors whose channels are adjacent: pixels of x are `pixel_x` elements
-/// apart, those of y `pixel_y`.
+/// Three axes, depth, height and width, of tensors whose channels are adjacent: what is read has pixels `pixel_in`
+/// elements apart, what is written `pixel_out`.
 struct conv_geometry {
   conv_axis axes[3];
-  index pixel_x = 1;
-  index pixel_y = 1;
+  bool backward = false;
+  index pixel_in = 1;
+  index pixel_out = 1;
 
-  constexpr index step_x(int axis) const noexcept {
-    index step = pixel_x;
-    for (int i = 2; i > axis; --i) step *= axes[i].in;
+  constexpr index size_in(int axis) const noexcept { return backward ? axes[axis].out() : axes[axis].in; }
+  constexpr index size_out(int axis) const noexcept { return backward ? axes[axis].in : axes[axis].out(); }
+  /// Elements from a pixel to the next one along an axis; along axis -1: of an image.
+  constexpr index step_in(int axis) const noexcept {
+    index step = pixel_in;
+    for (int i = 2; i > axis; --i) step *= size_in(i);
     return step;
   }
-  constexpr index step_y(int axis) const noexcept {
-    index step = pixel_y;
-    for (int i = 2; i > axis; --i) step *= axes[i].out();
+  constexpr index step_out(int axis) const noexcept {
+    index step = pixel_out;
+    for (int i = 2; i > axis; --i) step *= size_out(i);
     return step;
+  }
+
+  template <class Each>
+  constexpr void for_runs(int axis, Each&& each) const {
+    backward ? for_backward_runs(axes[axis], each) : for_forward_runs(axes[axis], each);
   }
 
   /// Calls each(runs) with an array of three runs for each box of outputs that see the same taps.
   template <class Each>
   constexpr void for_boxes(Each&& each) const {
-    for_runs(axes[0], [&](const conv_run& d) {
-      for_runs(axes[1], [&](const conv_run& h) {
-        for_runs(axes[2], [&](const conv_run& w) {
+    for_runs(0, [&](const conv_run& d) {
+      for_runs(1, [&](const conv_run& h) {
+        for_runs(2, [&](const conv_run& w) {
           const conv_run box[3] = {d, h, w};
           each(box);
         });
@@ -95,13 +152,12 @@ struct conv_geometry {
   /// Calls each(piece) for the pieces of a box, at most `most` outputs each, as equal as can be. They run along the
   /// width, or along the height where the box is higher than wide; rows that follow each other evenly are one.
   template <class Each>
-  constexpr void for_pieces(const conv_run (&box)[3], index taps, index most, Each&& each) const {
+  constexpr void for_pieces(const conv_run (&box)[3], index most, Each&& each) const {
     const auto& [d, h, w] = box;
-    const bool even =
-        step_x(1) * axes[1].stride == w.count * step_x(2) * axes[2].stride && step_y(1) == w.count * step_y(2);
+    const bool even = h.in_step * step_in(1) == w.count * w.in_step * step_in(2) &&
+                      h.out_step * step_out(1) == w.count * w.out_step * step_out(2);
     const int along = even || w.count >= h.count ? 2 : 1;
-    const conv_run& across = box[3 - along];
-    const index lines = even ? 1 : across.count;
+    const index lines = even ? 1 : box[3 - along].count;
     const index points = even ? w.count * h.count : box[along].count;
     const index pieces = (points + most - 1) / most;
     for (index z = 0; z < d.count; ++z) {
@@ -109,28 +165,24 @@ struct conv_geometry {
         for (index piece = 0; piece < pieces; ++piece) {
           const index first = points * piece / pieces;
           const index place[3] = {z, along == 2 ? line : first, along == 2 ? first : line};
-          each(piece_at(box, place, along, points * (piece + 1) / pieces - first, taps));
+          each(piece_at(box, place, along, points * (piece + 1) / pieces - first));
         }
       }
     }
   }
 
  private:
-  /// `place` counts outputs from the box's first one.
-  constexpr conv_piece piece_at(const conv_run (&box)[3], const index (&place)[3], int along, index m,
-                                index taps) const noexcept {
+  /// `place` counts outputs of the runs; with rows as one it can lie beyond the end of its row.
+  constexpr conv_piece piece_at(const conv_run (&box)[3], const index (&place)[3], int along, index m) const noexcept {
     conv_piece p;
     p.m = m;
-    p.lda = axes[along].stride * step_x(along);
-    p.ldc = step_y(along);
-    p.taps = taps;
+    p.lda = box[along].in_step * step_in(along);
+    p.ldc = box[along].out_step * step_out(along);
+    p.taps = box[0].taps * box[1].taps * box[2].taps;
     p.taps_w = box[2].taps;
     for (int i = 0; i < 3; ++i) {
-      const conv_axis& a = axes[i];
-      // With rows as one a place can lie beyond its row: the first output's taps are counted where the box begins.
-      const index origin = box[i].first * a.stride - a.pad_before + box[i].tap * a.dilation;
-      p.a += (box[i].taps == 0 ? 0 : origin + place[i] * a.stride) * step_x(i);
-      p.c += (box[i].first + place[i]) * step_y(i);
+      if (p.taps > 0) p.a += (box[i].in + place[i] * box[i].in_step) * step_in(i);
+      p.c += (box[i].first + place[i] * box[i].out_step) * step_out(i);
     }
     return p;
   }

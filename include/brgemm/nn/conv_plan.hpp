@@ -1,4 +1,4 @@
-// The plan of nn::conv: its desc checked, its pieces and taps listed, its kernels made, its weights packed.
+// The plan of nn::conv: its desc checked, its passes made; and its weights packed.
 #pragma once
 
 #include "conv.hpp"
@@ -60,6 +60,10 @@ inline result<void> conv::check(const conv_desc& d) noexcept {
     return error(errc::invalid_argument, "images", "x, y or the weights have %g bytes or more, beyond 2^62",
                  std::max({x, y, w}));
   }
+  return check_types(d);
+}
+
+inline result<void> conv::check_types(const conv_desc& d) noexcept {
   if (auto r = detail::check_enumerator("act", static_cast<int>(d.act), activation_count); !r) return r;
   if (d.data != type::f32 && d.data != type::bf16) {
     return error(errc::unsupported, "data", "data is %d; f32 and bf16 are there", static_cast<int>(d.data));
@@ -67,10 +71,16 @@ inline result<void> conv::check(const conv_desc& d) noexcept {
   if (d.y != type::f32 && d.y != d.data) {
     return error(errc::unsupported, "y", "y is %d with data of %s", static_cast<int>(d.y), name_of(d.data).data());
   }
-  if (d.y != type::f32 && in > chunk_channels && in % chunk_channels != 0) {
-    return error(errc::unsupported, "y",
-                 "y is %s with %ld channels a group: more than %ld need f32, or a multiple of %ld", name_of(d.y).data(),
-                 in, chunk_channels, chunk_channels);
+  constexpr index chunk = 64;
+  const auto in_chunks = [](index channels) { return channels <= chunk || channels % chunk == 0; };
+  if (d.y != type::f32 && !in_chunks(d.in / d.groups)) {
+    return error(errc::unsupported, "y", "y is bf16 with %ld channels a group: f32, or a multiple of %ld",
+                 d.in / d.groups, chunk);
+  }
+  if (d.training && d.data != type::f32 && !in_chunks(d.out / d.groups)) {
+    return error(errc::unsupported, "data",
+                 "data is bf16 in training, with %ld channels of y a group: a multiple of %ld", d.out / d.groups,
+                 chunk);
   }
   return {};
 }
@@ -79,153 +89,64 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   if (auto r = check(d); !r) return r.error();
   conv c;
   c.d_ = d;
-  c.width_ = block_width(c.out());
-  const index whole = c.in() / chunk_channels;
-  c.panel_ = c.chunk_begin(whole) + c.taps() * c.padded(c.in() % chunk_channels) * c.width_;
-  c.plan_steps();
-  if (auto r = c.plan_pieces(); !r) return r.error();
-  if (auto r = c.plan_kernels(how); !r) return r.error();
+  detail::conv_pass_desc pass;
+  pass.groups = d.groups;
+  pass.in = c.in(), pass.out = c.out();
+  pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out};
+  pass.data = d.data, pass.c = d.y;
+  if (d.bias) pass.epilogue[pass.steps++] = op::bias(axis::column);
+  if (d.act != activation::none) pass.epilogue[pass.steps++] = op::make(op_of(d.act));
+  auto forward = detail::conv_pass::make(pass, how);
+  if (!forward) return forward.error();
+  c.forward_.emplace(*std::move(forward));
+  if (!d.training) return c;
+  std::swap(pass.in, pass.out);
+  pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, true, d.out, d.in};
+  pass.c = d.data;
+  pass.steps = 0;
+  auto backward = detail::conv_pass::make(pass, how);
+  if (!backward) return backward.error();
+  c.backward_.emplace(*std::move(backward));
   return c;
 }
 
-/// As many chunks at once as have their weights in a part of L2; C of another type than f32 cannot rest in between.
-inline void conv::plan_steps() noexcept {
-  constexpr index cached_bytes = 384 << 10;
-  const index whole = in() / chunk_channels;
-  const index rest = in() % chunk_channels;
-  const index bytes = taps() * chunk_channels * width_ * size_of(d_.data);
-  index chunks = d_.y == type::f32 ? std::max<index>(1, cached_bytes / bytes) : whole;
-  chunks = std::max(chunks, (whole + most_steps - 2) / (most_steps - 1));
-  for (index first = 0; first < whole; first += chunks) {
-    step_[steps_++] = {first, std::min(chunks, whole - first), chunk_channels, false};
-  }
-  if (rest != 0) step_[steps_++] = {whole, 1, rest, false};
-  step_[steps_ - 1].last = true;
-}
-
-/// Offsets of x and of the weights from a piece's first tap, chunk by chunk.
-inline void conv::list_taps(const detail::conv_run (&box)[3], index channels, offset_pair* to) const noexcept {
-  const detail::conv_geometry g = geometry();
-  const index row = padded(channels) * width_;
-  for (index t = 0; t < box[0].taps; ++t) {
-    for (index r = 0; r < box[1].taps; ++r) {
-      for (index s = 0; s < (joins_taps() ? std::min<index>(1, box[2].taps) : box[2].taps); ++s) {
-        const index tap = ((box[0].tap + t) * d_.axes[1].kernel + box[1].tap + r) * d_.axes[2].kernel + box[2].tap + s;
-        *to++ = {t * d_.axes[0].dilation * g.step_x(0) + r * d_.axes[1].dilation * g.step_x(1) +
-                     s * d_.axes[2].dilation * g.step_x(2),
-                 tap * row};
-      }
-    }
-  }
-}
-
-inline result<void> conv::plan_pieces() noexcept {
-  constexpr index most_rows = 64;
-  const detail::conv_geometry g = geometry();
-  const index chunks = (in() + chunk_channels - 1) / chunk_channels;
-  const auto taps_of = [](const detail::conv_run(&box)[3]) { return box[0].taps * box[1].taps * box[2].taps; };
-  index pairs = 0;
-  g.for_boxes([&](const detail::conv_run(&box)[3]) {
-    pairs += chunks * entries(taps_of(box), box[2].taps);
-    g.for_pieces(box, taps_of(box), most_rows, [&](const detail::conv_piece&) { ++pieces_; });
-  });
-  piece_.reset(new (std::nothrow) planned_piece[static_cast<std::size_t>(pieces_)]);
-  pairs_.reset(new (std::nothrow) offset_pair[static_cast<std::size_t>(pairs + 1)]);
-  if (!piece_ || !pairs_) {
-    return error(errc::out_of_memory, "axes", "no memory for %ld pieces and %ld taps", pieces_, pairs);
-  }
-  index piece = 0;
-  offset_pair* to = pairs_.get();
-  g.for_boxes([&](const detail::conv_run(&box)[3]) {
-    const index first = to - pairs_.get();
-    for (index chunk = 0; chunk < chunks; ++chunk) {
-      const index channels = std::min(chunk_channels, in() - chunk * chunk_channels);
-      offset_pair* const begin = to;
-      list_taps(box, channels, to);
-      to += entries(taps_of(box), box[2].taps);
-      for (offset_pair* p = begin; p < to; ++p) p->a += chunk * chunk_channels, p->b += chunk_begin(chunk);
-    }
-    g.for_pieces(box, taps_of(box), most_rows, [&](const detail::conv_piece& p) { piece_[piece++] = {p, 0, first}; });
-  });
-  return {};
-}
-
-inline desc conv::kernel_desc(const detail::conv_piece& p, const step& s, index n) const noexcept {
-  desc k;
-  k.m = p.m;
-  k.n = n;
-  k.k = s.channels * (joins_taps() ? std::max<index>(1, p.taps_w) : 1);
-  // Rows that share taps overlap, which a desc's constant leading dimension excludes. One row uses none.
-  k.lda = p.lda >= k.k ? p.lda : p.m == 1 ? k.k : at_call;
-  k.ldb = width_;
-  k.ldc = std::max(p.ldc, n);
-  k.batch = batch_kind::offsets;
-  k.a = k.b = d_.data;
-  k.c = d_.y;
-  if (k_group_of(d_.data) > 1) k.layout_b = layout::interleaved;
-  k.beta = s.first == 0 ? beta_kind::zero : beta_kind::one;
-  if (!s.last) return k;
-  if (d_.bias) append(k, op::bias(axis::column));
-  if (d_.act != activation::none) append(k, op::make(op_of(d_.act)));
-  return k;
-}
-
-/// Pieces that differ only in their place share kernels.
-inline result<void> conv::plan_kernels(const options& how) noexcept {
-  const auto same = [](const detail::conv_piece& x, const detail::conv_piece& y) {
-    return x.m == y.m && x.lda == y.lda && x.ldc == y.ldc && x.taps_w == y.taps_w;
-  };
-  index kinds = 0;
-  const auto kind_of = [&](index piece) {
-    for (index i = 0; i < piece; ++i) {
-      if (same(piece_[i].place, piece_[piece].place)) return piece_[i].kernels;
-    }
-    return steps_ * kinds++;
-  };
-  for (index i = 0; i < pieces_; ++i) piece_[i].kernels = kind_of(i);
-  kernels_.reset(new (std::nothrow) kernel[static_cast<std::size_t>(kinds * steps_)][2]);
-  if (!kernels_) return error(errc::out_of_memory, "axes", "no memory for %ld kernels", kinds * steps_ * 2);
-  for (index i = 0; i < pieces_; ++i) {
-    for (int s = 0; s < steps_; ++s) {
-      kernel(&of)[2] = kernels_[piece_[i].kernels + s];
-      if (of[0] || of[1]) continue;
-      for (const bool full : {false, true}) {
-        const index n = full ? width_ : out() % width_;
-        if (n == 0 || n > out()) continue;
-        if (auto r = detail::make_into(of[full], kernel_desc(piece_[i].place, step_[s], n), how); !r) return r;
-      }
-    }
-  }
-  return {};
-}
-
 template <class T>
-result<void> conv::pack_weights(loops::executor_ref threads, const T* w, conv_weights stored,
-                                void* packed) const noexcept {
-  const detail::buffer written[] = {{"packed", packed, weights_bytes(), size_of(d_.data)}};
+result<void> conv::pack_weights(loops::executor_ref threads, const T* w, conv_weights stored, void* weights,
+                                void* transposed) const noexcept {
+  if (auto r = detail::check_enumerator("stored", static_cast<int>(stored), 2); !r) return r;
+  static_assert(std::is_same_v<T, float> || std::is_same_v<T, bf16>, "weights are f32 or bf16");
+  if (std::is_same_v<T, bf16> && d_.data != type::bf16) {
+    return error(errc::invalid_argument, "w", "weights of bf16 for a layer of %s", name_of(d_.data).data());
+  }
+  const index size = size_of(d_.data);
+  const bool both = transposed != nullptr;
+  const detail::buffer written[] = {{"weights", weights, weights_bytes(), size},
+                                    {"transposed", transposed, both ? transposed_bytes() : 0, size}};
   const detail::buffer read[] = {{"w", w, d_.out * in() * taps() * static_cast<index>(sizeof(T)), alignof(T)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  const index group = k_group_of(d_.data);
-  const auto put = [&](index at, T value) {
-    if (d_.data == type::f32) {
-      static_cast<float*>(packed)[at] = static_cast<float>(value);
+  const auto widened = [](T value) {
+    if constexpr (std::is_same_v<T, bf16>) {
+      return to_f32(value);
     } else {
-      static_cast<bf16*>(packed)[at] = to_bf16(static_cast<float>(value));
+      return value;
     }
   };
-  std::memset(packed, 0, static_cast<std::size_t>(weights_bytes()));
-  loops::parallel_for(threads, {d_.groups, out()}, [&](index g, index column) {
-    const index panel = g * nn::panels(out()) + column / width_;
+  const auto put = [&](void* to, index at, float value) {
+    if (d_.data == type::f32) {
+      static_cast<float*>(to)[at] = value;
+    } else {
+      static_cast<bf16*>(to)[at] = to_bf16(value);
+    }
+  };
+  std::memset(weights, 0, static_cast<std::size_t>(weights_bytes()));
+  if (both) std::memset(transposed, 0, static_cast<std::size_t>(transposed_bytes()));
+  loops::parallel_for(threads, {d_.groups, out()}, [&](index g, index k) {
     for (index c = 0; c < in(); ++c) {
-      const index chunk = c / chunk_channels;
-      const index rows = padded(std::min(chunk_channels, in() - chunk * chunk_channels));
       for (index tap = 0; tap < taps(); ++tap) {
-        const index k = c % chunk_channels;
-        const index at = panel * panel_ + chunk_begin(chunk) + tap * rows * width_ + k / group * group * width_ +
-                         column % width_ * group + k % group;
-        const index from = stored == conv_weights::out_first ? ((g * out() + column) * in() + c) * taps() + tap
-                                                             : ((g * taps() + tap) * in() + c) * out() + column;
-        put(at, w[from]);
+        const float value = widened(w[stored == conv_weights::out_first ? ((g * out() + k) * in() + c) * taps() + tap
+                                                                        : ((g * taps() + tap) * in() + c) * out() + k]);
+        put(weights, forward_->weight_at(g, c, tap, k), value);
+        if (both) put(transposed, backward_->weight_at(g, k, tap, c), value);
       }
     }
   });

@@ -1,0 +1,250 @@
+// One pass of a convolution, forward or backward by data: pieces, taps and kernels planned once, and the loop nest.
+#pragma once
+
+#include <algorithm>
+#include <memory>
+
+#include "../kernel/pack.hpp"
+#include "buffers.hpp"
+#include "conv_geometry.hpp"
+#include "product.hpp"
+
+namespace brgemm::inline abi_0::detail {
+
+/// What a pass computes: images of `geometry` with `in` channels a group are read, `out` a group written.
+struct conv_pass_desc {
+  index groups = 1;
+  index in = 1;  ///< of a group: the channels that are summed over
+  index out = 1;
+  conv_geometry geometry;
+  type data = type::f32;
+  type c = type::f32;
+  int steps = 0;
+  epilogue_op epilogue[max_epilogue] = {};  ///< vectors of (groups * out) along the columns, or without an operand
+};
+
+/// Sums go by chunks of 64 input channels (the last shorter), in a chunk by tap in row-major order, in a tap by
+/// channel.
+class conv_pass {
+ public:
+  static result<conv_pass> make(const conv_pass_desc& d, const options& how) noexcept {
+    conv_pass p;
+    p.d_ = d;
+    p.width_ = nn::block_width(d.out);
+    p.panel_ = p.chunk_begin(d.in / chunk_channels) + p.taps() * p.padded(d.in % chunk_channels) * p.width_;
+    p.plan_steps();
+    if (auto r = p.plan_pieces(); !r) return r.error();
+    if (auto r = p.plan_kernels(how); !r) return r.error();
+    return p;
+  }
+
+  index image_in() const noexcept { return d_.geometry.step_in(-1); }
+  index image_out() const noexcept { return d_.geometry.step_out(-1); }
+  index packed_bytes() const noexcept { return d_.groups * nn::panels(d_.out) * panel_ * size_of(d_.data); }
+  std::string_view backend() const noexcept { return (kernels_[0][0] ? kernels_[0][0] : kernels_[0][1]).backend(); }
+
+  /// Element (group, in, tap, out) of the weights in `packed`.
+  index weight_at(index group, index in, index tap, index out) const noexcept {
+    const index of_k = k_group_of(d_.data);
+    const index chunk = in / chunk_channels;
+    const index rows = padded(std::min(chunk_channels, d_.in - chunk * chunk_channels));
+    const index k = in % chunk_channels;
+    return (group * nn::panels(d_.out) + out / width_) * panel_ + chunk_begin(chunk) + tap * rows * width_ +
+           k / of_k * of_k * width_ + out % width_ * of_k + k % of_k;
+  }
+
+  /// operands: one an epilogue step, null where a step has none.
+  void operator()(loops::executor_ref threads, index images, const void* a, const void* b, void* c,
+                  const float* const (&operands)[max_epilogue]) const noexcept {
+    const index panels = nn::panels(d_.out);
+    // Enough bands of an image that all threads have work of nearly equal size.
+    const index tasks = d_.groups * panels * images;
+    const index bands = std::clamp<index>((8 * threads.threads() + tasks - 1) / tasks, 1, pieces_);
+    loops::parallel_for(threads, {d_.groups, panels, images, bands},
+                        [&](index group, index panel, index image, index band) {
+                          const index channel = group * d_.out + panel * width_;
+                          arguments call;
+                          call.b = static_cast<const char*>(b) + (group * panels + panel) * panel_ * size_of(d_.data);
+                          for (int i = 0; i < d_.steps; ++i) {
+                            if (operands[i] != nullptr) call.operand[i] = const_cast<float*>(operands[i] + channel);
+                          }
+                          const auto* const from =
+                              static_cast<const char*>(a) + (image * image_in() + group * d_.in) * size_of(d_.data);
+                          auto* const to = static_cast<char*>(c) + (image * image_out() + channel) * size_of(d_.c);
+                          const bool full = (panel + 1) * width_ <= d_.out;
+                          for (int s = 0; s < steps_; ++s) {
+                            for (index i = pieces_ * band / bands; i < pieces_ * (band + 1) / bands; ++i) {
+                              const planned_piece& p = piece_[i];
+                              call.a = from + p.place.a * size_of(d_.data);
+                              call.c = to + p.place.c * size_of(d_.c);
+                              call.lda = p.place.lda;
+                              call.pairs = pairs_.get() + p.pairs + step_[s].first * p.entries;
+                              call.batch = step_[s].chunks * p.entries;
+                              kernels_[p.kernels + s][full](call);
+                            }
+                          }
+                        });
+  }
+
+ private:
+  /// Chunks of channels that are summed in one go; between two C rests in memory.
+  struct step {
+    index first = 0;  ///< chunk
+    index chunks = 1;
+    index channels = 0;  ///< of each chunk
+    bool last = false;
+  };
+  struct planned_piece {
+    conv_piece place;
+    index entries = 0;  ///< of the batch, a chunk
+    index kernels = 0;  ///< of the first step
+    index pairs = 0;    ///< of the first chunk
+  };
+  static constexpr index chunk_channels = 64;
+  static constexpr int most_steps = 32;
+
+  conv_pass() = default;
+
+  const conv_axis& axis(int i) const noexcept { return d_.geometry.axes[i]; }
+  index taps() const noexcept { return axis(0).kernel * axis(1).kernel * axis(2).kernel; }
+  /// Channels of a chunk, rounded up to what an instruction takes.
+  index padded(index channels) const noexcept {
+    const index group = k_group_of(d_.data);
+    return (channels + group - 1) / group * group;
+  }
+  index chunk_begin(index chunk) const noexcept { return chunk * taps() * padded(chunk_channels) * width_; }
+  /// One chunk whose channels are adjacent to the next tap's: the taps of a row are one entry.
+  bool joins_taps() const noexcept {
+    return d_.groups == 1 && d_.in <= chunk_channels && !d_.geometry.backward && axis(2).dilation == 1 &&
+           d_.in == padded(d_.in);
+  }
+  index entries(const conv_piece& p) const noexcept {
+    return joins_taps() ? (p.taps_w == 0 ? 0 : p.taps / p.taps_w) : p.taps;
+  }
+
+  void plan_steps() noexcept;
+  result<void> plan_pieces() noexcept;
+  result<void> plan_kernels(const options& how) noexcept;
+  offset_pair* list_taps(const conv_run (&box)[3], index chunk, offset_pair* to) const noexcept;
+  desc kernel_desc(const conv_piece& p, const step& s, index n) const noexcept;
+
+  conv_pass_desc d_;
+  index width_ = 0;  ///< of a panel
+  index panel_ = 0;  ///< elements of a panel
+  int steps_ = 0;
+  step step_[most_steps];
+  index pieces_ = 0;
+  std::unique_ptr<planned_piece[]> piece_;
+  std::unique_ptr<offset_pair[]> pairs_;
+  std::unique_ptr<kernel[][2]> kernels_;  ///< [full width]
+};
+
+/// As many chunks at once as have their weights in a part of L2; a C of another type than f32 cannot rest in between.
+inline void conv_pass::plan_steps() noexcept {
+  constexpr index cached_bytes = 384 << 10;
+  const index whole = d_.in / chunk_channels;
+  const index rest = d_.in % chunk_channels;
+  const index bytes = taps() * chunk_channels * width_ * size_of(d_.data);
+  index chunks = d_.c == type::f32 ? std::max<index>(1, cached_bytes / bytes) : whole;
+  chunks = std::max(chunks, (whole + most_steps - 2) / (most_steps - 1));
+  for (index first = 0; first < whole; first += chunks) {
+    step_[steps_++] = {first, std::min(chunks, whole - first), chunk_channels, false};
+  }
+  if (rest != 0) step_[steps_++] = {whole, 1, rest, false};
+  step_[steps_ - 1].last = true;
+}
+
+/// Offsets of one chunk of A and of B from a piece's first tap.
+inline offset_pair* conv_pass::list_taps(const conv_run (&box)[3], index chunk, offset_pair* to) const noexcept {
+  const index row = padded(std::min(chunk_channels, d_.in - chunk * chunk_channels)) * width_;
+  const index along_width = joins_taps() ? std::min<index>(1, box[2].taps) : box[2].taps;
+  for (index t = 0; t < box[0].taps; ++t) {
+    for (index r = 0; r < box[1].taps; ++r) {
+      for (index s = 0; s < along_width; ++s) {
+        const index n[3] = {t, r, s};
+        index a = chunk * chunk_channels;
+        index tap = 0;
+        for (int i = 0; i < 3; ++i) {
+          a += n[i] * box[i].in_tap_step * d_.geometry.step_in(i);
+          tap = tap * axis(i).kernel + box[i].tap + n[i] * box[i].tap_step;
+        }
+        *to++ = {a, chunk_begin(chunk) + tap * row};
+      }
+    }
+  }
+  return to;
+}
+
+inline result<void> conv_pass::plan_pieces() noexcept {
+  constexpr index most_rows = 64;
+  const conv_geometry& g = d_.geometry;
+  const index chunks = (d_.in + chunk_channels - 1) / chunk_channels;
+  index pairs = 0;
+  g.for_boxes([&](const conv_run(&box)[3]) {
+    pairs += chunks * box[0].taps * box[1].taps * box[2].taps;
+    g.for_pieces(box, most_rows, [&](const conv_piece&) { ++pieces_; });
+  });
+  piece_.reset(new (std::nothrow) planned_piece[static_cast<std::size_t>(pieces_)]);
+  pairs_.reset(new (std::nothrow) offset_pair[static_cast<std::size_t>(pairs + 1)]);
+  if (!piece_ || !pairs_) {
+    return error(errc::out_of_memory, "axes", "no memory for %ld pieces and %ld taps", pieces_, pairs);
+  }
+  index piece = 0;
+  offset_pair* to = pairs_.get();
+  g.for_boxes([&](const conv_run(&box)[3]) {
+    const index first = to - pairs_.get();
+    for (index chunk = 0; chunk < chunks; ++chunk) to = list_taps(box, chunk, to);
+    g.for_pieces(box, most_rows, [&](const conv_piece& p) { piece_[piece++] = {p, entries(p), 0, first}; });
+  });
+  return {};
+}
+
+inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) const noexcept {
+  desc k;
+  k.m = p.m;
+  k.n = n;
+  k.k = s.channels * (joins_taps() ? std::max<index>(1, p.taps_w) : 1);
+  // Rows that share taps overlap, which a desc's constant leading dimension excludes. One row uses none.
+  k.lda = p.lda >= k.k ? p.lda : p.m == 1 ? k.k : at_call;
+  k.ldb = width_;
+  k.ldc = std::max(p.ldc, n);
+  k.batch = batch_kind::offsets;
+  k.a = k.b = d_.data;
+  k.c = d_.c;
+  if (k_group_of(d_.data) > 1) k.layout_b = layout::interleaved;
+  k.beta = s.first == 0 ? beta_kind::zero : beta_kind::one;
+  if (!s.last) return k;
+  for (int i = 0; i < d_.steps; ++i) append(k, d_.epilogue[i]);
+  return k;
+}
+
+/// Pieces that differ only in their place share kernels.
+inline result<void> conv_pass::plan_kernels(const options& how) noexcept {
+  const auto same = [](const conv_piece& x, const conv_piece& y) {
+    return x.m == y.m && x.lda == y.lda && x.ldc == y.ldc && x.taps_w == y.taps_w;
+  };
+  const std::unique_ptr<index[]> first(new (std::nothrow) index[static_cast<std::size_t>(pieces_)]);  // of a kind
+  if (!first) return error(errc::out_of_memory, "axes", "no memory for %ld pieces", pieces_);
+  index kinds = 0;
+  for (index i = 0; i < pieces_; ++i) {
+    index kind = 0;
+    while (kind < kinds && !same(piece_[first[kind]].place, piece_[i].place)) ++kind;
+    if (kind == kinds) first[kinds++] = i;
+    piece_[i].kernels = kind * steps_;
+  }
+  kernels_.reset(new (std::nothrow) kernel[static_cast<std::size_t>(kinds * steps_)][2]);
+  if (!kernels_) return error(errc::out_of_memory, "axes", "no memory for %ld kernels", kinds * steps_ * 2);
+  for (index kind = 0; kind < kinds; ++kind) {
+    for (int s = 0; s < steps_; ++s) {
+      for (const bool full : {false, true}) {
+        const index n = full ? width_ : d_.out % width_;
+        if (n == 0 || n > d_.out) continue;
+        const desc d = kernel_desc(piece_[first[kind]].place, step_[s], n);
+        if (auto r = make_into(kernels_[kind * steps_ + s][full], d, how); !r) return r;
+      }
+    }
+  }
+  return {};
+}
+
+}  // namespace brgemm::inline abi_0::detail
