@@ -74,13 +74,13 @@ class conv_pass {
                           const bool full = (panel + 1) * width_ <= d_.out;
                           for (int s = 0; s < steps_; ++s) {
                             for (index i = pieces_ * band / bands; i < pieces_ * (band + 1) / bands; ++i) {
-                              const planned_piece& p = piece_[i];
+                              const planned_piece& p = piece_.get()[i];
                               call.a = from + p.place.a * size_of(d_.data);
                               call.c = to + p.place.c * size_of(d_.c);
                               call.lda = p.place.lda;
                               call.pairs = pairs_.get() + p.pairs + step_[s].first * p.entries;
                               call.batch = step_[s].chunks * p.entries;
-                              kernels_[p.kernels + s][full](call);
+                              kernels_.get()[p.kernels + s][full](call);
                             }
                           }
                         });
@@ -194,7 +194,7 @@ inline result<void> conv_pass::plan_pieces() noexcept {
   g.for_boxes([&](const conv_run(&box)[3]) {
     const index first = to - pairs_.get();
     for (index chunk = 0; chunk < chunks; ++chunk) to = list_taps(box, chunk, to);
-    g.for_pieces(box, most_rows, [&](const conv_piece& p) { piece_[piece++] = {p, entries(p), 0, first}; });
+    g.for_pieces(box, most_rows, [&](const conv_piece& p) { piece_.get()[piece++] = {p, entries(p), 0, first}; });
   });
   return {};
 }
@@ -223,14 +223,16 @@ inline result<void> conv_pass::plan_kernels(const options& how) noexcept {
   const auto same = [](const conv_piece& x, const conv_piece& y) {
     return x.m == y.m && x.lda == y.lda && x.ldc == y.ldc && x.taps_w == y.taps_w;
   };
-  const std::unique_ptr<index[]> first(new (std::nothrow) index[static_cast<std::size_t>(pieces_)]);  // of a kind
-  if (!first) return error(errc::out_of_memory, "axes", "no memory for %ld pieces", pieces_);
+  planned_piece* const piece = piece_.get();
+  const std::unique_ptr<index[]> of_kinds(new (std::nothrow) index[static_cast<std::size_t>(pieces_)]);
+  index* const first = of_kinds.get();  // piece of a kind
+  if (first == nullptr) return error(errc::out_of_memory, "axes", "no memory for %ld pieces", pieces_);
   index kinds = 0;
   for (index i = 0; i < pieces_; ++i) {
     index kind = 0;
-    while (kind < kinds && !same(piece_[first[kind]].place, piece_[i].place)) ++kind;
+    while (kind < kinds && !same(piece[first[kind]].place, piece[i].place)) ++kind;
     if (kind == kinds) first[kinds++] = i;
-    piece_[i].kernels = kind * steps_;
+    piece[i].kernels = kind * steps_;
   }
   kernels_.reset(new (std::nothrow) kernel[static_cast<std::size_t>(kinds * steps_)][2]);
   if (!kernels_) return error(errc::out_of_memory, "axes", "no memory for %ld kernels", kinds * steps_ * 2);
@@ -239,8 +241,8 @@ inline result<void> conv_pass::plan_kernels(const options& how) noexcept {
       for (const bool full : {false, true}) {
         const index n = full ? width_ : d_.out % width_;
         if (n == 0 || n > d_.out) continue;
-        const desc d = kernel_desc(piece_[first[kind]].place, step_[s], n);
-        if (auto r = make_into(kernels_[kind * steps_ + s][full], d, how); !r) return r;
+        const desc d = kernel_desc(piece[first[kind]].place, step_[s], n);
+        if (auto r = make_into(kernels_.get()[kind * steps_ + s][full], d, how); !r) return r;
       }
     }
   }
