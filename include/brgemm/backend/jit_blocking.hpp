@@ -49,12 +49,15 @@ struct blocking {
   int b_registers = 1;  ///< registers of one vector of B
   /// The broadcasts of a step stay in registers and vectors of B pass by; else the other way round.
   bool hold_a = false;
-  bool embed = false;  ///< what passes by is an operand in memory of the multiplying instruction
-  bool tight = false;  ///< B stored (n,k): registers are few, so a turned tile moves together
-  int pack = 1;        ///< rows that share a vector in the last column, where that has at most lanes / pack columns
-  int unroll = 1;      ///< steps of k in the loop's body
-  index steps = 0;     ///< full groups of k
-  int rest = 0;        ///< k left over in the last group
+  bool embed = false;   ///< what passes by is an operand in memory of the multiplying instruction
+  bool tight = false;   ///< B stored (n,k): registers are few, so a turned tile moves together
+  int pack = 1;         ///< rows that share a vector in the last column, where that has at most lanes / pack columns
+  double accesses = 1;  ///< to the first cache that a vector of B takes: one more where it crosses into a line
+  double accesses_tail = 1;    ///< the same of the tail's
+  double accesses_shared = 1;  ///< and where rows share it
+  int unroll = 1;              ///< steps of k in the loop's body
+  index steps = 0;             ///< full groups of k
+  int rest = 0;                ///< k left over in the last group
   /// Entries of the batch that go over all of C before the next ones do; 0: all of them.
   index group = 0;
   /// Blocks of rows[0].size, then of rows[1].size. m at the call: no block is higher than rows[0].size.
@@ -181,15 +184,18 @@ constexpr double crossing_share(const desc& d, int bytes) {
 }
 
 /// Loads of one row of B in a block, the second accesses among them. `shared`: rows share the last vector.
-inline double loads_of_b_row(const desc& d, const vector_unit& unit, const blocking& b, const section& columns,
-                             bool shared) {
+inline double loads_of_b_row(const blocking& b, const section& columns, bool shared) {
+  const double last = shared ? b.accesses_shared : b.accesses_tail;
+  return (columns.size - columns.masked) * b.accesses + columns.masked * last;
+}
+
+/// What loads_of_b_row counts for a whole vector and for a tail.
+inline void count_accesses(const desc& d, const vector_unit& unit, blocking& b) {
   const int tail_bytes = b.tail * unit.bytes() / b.lanes;
-  const int narrow = !unit.wide || tail_bytes > 32 ? unit.bytes()
-                     : tail_bytes > 16             ? 32
-                     : tail_bytes > 8 || shared    ? 16
-                                                   : 8;
-  const int whole = columns.size - columns.masked;
-  return whole * (1 + crossing_share(d, unit.bytes())) + columns.masked * (1 + crossing_share(d, narrow));
+  const int narrow = !unit.wide || tail_bytes > 32 ? unit.bytes() : tail_bytes > 16 ? 32 : tail_bytes > 8 ? 16 : 8;
+  b.accesses = 1 + crossing_share(d, unit.bytes());
+  b.accesses_tail = 1 + crossing_share(d, narrow);
+  b.accesses_shared = 1 + crossing_share(d, std::max(narrow, 16));
 }
 
 inline int packed_rows(const blocking& b, int rows, const section& columns) {
@@ -205,21 +211,21 @@ inline bool reads_by_four(const desc& d, const vector_unit& unit, const blocking
          (b.how == product::fma_f32 || b.how == product::dot_bf16);
 }
 
-inline step_cost cost_of_packed_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
-                                     const section& columns, bool by_four) {
+inline step_cost cost_of_packed_step(const vector_unit& unit, const blocking& b, int rows, const section& columns,
+                                     bool by_four) {
   step_cost cost;
   const int groups = (rows + b.pack - 1) / b.pack;
   const int whole = rows * (columns.size - 1);
   cost.latency = product_latency(b.how);
   cost.products = (whole + groups) * product_cycles(b.how, unit);
   cost.operations = whole + groups + (by_four ? groups + (rows - groups) / 3.0 : 0.75 * (rows - groups));
-  cost.loads = (by_four ? rows / 4.0 : rows) + loads_of_b_row(d, unit, b, columns, true);
+  cost.loads = (by_four ? rows / 4.0 : rows) + loads_of_b_row(b, columns, true);
   return cost;
 }
 
 inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
                               const section& columns, bool by_four) {
-  if (packed_rows(b, rows, columns) > 1) return cost_of_packed_step(d, unit, b, rows, columns, by_four);
+  if (packed_rows(b, rows, columns) > 1) return cost_of_packed_step(unit, b, rows, columns, by_four);
   step_cost cost;
   const int vectors = columns.size;
   const bool turned = d.layout_b == layout::transposed;
@@ -230,8 +236,8 @@ inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const bloc
   cost.operations = cost.products * 2 + preparing + (b.a_registers - 1) * rows + (b.b_registers - 1) * vectors +
                     (d.a == type::f16 ? rows : 0) + (shifts_a(d, b.how) ? rows + vectors : 0) +
                     (by_four ? rows / 4.0 : 0) + (b.tile ? rows * vectors * 4.0 / steps_of_chunk : 0);
-  cost.loads = (by_four ? rows * 13 / 16.0 : rows) +
-               (b_is_direct(d) ? loads_of_b_row(d, unit, b, columns, false) : vectors * b_loads);
+  cost.loads =
+      (by_four ? rows * 13 / 16.0 : rows) + (b_is_direct(d) ? loads_of_b_row(b, columns, false) : vectors * b_loads);
   if (b.embed && !b.hold_a) cost.loads_a_cycle = 1.8;
   return cost;
 }
@@ -440,6 +446,7 @@ inline blocking undivided(const desc& d, const vector_unit& unit) {
   b.rest = static_cast<int>(d.k % k_group_of(d));
   b.tight =
       !unit.wide && d.layout_b == layout::transposed && b.chains == 8 && (b.b_registers > 1 || emulates_f16(d, unit));
+  count_accesses(d, unit, b);
   return b;
 }
 
