@@ -3,6 +3,8 @@
 
 #include <benchmark/benchmark.h>
 
+#include <functional>
+#include <memory>
 #include <set>
 #include <string>
 #include <vector>
@@ -27,6 +29,13 @@ void add_case(const settings& s, const std::string& name, Body body) {
   if (!s.only.empty() && !s.only.contains(name)) return;
   benchmark::RegisterBenchmark(name.c_str(), body)->Iterations(1)->UseManualTime()->Unit(benchmark::kMicrosecond);
 }
+
+/// Makes the problem ready with each peer, by make(peer, reason, bytes of it), and runs it once. Where agrees() then
+/// says that the result is ours the peer is a contestant; the label says of the others why not.
+void add_peers(benchmark::State& state, const settings& s,
+               const std::function<peer_task*(const peer_api&, char* reason, std::size_t size)>& make,
+               const std::function<bool()>& agrees, std::vector<std::unique_ptr<peer_task>>& tasks,
+               std::vector<contestant>& contestants);
 
 /// What is reported of a case. Counters: "seconds NAME" a call; "share NAME" of the ceiling; "speed NAME", how many
 /// times ours is as quick as NAME. Shares and speeds are medians of what was seen within one round.

@@ -63,29 +63,6 @@ peer_conv problem_of(const layer& l, const buffer& x, const buffer& w, const buf
           y.data()};
 }
 
-void add_peers(benchmark::State& state, const layer& l, const peer_conv& problem, const buffer& ours,
-               const buffer& theirs, std::int64_t outputs, const settings& s,
-               std::vector<std::unique_ptr<peer_task>>& tasks, std::vector<contestant>& contestants) {
-  std::string label;
-  for (const peer_api* peer : s.peers) {
-    if (peer->make_conv == nullptr) continue;
-    char reason[200] = "";
-    std::unique_ptr<peer_task> task(peer->make_conv(problem, reason, sizeof reason));
-    if (task != nullptr) {
-      task->run(1);
-      task->deliver();
-      if (agrees(ours, theirs, l.d.y, outputs, l.type == peer_type::bf16 ? 2e-2 : 1e-4)) {
-        contestants.push_back({peer->name, [t = task.get()](std::int64_t times) { t->run(times); }});
-        tasks.push_back(std::move(task));
-        continue;
-      }
-      std::snprintf(reason, sizeof reason, "its result differs from ours");
-    }
-    label += (label.empty() ? "" : "; ") + std::string(peer->name) + ": " + reason;
-  }
-  state.SetLabel(label);
-}
-
 void run_conv(benchmark::State& state, const layer& l, const settings& s) {
   for ([[maybe_unused]] auto _ : state) {
     const auto plan = nn::conv::plan(l.d);
@@ -112,7 +89,11 @@ void run_conv(benchmark::State& state, const layer& l, const settings& s) {
                                                                             }
                                                                           }}};
     std::vector<std::unique_ptr<peer_task>> tasks;
-    add_peers(state, l, problem_of(l, x, w, theirs), y, theirs, outputs, s, tasks, contestants);
+    const peer_conv problem = problem_of(l, x, w, theirs);
+    add_peers(
+        state, s,
+        [&](const peer_api& peer, char* reason, std::size_t size) { return peer.make_conv(problem, reason, size); },
+        [&] { return agrees(y, theirs, l.d.y, outputs, l.type == peer_type::bf16 ? 2e-2 : 1e-4); }, tasks, contestants);
     effort e = s.layers;
     e.sample_seconds = std::max(e.sample_seconds, l.threads > 1 ? 8e-3 : 2e-3);
     if (l.threads > 1) e.settle_seconds = 30e-3;

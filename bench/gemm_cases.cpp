@@ -130,31 +130,6 @@ void add_dump(benchmark::State& state, const brgemm::kernel& kernel) {
   state.counters["bound cycles"] = cycles_in(text, "bound");
 }
 
-// Adds the peers that can do the problem, each checked against our result first; the label says who cannot, and why.
-void add_peers(benchmark::State& state, const gemm& g, const operands& o, const settings& s,
-               std::vector<std::unique_ptr<peer_task>>& tasks, std::vector<contestant>& contestants) {
-  std::string label;
-  const std::int64_t count = g.m * g.n;
-  buffer result(count * 8);
-  std::memcpy(result.data(), o.c.data(), static_cast<std::size_t>(count * brgemm::size_of(o.d.c)));
-  const peer_gemm problem{g.type, g.m, g.n, g.k, g.batch, o.a.data(), o.b.data(), o.c.data()};
-  for (const peer_api* peer : s.peers) {
-    char reason[200] = "";
-    std::unique_ptr<peer_task> task(peer->make_gemm(problem, reason, sizeof reason));
-    if (task != nullptr) {
-      task->run(1);
-      if (agrees(result, o.c, o.d.c, count, g.type == peer_type::u8s8 ? 0 : 1e-4)) {
-        contestants.push_back({peer->name, [t = task.get()](std::int64_t times) { t->run(times); }});
-        tasks.push_back(std::move(task));
-        continue;
-      }
-      std::snprintf(reason, sizeof reason, "its result differs from ours");
-    }
-    label += (label.empty() ? "" : "; ") + std::string(peer->name) + ": " + reason;
-  }
-  state.SetLabel(label);
-}
-
 void run_gemm(benchmark::State& state, const gemm& g, const settings& s) {
   for ([[maybe_unused]] auto _ : state) {
     const operands o(g);
@@ -164,7 +139,14 @@ void run_gemm(benchmark::State& state, const gemm& g, const settings& s) {
     const ceiling limit = ceiling_of(g.type);
     std::vector<contestant> contestants = {on_threads(limit, 1), ours_of(*kernel, o.arguments)};
     std::vector<std::unique_ptr<peer_task>> tasks;
-    add_peers(state, g, o, s, tasks, contestants);
+    const std::int64_t count = g.m * g.n;
+    buffer result(count * 8);
+    std::memcpy(result.data(), o.c.data(), static_cast<std::size_t>(count * brgemm::size_of(o.d.c)));
+    const peer_gemm problem{g.type, g.m, g.n, g.k, g.batch, o.a.data(), o.b.data(), o.c.data()};
+    add_peers(
+        state, s,
+        [&](const peer_api& peer, char* reason, std::size_t size) { return peer.make_gemm(problem, reason, size); },
+        [&] { return agrees(result, o.c, o.d.c, count, g.type == peer_type::u8s8 ? 0 : 1e-4); }, tasks, contestants);
     const auto seconds = interleave(contestants, s.kernels);
     const double work = 2.0 * static_cast<double>(g.m * g.n * g.k * g.batch);
     report(state, contestants, seconds, work, limit.operations);

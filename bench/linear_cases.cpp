@@ -152,31 +152,6 @@ result<void> expected_result(const layer& l, const plain_matrices& from, const b
   return (*plain)->deliver(to);
 }
 
-void add_peers(benchmark::State& state, const layer& l, const plain_matrices& plain, const buffer& expected,
-               const settings& s, std::vector<std::unique_ptr<peer_task>>& tasks,
-               std::vector<contestant>& contestants) {
-  std::string label;
-  for (const peer_api* peer : s.peers) {
-    char reason[200] = "";
-    const peer_linear problem{l.type,    l.pass,         l.rows,         l.in,          l.out,
-                              l.threads, plain.x.data(), plain.w.data(), plain.y.data()};
-    std::unique_ptr<peer_task> task(peer->make_linear(problem, reason, sizeof reason));
-    if (task != nullptr) {
-      task->run(1);
-      task->deliver();
-      const double tolerance = l.type == peer_type::bf16 ? 2e-2 : 1e-4;
-      if (agrees(expected, plain.result(l), result_type_of(l), result_size_of(l), tolerance)) {
-        contestants.push_back({peer->name, [t = task.get()](std::int64_t times) { t->run(times); }});
-        tasks.push_back(std::move(task));
-        continue;
-      }
-      std::snprintf(reason, sizeof reason, "its result differs from ours");
-    }
-    label += (label.empty() ? "" : "; ") + std::string(peer->name) + ": " + reason;
-  }
-  state.SetLabel(label);
-}
-
 void run_linear(benchmark::State& state, const layer& l, const settings& s) {
   for ([[maybe_unused]] auto _ : state) {
     const plain_matrices plain(l);
@@ -198,7 +173,14 @@ void run_linear(benchmark::State& state, const layer& l, const settings& s) {
            for (std::int64_t i = 0; i < times; ++i) (*ours)->run();
          }}};
     std::vector<std::unique_ptr<peer_task>> tasks;
-    add_peers(state, l, plain, expected, s, tasks, contestants);
+    const peer_linear problem{l.type,    l.pass,         l.rows,         l.in,          l.out,
+                              l.threads, plain.x.data(), plain.w.data(), plain.y.data()};
+    const double tolerance = l.type == peer_type::bf16 ? 2e-2 : 1e-4;
+    add_peers(
+        state, s,
+        [&](const peer_api& peer, char* reason, std::size_t size) { return peer.make_linear(problem, reason, size); },
+        [&] { return agrees(expected, plain.result(l), result_type_of(l), result_size_of(l), tolerance); }, tasks,
+        contestants);
     effort e = s.layers;
     // Starting threads is then little, and a cache that others have filled holds the weights as far as it can.
     e.sample_seconds = std::max(e.sample_seconds, l.threads > 1 || reading ? 8e-3 : 2e-3);

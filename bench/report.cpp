@@ -1,7 +1,32 @@
-// From the seconds of each contestant in each round to the counters of a case.
+// The peers of a case, and from the seconds of each contestant in each round to its counters.
+#include <cstdio>
+
 #include "cases.hpp"
 
 namespace bench {
+
+void add_peers(benchmark::State& state, const settings& s,
+               const std::function<peer_task*(const peer_api&, char* reason, std::size_t size)>& make,
+               const std::function<bool()>& agrees, std::vector<std::unique_ptr<peer_task>>& tasks,
+               std::vector<contestant>& contestants) {
+  std::string label;
+  for (const peer_api* peer : s.peers) {
+    char reason[200] = "";
+    std::unique_ptr<peer_task> task(make(*peer, reason, sizeof reason));
+    if (task != nullptr) {
+      task->run(1);
+      task->deliver();
+      if (agrees()) {
+        contestants.push_back({peer->name, [t = task.get()](std::int64_t times) { t->run(times); }});
+        tasks.push_back(std::move(task));
+        continue;
+      }
+      std::snprintf(reason, sizeof reason, "its result differs from ours");
+    }
+    label += (label.empty() ? "" : "; ") + std::string(peer->name) + ": " + reason;
+  }
+  state.SetLabel(label);
+}
 
 void report(benchmark::State& state, const std::vector<contestant>& contestants,
             const std::vector<std::vector<double>>& seconds, double work, double ceiling_work) {

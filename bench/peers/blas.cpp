@@ -114,9 +114,14 @@ bench::peer_task* make_linear(const peer_linear& p, char* reason, std::size_t si
   return nullptr;
 }
 
+bench::peer_task* make_conv(const bench::peer_conv&, char* reason, std::size_t size) {
+  std::snprintf(reason, size, "a BLAS has no convolutions");
+  return nullptr;
+}
+
 }  // namespace
 
 extern "C" const bench::peer_api* brgemm_bench_peer() {
-  static const bench::peer_api api{name(), make_gemm, make_linear, nullptr};
+  static const bench::peer_api api{name(), make_gemm, make_linear, make_conv};
   return &api;
 }

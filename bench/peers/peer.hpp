@@ -58,7 +58,7 @@ struct peer_api {
   const char* name;  ///< with the version: "LIBXSMM 1.17"
   peer_task* (*make_gemm)(const peer_gemm&, char* reason, std::size_t size);
   peer_task* (*make_linear)(const peer_linear&, char* reason, std::size_t size);
-  peer_task* (*make_conv)(const peer_conv&, char* reason, std::size_t size);  ///< null: none of this library
+  peer_task* (*make_conv)(const peer_conv&, char* reason, std::size_t size);
 };
 
 }  // namespace bench
