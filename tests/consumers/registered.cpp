@@ -1,6 +1,7 @@
 // A shared object that makes kernels, drops them, and shows the list of them that GDB reads.
 #include <brgemm/brgemm.hpp>
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 bool make(int m) {
@@ -13,3 +14,4 @@ void clear() { brgemm::clear_code_cache(); }
 
 const void* descriptor() { return &__jit_debug_descriptor; }
 }
+#pragma GCC visibility pop

@@ -105,7 +105,13 @@ case "$case_name" in
     g++ -std=c++20 -O1 -fPIC -shared -I"$source_dir/include" "$here/registered.cpp" -o libthree.so -pthread
     cp libthree.so libfour.so
     g++ -std=c++20 -O1 "${warnings[@]}" "$here/registered_host.cpp" -o registered_host -ldl
-    BRGEMM_JIT_PROFILE=gdb ./registered_host ./libthree.so ./libfour.so ;;
+    BRGEMM_JIT_PROFILE=gdb ./registered_host ./libthree.so ./libfour.so
+    g++ -std=c++20 -O1 "${warnings[@]}" "$here/hidden_host.cpp" -o hidden_host -ldl -pthread
+    for compiler in "${compilers[@]}"; do
+      "$compiler" -std=c++20 -O1 -fPIC -shared -fvisibility=hidden -I"$source_dir/include" "$here/registered.cpp" -o libfive.so -pthread
+      cp libfive.so libsix.so
+      BRGEMM_JIT_PROFILE=gdb ./hidden_host ./libfive.so ./libsix.so
+    done ;;
   xbyak)
     own=("-DXBYAK_FIRST" "-DXBYAK_LAST" "-DXBYAK_NO_EXCEPTION" "-DXBYAK_DONT_USE_MMAP_ALLOCATOR" "-DXBYAK_NO_EXCEPTION -DXBYAK_DONT_USE_MMAP_ALLOCATOR" "")
     for compiler in "${compilers[@]}"; do

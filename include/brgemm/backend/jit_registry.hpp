@@ -155,6 +155,9 @@ struct shared_state {
   std::uint64_t dumped = 0;
 };
 inline constinit shared_state state;
+/// Around GDB's list, which shared objects share also where they were built with hidden visibility and have a state
+/// each. Taken while the state's lock is held, so nobody is in it at a fork.
+[[gnu::visibility("default")]] inline constinit std::mutex list_lock;
 inline constinit std::atomic<int> targets{-1};  // -1: the environment was not read yet
 
 inline int parse(std::string_view list) noexcept {
@@ -235,6 +238,7 @@ inline void fill_object(object_file& o, std::span<const std::uint8_t> code, cons
 }
 
 inline void tell_gdb(registration& r) noexcept {
+  const std::lock_guard guard(list_lock);
   r.list = &__jit_debug_descriptor;
   r.tell = __jit_debug_register_code;
   brgemm_jit_descriptor& list = *r.list;
@@ -247,6 +251,7 @@ inline void tell_gdb(registration& r) noexcept {
 }
 
 inline void take_from_gdb(registration& r) noexcept {
+  const std::lock_guard guard(list_lock);
   brgemm_jit_descriptor& list = *r.list;
   (r.entry.previous != nullptr ? r.entry.previous->next : list.first) = r.entry.next;
   if (r.entry.next != nullptr) r.entry.next->previous = r.entry.previous;
