@@ -55,11 +55,6 @@ class jit_generator : public jit_steps {
     if (at_call) land(none), leave();
   }
 
-  /// Modulo 2^64: the last addition of a stride is of no use, and must do no harm.
-  static index product_of(index x, index y) {
-    return static_cast<index>(static_cast<std::uint64_t>(x) * static_cast<std::uint64_t>(y));
-  }
-
   /// Goes over C once for each group of entries.
   void groups() {
     const bool strides = d_.batch == batch_kind::strides;
@@ -229,19 +224,6 @@ class jit_generator : public jit_steps {
     if (counts_rows()) add_word(row_index, k.rows, rax);
   }
 
-  template <class Body>
-  void repeat(index count, slot counter, Body body) {
-    if (count > 1) {
-      mov(rax, static_cast<std::uint64_t>(count));
-      mov(word_at(counter), rax);
-    }
-    const std::uint8_t* top = getCurr();
-    body();
-    if (count > 1) {
-      sub(word_at(counter), 1);
-      jnz(static_cast<const void*>(top));
-    }
-  }
   // ---- start -------------------------------------------------------------------------------------
 
   void begin(const block& k) {
@@ -326,7 +308,7 @@ class jit_generator : public jit_steps {
     std::size_t done = 0;
     for (int loops = in_l1 != 0 ? 2 : 1; loops > 0; --loops) {
       const std::uint8_t* top = getCurr();
-      find_entry(k);
+      find_entry(next_b(k));
       entry(k);
       sub(rsi, 1);
       jnz(static_cast<const void*>(top));
@@ -350,42 +332,6 @@ class jit_generator : public jit_steps {
     ldmxcsr(scratch_at(1));
   }
 
-  /// rax, rdx: A and B of this entry, in this block.
-  void find_entry(const block& k) {
-    switch (d_.batch) {
-      case batch_kind::strides:
-        mov(rax, r8);
-        add_constant(r8, product_of(d_.stride_a, size_a_), rcx);
-        if (const Reg64* const b = next_b(k)) {
-          mov(rdx, *b);
-          add_constant(*b, product_of(d_.stride_b, size_b_), rcx);
-        } else {
-          mov(rdx, word_at(b_base));
-          add_word(b_base, product_of(d_.stride_b, size_b_), rcx);
-        }
-        break;
-      case batch_kind::addresses:
-        mov(rax, ptr[r8]);
-        mov(rdx, ptr[r8 + 8]);
-        add(r8, 16);
-        add_places();
-        break;
-      case batch_kind::offsets:
-        mov(rax, ptr[r8]);
-        mov(rdx, ptr[r8 + 8]);
-        add(r8, 16);
-        if (size_a_ > 1) shl(rax, std::countr_zero(static_cast<std::uint64_t>(size_a_)));
-        if (size_b_ > 1) shl(rdx, std::countr_zero(static_cast<std::uint64_t>(size_b_)));
-        add(rax, argument(&arguments::a));
-        add(rdx, argument(&arguments::b));
-        add_places();
-        break;
-    }
-  }
-  void add_places() {
-    if (!one_row_) with_a_offset([&](const Operand& offset) { add(rax, offset); });
-    if (!one_column_) add(rdx, word_at(b_offset));
-  }
   /// Strides: the register of the next entry's B; null where the rows of A take all of them.
   const Reg64* next_b(const block& k) const {
     if (!lda_in_register_ || !a_rows_) return &r10;

@@ -1,14 +1,14 @@
 // How a step of k of a generated kernel finds and loads A and B, and multiplies them.
 #pragma once
 
-#include "jit_epilogue.hpp"
+#include "jit_loops.hpp"
 
 namespace brgemm::inline abi_0::backend {
 inline namespace BRGEMM_WITH_XBYAK {
 
-class jit_operands : public jit_epilogue {
+class jit_operands : public jit_loops {
  public:
-  using jit_epilogue::jit_epilogue;
+  using jit_loops::jit_loops;
 
  protected:
   /// Where element (row r, first k of the step) of A stands.
