@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 
 #include <atomic>
+#include <brgemm/backend/amx.hpp>
 #include <brgemm/backend/list.hpp>
 #include <charconv>
 #include <cstdio>
@@ -21,6 +22,7 @@ namespace brgemm_test {
 namespace {
 
 std::uint64_t fraction = 1;
+bool tiles_are_emulated = false;
 std::int64_t only_case = -1;
 
 // ---- The set ----
@@ -92,6 +94,17 @@ constexpr feature_set feature_sets[] = {
 constexpr int feature_set_count = std::size(feature_sets);
 constexpr int max_backends = 4;
 
+/// The library's own, the reference last, and before them what is to join them.
+std::span<const brgemm::backend::entry> backends() {
+  static const std::vector<brgemm::backend::entry> all = [] {
+    std::vector<brgemm::backend::entry> list = {brgemm::backend::amx};
+    const auto own = brgemm::backend::built_in();
+    list.insert(list.end(), own.begin(), own.end());
+    return list;
+  }();
+  return all;
+}
+
 bool cpu_has_all(const char* hidden) {
   for (std::string_view list = hidden; !list.empty();) {
     const std::string_view word = list.substr(0, list.find(','));
@@ -118,6 +131,7 @@ struct shared_state {
   std::atomic<std::int64_t> cases{0};
   std::atomic<std::int64_t> by_type[type_combination_count] = {};
   std::atomic<int> failures{0};
+  std::atomic<std::uint64_t> emulated{0};  ///< tile instructions
   row rows[max_backends][feature_set_count];
 };
 
@@ -138,14 +152,22 @@ T* share(std::size_t count = 1) {
 std::string words(const position& at) {
   const problem p = problem_of(at.number);
   std::string text = "case " + std::to_string(at.number) + " ";
-  if (at.backend >= 0) text += std::string(brgemm::backend::built_in()[static_cast<std::size_t>(at.backend)].name);
+  if (at.backend >= 0) text += std::string(backends()[static_cast<std::size_t>(at.backend)].name);
   text += std::string(" [") + feature_sets[at.features].hidden + "] ";
   return text + text_of(p, at.batch, at.side);
 }
 
-/// All that a backend may say it does not do: kernels read the groups of k of a row of A; pack_a makes them.
+bool multiplies(const brgemm::backend::entry& e, brgemm::type a) {
+  return e.name != "amx" || a == brgemm::type::bf16 || brgemm::detail::is_8bit(a);
+}
+
+/// All that a backend may say it does not do: kernels read the groups of k of a row of A; pack_a makes them. Tiles read
+/// those of B too, and sum bf16 in their order.
 bool may_refuse(const brgemm::backend::entry& e, const desc& d) {
-  return e.name != "reference" && k_group_of(d) > 1 && d.layout_a == brgemm::layout::transposed;
+  const bool groups_of_a = e.name != "reference" && k_group_of(d) > 1 && d.layout_a == brgemm::layout::transposed;
+  const bool not_of_tiles = e.name == "amx" && (d.layout_b != brgemm::layout::interleaved ||
+                                                (d.a == brgemm::type::bf16 && d.sums != brgemm::order::tile));
+  return groups_of_a || not_of_tiles || !multiplies(e, d.a);
 }
 
 struct candidate {
@@ -164,6 +186,7 @@ class worker {
         if (is_in_sample(number)) run_case(number);
       }
     }
+    shared_.emulated += emulated_tile_instructions();
   }
 
   void run_case(index number) {
@@ -172,7 +195,7 @@ class worker {
     combination_ =
         number < small_cases ? number % type_combination_count : (number - small_cases) % type_combination_count;
     hide_features("");
-    const auto& reference = brgemm::backend::built_in().back();
+    const auto& reference = backends().back();
     const auto expected_by = runner_.make(reference, p.d);
     if (!expected_by) return fail(expected_by.error().message());
     std::vector<candidate> candidates = make_candidates(p, *expected_by);
@@ -196,7 +219,7 @@ class worker {
 
  private:
   void make_for(const problem& p, int backend, int features, const runnable& reference, std::vector<candidate>& all) {
-    const auto& entry = brgemm::backend::built_in()[static_cast<std::size_t>(backend)];
+    const auto& entry = backends()[static_cast<std::size_t>(backend)];
     row& r = shared_.rows[backend][features];
     if (!entry.runs_here()) return;
     at_.backend = backend, at_.features = features;
@@ -214,6 +237,8 @@ class worker {
       return is_first || only_case >= 0 || mix(static_cast<std::uint64_t>(at_.number)) % rarity == 0;
     };
     const bool is_reference = made->code_bytes == 0;
+    // an emulated instruction takes microseconds
+    if (tiles_are_emulated && entry.name == "amx" && !is_one_in(8)) return;
     // the reference is slow: only some cases run it a second time
     if (is_reference && !is_one_in(made->same_code(reference) ? 8 : 32)) return;
     const auto first = std::find_if(all.begin(), all.end(), [&](const candidate& c) { return c.backend == backend; });
@@ -231,7 +256,7 @@ class worker {
     std::vector<candidate> all;
     for (int features = 0; features < feature_set_count; ++features) {
       hide_features(feature_sets[features].hidden);
-      for (int backend = 0; backend < std::ssize(brgemm::backend::built_in()); ++backend) {
+      for (int backend = 0; backend < std::ssize(backends()); ++backend) {
         make_for(p, backend, features, reference, all);
       }
     }
@@ -290,8 +315,8 @@ void run_workers(int count, shared_state& shared, position* at) {
 void print_and_check(const shared_state& shared) {
   std::printf("%-10s %-16s %12s %12s %12s  compared, by types\n", "backend", "features hidden", "compared", "same code",
               "unsupported");
-  for (int b = 0; b < std::ssize(brgemm::backend::built_in()); ++b) {
-    const auto& entry = brgemm::backend::built_in()[static_cast<std::size_t>(b)];
+  for (int b = 0; b < std::ssize(backends()); ++b) {
+    const auto& entry = backends()[static_cast<std::size_t>(b)];
     for (int f = 0; f < feature_set_count; ++f) {
       const row& r = shared.rows[b][f];
       const auto& [hidden, changes] = feature_sets[f];
@@ -310,6 +335,7 @@ void print_and_check(const shared_state& shared) {
       if (only_case >= 0) continue;
       for (index t = 0; t < type_combination_count; ++t) {
         const auto& [a, b, c] = type_combinations[t];
+        if (!multiplies(entry, a)) continue;
         EXPECT_GT(r.by_type[t], 0) << entry.name << " compared none of " << shared.by_type[t] << " cases of "
                                    << name_of(a) << " x " << name_of(b) << " -> " << name_of(c) << " with " << hidden
                                    << " hidden; it said " << r.unsupported_by_type[t] << " are unsupported";
@@ -330,6 +356,11 @@ TEST(Grid, EveryBackendHasTheBitsOfTheReference) {
   EXPECT_EQ(shared.failures, 0);
   const std::int64_t cases = shared.cases;
   EXPECT_GT(cases, 0) << "a test of nothing";
+  if (tiles_are_emulated) {
+    std::printf("amx: one supported case in 8, %llu tile instructions, emulated\n",
+                static_cast<unsigned long long>(shared.emulated.load()));
+    EXPECT_TRUE(only_case >= 0 || shared.emulated > 0);
+  }
   std::printf("grid: %ld of %ld cases (%.2f %%), each with batch 0, 1, 2, 7 and a page before and after; %d failures\n",
               cases, case_count, 100.0 * static_cast<double>(cases) / static_cast<double>(case_count),
               shared.failures.load());
@@ -358,5 +389,6 @@ int main(int count, char** values) {
                  static_cast<long long>(brgemm_test::case_count) - 1);
     return 2;
   }
+  brgemm_test::tiles_are_emulated = brgemm_test::show_tiles();
   return RUN_ALL_TESTS();
 }

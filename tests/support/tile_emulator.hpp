@@ -107,31 +107,50 @@ inline bool may_multiply(int c, int a, int b) {
          now.row_bytes[c] % 4 == 0;
 }
 
-inline float flush(float x) { return std::fpclassify(x) == FP_SUBNORMAL ? std::copysign(0.0f, x) : x; }
 inline float f32_of(std::uint16_t bf16) {
   const std::uint32_t bits = static_cast<std::uint32_t>(bf16) << 16;
   float x;
   std::memcpy(&x, &bits, sizeof x);
-  return flush(x);
+  return x;
 }
-inline float add(float x, float y) { return flush(flush(x) + flush(y)); }
-inline float multiply_add(float x, float y, float sum) { return flush(std::fma(x, y, sum)); }
+
+/// Rows of sums (all 16 columns: what is beyond the configured ones is zero), with subnormals flushed by MXCSR.
+[[gnu::always_inline]] inline void add_bf16_products(tile& sums, const tile& a, const tile& b, int rows, int depth) {
+  float b_values[most_rows][2][most_rows];  // [k][even or odd][n]
+  for (int k = 0; k < depth; ++k) {
+    for (int n = 0; n < most_rows; ++n) {
+      for (int half = 0; half < 2; ++half) b_values[k][half][n] = f32_of(b.at<std::uint16_t>(k, 2 * n + half));
+    }
+  }
+  for (int m = 0; m < rows; ++m) {
+    float chain[2][most_rows] = {};  // of the even and of the odd elements
+    for (int k = 0; k < depth; ++k) {
+      for (int half = 0; half < 2; ++half) {
+        const float x = f32_of(a.at<std::uint16_t>(m, 2 * k + half));
+        for (int n = 0; n < most_rows; ++n) chain[half][n] = std::fma(x, b_values[k][half][n], chain[half][n]);
+      }
+    }
+    for (int n = 0; n < most_rows; ++n) sums.set(m, n, sums.at<float>(m, n) + (chain[0][n] + chain[1][n]));
+  }
+}
+[[gnu::noinline]] inline void add_bf16_products_anywhere(tile& sums, const tile& a, const tile& b, int rows,
+                                                         int depth) {
+  add_bf16_products(sums, a, b, rows, depth);
+}
+[[gnu::noinline, gnu::target("avx2,fma")]] inline void add_bf16_products_with_fma(tile& sums, const tile& a,
+                                                                                  const tile& b, int rows, int depth) {
+  add_bf16_products(sums, a, b, rows, depth);
+}
 
 inline bool multiply_bf16(int c, int a, int b) {
   if (!may_multiply(c, a, b)) return false;
-  tile& sums = own.tiles[c];
-  for (int m = 0; m < own.now.rows[c]; ++m) {
-    for (int n = 0; n < own.now.row_bytes[c] / 4; ++n) {
-      float chain[2] = {0, 0};  // of the even and of the odd elements
-      for (int k = 0; k < own.now.rows[b]; ++k) {
-        for (int half = 0; half < 2; ++half) {
-          chain[half] = multiply_add(f32_of(own.tiles[a].at<std::uint16_t>(m, 2 * k + half)),
-                                     f32_of(own.tiles[b].at<std::uint16_t>(k, 2 * n + half)), chain[half]);
-        }
-      }
-      sums.set(m, n, add(sums.at<float>(m, n), add(chain[0], chain[1])));
-    }
-  }
+  static const bool has_fma = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  constexpr unsigned nearest_and_flushed = 0x9fc0;  // FTZ, DAZ, no exceptions
+  const unsigned before = __builtin_ia32_stmxcsr();
+  __builtin_ia32_ldmxcsr(nearest_and_flushed);
+  const auto add = has_fma ? add_bf16_products_with_fma : add_bf16_products_anywhere;
+  add(own.tiles[c], own.tiles[a], own.tiles[b], own.now.rows[c], own.now.rows[b]);
+  __builtin_ia32_ldmxcsr(before);
   return true;
 }
 
@@ -262,7 +281,7 @@ inline void on_illegal_instruction(int, siginfo_t*, void* context_of_signal) {
 inline void emulate_tiles() {
   struct sigaction action = {};
   action.sa_sigaction = tiles::on_illegal_instruction;
-  action.sa_flags = SA_SIGINFO | SA_NODEFER;
+  action.sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK;
   ::sigaction(SIGILL, &action, nullptr);
 }
 

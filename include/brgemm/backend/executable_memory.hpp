@@ -64,6 +64,7 @@ struct system_calls {
   void* (*allocate)(std::size_t bytes) noexcept;
   void (*free)(void*) noexcept;
   int (*at_fork)(void (*before)(), void (*in_parent)(), void (*in_child)()) noexcept;  ///< pthread_atfork
+  int (*request_tiles)() noexcept;  ///< arch_prctl, for the state of AMX tiles
 };
 
 inline constexpr system_calls real_system_calls = {
@@ -84,6 +85,10 @@ inline constexpr system_calls real_system_calls = {
     [](void* p) noexcept { std::free(p); },
     [](void (*before)(), void (*in_parent)(), void (*in_child)()) noexcept {
       return ::pthread_atfork(before, in_parent, in_child);
+    },
+    []() noexcept {
+      constexpr long request_permission = 0x1023, tile_data = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+      return static_cast<int>(::syscall(SYS_arch_prctl, request_permission, tile_data));
     },
 };
 

@@ -41,14 +41,15 @@ inline result<void> too_long(const desc& d) noexcept {
 }
 
 /// Bytes of the code in `buffer`, 0 if they do not fit.
-inline result<std::size_t> write_code(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit,
-                                      const blocking& b) noexcept {
+template <class Generator, class Blocking>
+result<std::size_t> write_code(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit,
+                               const Blocking& b) noexcept {
   std::size_t bytes = 0;
 #if defined(__cpp_exceptions)
   try {
 #endif
     assembler_names::ClearError();  // the user may use the same Xbyak
-    jit_generator generator(buffer, d, unit, b);
+    Generator generator(buffer, d, unit, b);
     bytes = generator.generate();
 #if defined(__cpp_exceptions)
   } catch (const std::bad_alloc&) {
@@ -70,7 +71,7 @@ inline result<program> generate_divided(const desc& d, std::span<std::uint8_t> b
   for (const int limit : {30, 4, 1}) {
     b = choose_blocking(d, unit, limit);
     if (b.accumulators() == 0) break;
-    const result<std::size_t> bytes = write_code(d, buffer, unit, b);
+    const result<std::size_t> bytes = write_code<jit_generator>(d, buffer, unit, b);
     if (!bytes) return bytes.error();
     if (*bytes != 0) return program{.code_bytes = *bytes, .sums = machine_order(d)};
   }

@@ -83,8 +83,9 @@ inline product choose_product(const desc& d, const vector_unit& unit) {
   switch (d.a) {
     case type::f64: return product::fma_f64;
     case type::bf16:
-      return d.sums != order::tile && unit.wide && unit.features.has(feature::avx512_bf16) ? product::dot_bf16
-                                                                                           : product::split_bf16;
+      return machine_order(d) != order::tile && unit.wide && unit.features.has(feature::avx512_bf16)
+                 ? product::dot_bf16
+                 : product::split_bf16;
     case type::u8:
     case type::s8: {
       const bool dot = unit.features.has(unit.wide ? feature::avx512_vnni : feature::avx_vnni);
@@ -438,7 +439,7 @@ inline blocking undivided(const desc& d, const vector_unit& unit) {
   b.lanes = unit.bytes() / (accumulator_of(d) == type::f64 ? 8 : 4);
   b.tail = static_cast<int>(d.n % b.lanes);
   b.chains = accumulator_of(d) == type::s32 ? 1 : d.chains;
-  b.tile = d.sums == order::tile;
+  b.tile = machine_order(d) == order::tile;
   const bool split = b.how == product::split_bf16 || b.how == product::madd_8bit;
   b.a_registers = split ? 2 : 1;
   b.b_registers = split ? 2 : 1;

@@ -1,0 +1,113 @@
+// The backend `amx`: kernels on AMX tiles, for bf16 and 8-bit types. What tiles leave to vectors is AVX-512.
+//
+// Opt-in until it is measured on CPUs that have tiles: it is taken only where it is registered and named.
+//
+//   #include <brgemm/backend/amx.hpp>
+//   brgemm::register_amx();
+//   auto kernel = brgemm::make_kernel(d, {.backend = "amx"});
+#pragma once
+
+#include "avx512.hpp"
+#include "executable_memory.hpp"
+#include "jit_tiles.hpp"
+#include "list.hpp"
+
+namespace brgemm::inline abi_0::backend {
+namespace detail {
+
+/// The system's answer to the request for the state of tiles: 0 not asked yet, 1 granted, else the error, negative.
+inline constinit std::atomic<int> tiles_granted{0};
+
+/// Asks once a process, and only when a kernel needs tiles, because their state enlarges the frames of signals. A
+/// child has what its parent has.
+inline result<void> request_tiles() noexcept {
+  int answer = tiles_granted.load(std::memory_order_relaxed);
+  if (answer == 0) {
+    answer = current_system_calls.request_tiles() == 0 ? 1 : -errno;
+    tiles_granted.store(answer, std::memory_order_relaxed);
+  }
+  if (answer == 1) return {};
+  return error(errc::unsupported, "backend", "the system does not grant the state of AMX tiles: %s",
+               code_memory::reason(-answer));
+}
+
+inline result<void> supported_by_tiles(const desc& d) noexcept {
+  if (result<void> yes = supported(d); !yes) return yes;
+  const bool bytes = brgemm::detail::is_8bit(d.a);
+  if (!cpu().has(bytes ? feature::amx_int8 : feature::amx_bf16) || !(bytes || d.a == type::bf16)) {
+    return error(errc::unsupported, "a", "this CPU's tiles do not multiply %s", name_of(d.a).data());
+  }
+  if (d.layout_b != layout::interleaved) {
+    return error(errc::unsupported, "layout_b",
+                 "tiles read B of %s in groups of %d k: use pack_b and layout::interleaved", name_of(d.b).data(),
+                 static_cast<int>(k_group_of(d)));
+  }
+  if (!bytes && machine_order(d) != order::tile) {
+    return error(errc::unsupported, "sums", "tiles sum bf16 in order::tile and in one chain");
+  }
+  return request_tiles();
+}
+
+inline result<program> generate_tiles(const desc& d, std::span<std::uint8_t> buffer) noexcept {
+  if (result<void> yes = supported_by_tiles(d); !yes) return yes.error();
+  const tile_blocking t = choose_tile_blocking(d);
+  const result<std::size_t> bytes = write_code<jit_tiles>(d, buffer, avx512_unit(), t);
+  if (!bytes) return bytes.error();
+  if (*bytes == 0) return too_long(d).error();
+  return program{.code_bytes = *bytes, .sums = machine_order(d)};
+}
+
+inline std::size_t explain_tiles(const desc& d, char* text, std::size_t size) noexcept {
+  const tile_blocking t = choose_tile_blocking(d);
+  paragraph p(text, size);
+  const auto list = [&p](const strip(&strips)[2]) {
+    for (const strip& s : strips) {
+      if (s.count == 0) continue;
+      p.add("%s%lld of %d", &s == strips ? "" : ", then ", static_cast<long long>(s.count), s.total());
+    }
+  };
+  p.add("Products by %s on tiles of 16 rows of 64 bytes. C is divided into blocks of rows (",
+        d.a == type::bf16 ? "tdpbf16ps" : "tdpb[us][us]d");
+  if (d.m_extent == extent_kind::at_call) {
+    p.add("16 each, then what is left");
+  } else {
+    list(t.rows);
+  }
+  p.add(") and of columns (");
+  list(t.columns);
+  p.add("): %d tile configuration%s. ", t.areas(), t.areas() == 1 ? "" : "s");
+  p.add("An entry has %lld chunks of %d k", static_cast<long long>(t.chunks),
+        static_cast<int>(tile_bytes / size_of(d.a)));
+  if (t.depth[1].k != 0) p.add(" and one of %d", t.depth[1].k);
+  p.add(". %s ", t.direct ? "Tiles are stored to C." : "Tiles are stored to the stack; vectors finish C from there.");
+  p.add("An entry needs %.0f cycles for products, %.0f for loads from L1. ", t.bound, t.loads);
+  p.add(
+      "One call with a batch of 16, operands in L1: bound %.0f cycles, predicted %.0f cycles, %.0f of them once a "
+      "call. ",
+      16 * t.bound, 16 * t.cycles + t.block_cycles, t.block_cycles);
+  p.add("At most %zu bytes of stack.", max_stack_bytes + jit_tiles::bytes_below(d, t) + 64);
+  return p.length();
+}
+
+}  // namespace detail
+
+inline constexpr entry amx{
+    "amx",
+    []() noexcept {
+      return cpu().has(feature::avx512) && (cpu().has(feature::amx_bf16) || cpu().has(feature::amx_int8));
+    },
+    [](const desc& d) noexcept { return detail::supported_by_tiles(d); },
+    [](const desc& d, std::span<std::uint8_t> buffer) noexcept { return detail::generate_tiles(d, buffer); },
+    [](const desc& d, char* text, std::size_t size) noexcept { return detail::explain_tiles(d, text, size); },
+};
+
+}  // namespace brgemm::inline abi_0::backend
+
+namespace brgemm::inline abi_0 {
+
+/// Makes `options::backend` and BRGEMM_BACKEND understand "amx". Its kernels take bf16 in order::tile, and u8 and s8,
+/// with A in rows and B interleaved (pack_b), on CPUs with AVX-512 and AMX where the system grants the state of tiles.
+/// Thread-safe; a second call does nothing. Errors: invalid_argument where the list of backends is full.
+inline result<void> register_amx() noexcept { return backend::register_backend(backend::amx); }
+
+}  // namespace brgemm::inline abi_0
