@@ -1,13 +1,19 @@
 // The backend of AMX tiles, on the CPU's own or on emulated ones: what it refuses, what it asks the system for, how it
 // divides, and sums of larger shapes than kernel.grid has. That grid compares it with the reference too.
 #include <gtest/gtest.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <brgemm/backend/amx.hpp>
 #include <brgemm/core/validate.hpp>
 #include <brgemm/kernel/dump.hpp>
 #include <brgemm/kernel/kernel.hpp>
+#include <brgemm/kernel/tile_scope.hpp>
 #include <cerrno>
+#include <csignal>
 #include <string>
+#include <thread>
+#include <vector>
 
 #include "support/code_runner.hpp"
 #include "support/features.hpp"
@@ -185,6 +191,116 @@ TEST_F(Amx, IsTakenWhereItIsNamed) {
   const auto any = make_kernel(d);
   ASSERT_TRUE(any);
   EXPECT_EQ(any->backend(), "avx512");
+}
+
+// ---- configurations ----
+
+backend::tile_configuration loaded_configuration() {
+  backend::tile_configuration c;
+  __asm__ volatile("sttilecfg %0" : "=m"(c));
+  return c;
+}
+void load(const backend::tile_configuration& c) { __asm__ volatile("ldtilecfg %0" ::"m"(c)); }
+bool operator==(const backend::tile_configuration& x, const backend::tile_configuration& y) {
+  return std::equal(std::begin(x.words), std::end(x.words), y.words);
+}
+
+/// A kernel with matrices of ones and its calls; on emulated tiles it counts the configurations that they load.
+struct caller {
+  kernel k;
+  std::vector<bf16> a, b;
+  std::vector<float> c;
+  explicit caller(const desc& d)
+      : k(*make_kernel(d, {.backend = "amx"})), a(64 * 512, to_bf16(1)), b(a), c(200 * 200) {}
+  std::uint64_t loads_of_call() {
+    const arguments x{.a = a.data(), .b = b.data(), .c = c.data(), .batch = 1, .m = k.description().m};
+    std::fill(c.begin(), c.end(), -1.0f);
+    const std::uint64_t before = tiles::loads_of_configuration;
+    k(x);
+    EXPECT_EQ(c[0], static_cast<float>(k.description().k));
+    EXPECT_EQ(c[static_cast<std::size_t>(k.description().m * k.description().n) - 1], c[0]);
+    return tiles::loads_of_configuration - before;
+  }
+};
+
+TEST_F(Amx, ACallLeavesTheConfigurationAsItWas) {
+  for (const index m : {5, 40}) {
+    caller one(bf16_tiles(m, 20, 45));
+    const std::uint64_t loads = one.loads_of_call();
+    EXPECT_TRUE(loaded_configuration() == backend::tile_configuration{});
+    backend::tile_configuration foreign{{1}};
+    foreign.words[2] = 64, foreign.words[6] = 3;
+    load(foreign);
+    EXPECT_EQ(one.loads_of_call(), loads);
+    EXPECT_TRUE(loaded_configuration() == foreign);
+    load({});
+  }
+}
+
+TEST_F(Amx, AScopeSharesAConfiguration) {
+  caller one(bf16_tiles(64, 64, 64));
+  caller alike(bf16_tiles(32, 64, 96));
+  caller other(bf16_tiles(5, 20, 45));
+  {
+    const tile_scope scope(one.k);
+    EXPECT_TRUE(scope.loaded());
+    const auto own = loaded_configuration();
+    const std::uint64_t once = emulated_ ? 2 : 0;  // its own and, after that, the scope's
+    EXPECT_EQ(one.loads_of_call(), 0u);
+    EXPECT_EQ(alike.loads_of_call(), 0u);
+    EXPECT_EQ(other.loads_of_call(), once);
+    EXPECT_EQ(one.loads_of_call(), 0u);
+    {
+      const tile_scope inner(other.k);
+      EXPECT_EQ(other.loads_of_call(), 0u);
+      EXPECT_EQ(one.loads_of_call(), once);
+    }
+    EXPECT_TRUE(loaded_configuration() == own);
+    std::uint64_t of_thread = 99;
+    std::thread([&] { of_thread = one.loads_of_call(); }).join();
+    EXPECT_EQ(of_thread, once) << "a scope is its thread's";
+  }
+  EXPECT_TRUE(loaded_configuration() == backend::tile_configuration{});
+  EXPECT_EQ(one.loads_of_call(), emulated_ ? 2u : 0u);
+}
+
+TEST_F(Amx, AScopeOfAKernelWithNothingToShareDoesNothing) {
+  desc at_call = bf16_tiles(20, 20, 20);
+  at_call.m_extent = extent_kind::at_call;
+  for (const desc& d : {at_call, bf16_tiles(70, 70, 20)}) {
+    caller c(d);
+    const tile_scope scope(c.k);
+    EXPECT_FALSE(scope.loaded());
+    c.loads_of_call();
+    EXPECT_TRUE(loaded_configuration() == backend::tile_configuration{});
+  }
+  const auto vectors = make_kernel(bf16_tiles(5, 6, 7), {.backend = "avx512"});
+  ASSERT_TRUE(vectors);
+  EXPECT_FALSE(tile_scope(*vectors).loaded());
+}
+
+// The system keeps the tiles of who was interrupted, and a child has a copy.
+TEST_F(Amx, SignalsAndForkInAScope) {
+  static caller* one;
+  caller c(bf16_tiles(32, 32, 64));
+  one = &c;
+  const tile_scope scope(c.k);
+  const auto own = loaded_configuration();
+  static bool right;
+  right = false;
+  const auto before = std::signal(SIGUSR1, [](int) {
+    one->loads_of_call();
+    right = true;
+  });
+  std::raise(SIGUSR1);
+  std::signal(SIGUSR1, before);
+  EXPECT_TRUE(right);
+  EXPECT_TRUE(loaded_configuration() == own);
+  const pid_t child = ::fork();
+  if (child == 0) ::_exit(loaded_configuration() == own && c.loads_of_call() == 0 ? 0 : 1);
+  int status = 1;
+  ASSERT_EQ(::waitpid(child, &status, 0), child);
+  EXPECT_EQ(status, 0);
 }
 
 TEST_F(Amx, ExplainsItself) {

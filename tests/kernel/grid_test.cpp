@@ -8,12 +8,11 @@
 #include <sys/wait.h>
 
 #include <atomic>
-#include <brgemm/backend/amx.hpp>
-#include <brgemm/backend/list.hpp>
 #include <charconv>
 #include <cstdio>
 #include <thread>
 
+#include "support/backends.hpp"
 #include "support/code_runner.hpp"
 #include "support/features.hpp"
 #include "support/problem.hpp"
@@ -93,17 +92,6 @@ constexpr feature_set feature_sets[] = {
 };
 constexpr int feature_set_count = std::size(feature_sets);
 constexpr int max_backends = 4;
-
-/// The library's own, the reference last, and before them what is to join them.
-std::span<const brgemm::backend::entry> backends() {
-  static const std::vector<brgemm::backend::entry> all = [] {
-    std::vector<brgemm::backend::entry> list = {brgemm::backend::amx};
-    const auto own = brgemm::backend::built_in();
-    list.insert(list.end(), own.begin(), own.end());
-    return list;
-  }();
-  return all;
-}
 
 bool cpu_has_all(const char* hidden) {
   for (std::string_view list = hidden; !list.empty();) {

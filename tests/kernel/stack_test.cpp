@@ -2,6 +2,7 @@
 // painted.
 #include <gtest/gtest.h>
 #include <pthread.h>
+#include <signal.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -14,6 +15,8 @@
 
 #include "brgemm/kernel/dump.hpp"
 #include "brgemm/kernel/kernel.hpp"
+#include "support/backends.hpp"
+#include "support/features.hpp"
 #include "support/own_stack.hpp"
 
 namespace {
@@ -118,7 +121,16 @@ std::vector<desc> deep_kernels() {
   append(grouped, op::gelu_tanh());
   desc offsets = activated_bytes;
   offsets.batch = batch_kind::offsets;
-  return {small(64, 64, 64), at_the_call, activated, bytes, activated_bytes, tile, pair, turned, grouped, offsets};
+  desc interleaved = tile;  // what AMX reads
+  interleaved.layout_b = layout::interleaved;
+  desc odd_bytes = bytes;
+  odd_bytes.layout_b = layout::interleaved;
+  odd_bytes.k = 67;
+  desc activated_tiles = interleaved;
+  activated_tiles.k = 69, activated_tiles.beta = beta_kind::at_call;
+  append(activated_tiles, op::gelu_erf());
+  return {small(64, 64, 64), at_the_call, activated,   bytes,     activated_bytes, tile, pair, turned,
+          grouped,           offsets,     interleaved, odd_bytes, activated_tiles};
 }
 
 /// Bytes of stack of a call with two entries.
@@ -137,13 +149,24 @@ std::size_t stack_of_call(const kernel& k) {
   return brgemm_test::stack_used(x, record.context, record.entry);
 }
 
+/// Emulated instructions take the stack of a signal handler.
+void emulate_on_another_stack() {
+  if (!brgemm_test::show_tiles()) return;
+  static std::byte room[64 * kib];
+  const stack_t other{.ss_sp = room, .ss_flags = 0, .ss_size = sizeof room};
+  ASSERT_EQ(::sigaltstack(&other, nullptr), 0);
+}
+
 TEST(Stack, KernelsUseNoMoreThanTheySay) {
+  emulate_on_another_stack();
+  ASSERT_TRUE(register_amx());
   for (const char* hidden : {"", "-bf16,-vnni", "-avx512,-vnni,-f16c"}) {
-    hide_cpu_features(hidden);
-    for (const backend::entry& e : backend::built_in()) {
+    brgemm_test::hide_features(hidden);
+    for (const backend::entry& e : brgemm_test::backends()) {
       if (!e.runs_here() || e.name == "reference") continue;
       std::size_t most = 0;
       for (const desc& d : deep_kernels()) {
+        if (e.name == "amx" && !e.supports(d)) continue;
         const auto k = make_kernel(d, {.backend = e.name});
         ASSERT_TRUE(k) << k.error().message();
         const auto dumped = dump(*k);
@@ -160,7 +183,7 @@ TEST(Stack, KernelsUseNoMoreThanTheySay) {
       EXPECT_GT(most, 100u) << "more than return addresses and saved registers: these kernels use their frames";
     }
   }
-  hide_cpu_features("");
+  brgemm_test::hide_features("");
 }
 
 }  // namespace

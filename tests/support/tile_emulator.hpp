@@ -50,6 +50,7 @@ struct state {
 };
 inline thread_local state own;
 inline std::atomic<std::uint64_t> executed{0};
+inline std::atomic<std::uint64_t> loads_of_configuration{0};
 
 // ---- what the instructions do; false where the CPU would raise a fault ---------------------------
 
@@ -240,7 +241,7 @@ inline bool decode(const ucontext_t& context, instruction& x) {
 inline bool execute(const instruction& x) {
   enum { none, h66, f3, f2 };
   if (x.opcode == 0x49 && x.in_memory && x.reg == 0) {
-    if (x.prefix == none) return load_configuration(x.address + x.stride);
+    if (x.prefix == none) return ++loads_of_configuration, load_configuration(x.address + x.stride);
     if (x.prefix == h66) return std::memcpy(x.address + x.stride, &own.now, sizeof own.now), true;
   }
   if (x.opcode == 0x49 && !x.in_memory) {

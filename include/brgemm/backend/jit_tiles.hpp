@@ -28,6 +28,7 @@ class jit_tiles : public jit_loops {
     most_rows_ = 17;  // r12 and r13 are saved
     one_row_ = false;
     one_column_ = t.columns[0].count + t.columns[1].count == 1;
+    has_one_configuration_ = configuration_of(d, t).words[0] != 0;
     scratch_row_ = t.most_columns() * tile_bytes;
   }
 
@@ -47,21 +48,22 @@ class jit_tiles : public jit_loops {
         advance_rows(rows.count * rows.total());
       }
     }
-    tilerelease();
+    restore_configuration();
     leave();
     return write_activations() && finish() ? getSize() : 0;
   }
 
-  /// Bytes below the frame: a configuration, A's tail, C's tiles; up to 64 more are lost to alignment.
+  /// Bytes below the frame: two configurations, A's tail, C's tiles; up to 64 more are lost to alignment.
   static std::size_t bytes_below(const desc& d, const tile_blocking& t) {
     const std::size_t tail = copies_tail(d, t) ? static_cast<std::size_t>(t.most_rows() * tile_bytes) : 0;
     const bool sums = !t.direct || starts_on_stack(d);
-    return configuration_bytes + tail +
+    return 2 * configuration_bytes + tail +
            (sums ? static_cast<std::size_t>(t.most_rows() * t.most_columns() * tile_bytes) : 0);
   }
 
  private:
   static constexpr std::size_t configuration_bytes = 64;
+  static constexpr std::size_t callers_ = configuration_bytes;  // from rsp: the configuration that the caller had
 
   // Names of words of the frame that only groups use in the other generator.
   static constexpr slot first_a = group_a;  // bytes from A_i to the first row of the area
@@ -99,7 +101,8 @@ class jit_tiles : public jit_loops {
     for (std::size_t page = 4096; page < bytes; page += 4096) or_(dword[rsp - page], 0);
     sub(rsp, static_cast<std::uint32_t>(bytes));
     and_(rsp, 0xffffffc0u);
-    tail_of_a_ = configuration_bytes;
+    tail_of_a_ = 2 * configuration_bytes;
+    sttilecfg(ptr[rsp + callers_]);
     sums_ = tail_of_a_ + (copies_tail(d_, t_) ? static_cast<std::size_t>(t_.most_rows() * tile_bytes) : 0);
   }
 
@@ -163,25 +166,38 @@ class jit_tiles : public jit_loops {
     }
   }
 
-  /// The configuration by stores: the code holds no data that one cache line would share with instructions.
+  /// The configuration of the next blocks, which is not loaded where the caller has it already. By stores: the code
+  /// holds no data that one line of cache would share with instructions.
   void configure() {
-    std::uint64_t words[8] = {1};
-    for (int i = 0; i < std::min(tiles_.used, tile_count); ++i) {
-      words[2 + i / 4] |= static_cast<std::uint64_t>(tiles_.row_bytes[i]) << (16 * (i % 4));
-      words[6] |= static_cast<std::uint64_t>(tiles_.rows[i]) << (8 * i);
-    }
+    const tile_configuration c = configuration_of(tiles_);
     for (std::size_t i = 0; i < 8; ++i) {
-      mov(rax, words[i]);
+      mov(rax, c.words[i]);
       mov(ptr[rsp + 8 * i], rax);
     }
     if (rows_are_counted_) {
       mov(rax, argument(&arguments::m));
       and_(rax, 15);
-      for (int i = 0; i < std::min(tiles_.used, tile_count); ++i) {
+      for (int i = 0; i < tiles_.used; ++i) {
         if (has_rows_of_c(i)) mov(byte[rsp + (48 + static_cast<std::size_t>(i))], al);
       }
     }
+    if (!has_one_configuration_) return ldtilecfg(ptr[rsp]);
+    const std::size_t same = compare_configurations();
     ldtilecfg(ptr[rsp]);
+    land(same);
+  }
+  /// The jump is taken where the caller's is this one.
+  std::size_t compare_configurations() {
+    vmovups(v(0), ptr[rsp]);
+    vpcmpd(k7, v(0), ptr[rsp + callers_], 4);
+    kortestw(k7, k7);
+    return jump_forward(condition::equal);
+  }
+  /// A function that changes the configuration leaves it as it was: all zeros, if there was none, release the tiles.
+  void restore_configuration() {
+    const std::size_t same = has_one_configuration_ ? compare_configurations() : 0;
+    ldtilecfg(ptr[rsp + callers_]);
+    if (same != 0) land(same);
   }
   /// Tiles of C and A, in an area of one row of tiles.
   bool has_rows_of_c(int tile) const {
@@ -444,9 +460,10 @@ class jit_tiles : public jit_loops {
 
   const tile_blocking& t_;
   tile_assignment tiles_;
-  int scratch_row_;                // bytes of a row of C's tiles on the stack
-  std::size_t tail_of_a_ = 0;      // from rsp
-  std::size_t sums_ = 0;           // from rsp
+  int scratch_row_;            // bytes of a row of C's tiles on the stack
+  std::size_t tail_of_a_ = 0;  // from rsp
+  std::size_t sums_ = 0;       // from rsp
+  bool has_one_configuration_;
   bool rows_are_counted_ = false;  // the block has m % 16 rows, m given at the call
 };
 

@@ -47,6 +47,19 @@ struct tile_assignment {
   int used = 0;  ///< more than tile_count: it does not fit
 };
 
+/// What ldtilecfg loads: palette 1, bytes of a row of each tile from byte 16, its rows from byte 48.
+struct alignas(64) tile_configuration {
+  std::uint64_t words[8] = {};
+};
+constexpr tile_configuration configuration_of(const tile_assignment& tiles) {
+  tile_configuration c{{1}};
+  for (int i = 0; i < tiles.used; ++i) {
+    c.words[2 + i / 4] |= std::uint64_t{tiles.row_bytes[i]} << (16 * (i % 4));
+    c.words[6] |= std::uint64_t{tiles.rows[i]} << (8 * i);
+  }
+  return c;
+}
+
 /// The division of one desc's work.
 struct tile_blocking {
   tile_depth depth[2];  ///< of a whole chunk of k, of the last one
@@ -203,6 +216,12 @@ inline tile_blocking choose_tile_blocking(const desc& d) {
     }
   }
   return best;
+}
+
+/// The configuration of all blocks of a kernel; zeros where it takes several, or one that a call's m decides.
+inline tile_configuration configuration_of(const desc& d, const tile_blocking& b) {
+  if (b.areas() != 1 || d.m_extent == extent_kind::at_call) return {};
+  return configuration_of(detail::assign_tiles(b.depth, b.rows[0], b.columns[0]));
 }
 
 }  // namespace brgemm::inline abi_0::backend
