@@ -94,8 +94,8 @@ TEST_F(Amx, SaysWhatItDoesNotDo) {
   d.a = d.b = type::f32, d.sums = order::machine, d.layout_b = layout::plain;
   expect_refused(d, "a", "do not multiply f32");
   d = bf16_tiles(5, 6, 7);
-  d.layout_b = layout::plain;
-  expect_refused(d, "layout_b", "groups of 2 k: use pack_b");
+  d.layout_b = layout::transposed, d.ldb = 7;
+  expect_refused(d, "layout_b", "stored (n,k) is not turned for tiles: use pack_b");
   d = bf16_tiles(5, 6, 7);
   d.sums = order::pair;
   expect_refused(d, "sums", "order::tile");
@@ -115,8 +115,7 @@ TEST_F(Amx, ARefusalOfTheSystemIsAReason) {
   expect_refused(bf16_tiles(5, 6, 7), "backend", "not permitted");
   EXPECT_EQ(requests, 1) << "asked once a process";
   backend::detail::tiles_granted = 0;
-  desc f32 = bf16_tiles(5, 6, 7);
-  f32.layout_b = layout::plain;
+  desc f32;
   EXPECT_FALSE(backend::amx.supports(f32));
   EXPECT_EQ(requests, 1) << "and only when a kernel needs tiles";
   calls.request_tiles = granted;

@@ -37,10 +37,10 @@ inline result<void> supported_by_tiles(const desc& d) noexcept {
   if (!cpu().has(bytes ? feature::amx_int8 : feature::amx_bf16) || !(bytes || d.a == type::bf16)) {
     return error(errc::unsupported, "a", "this CPU's tiles do not multiply %s", name_of(d.a).data());
   }
-  if (d.layout_b != layout::interleaved) {
+  if (d.layout_b == layout::transposed) {
     return error(errc::unsupported, "layout_b",
-                 "tiles read B of %s in groups of %d k: use pack_b and layout::interleaved", name_of(d.b).data(),
-                 static_cast<int>(k_group_of(d)));
+                 "B of %s stored (n,k) is not turned for tiles: use pack_b and layout::interleaved",
+                 name_of(d.b).data());
   }
   if (!bytes && machine_order(d) != order::tile) {
     return error(errc::unsupported, "sums", "tiles sum bf16 in order::tile and in one chain");

@@ -3,25 +3,26 @@
 //   for each area of C (tile_blocking.hpp): a tile configuration
 //     for each block of columns, for each block of rows:
 //       C's tiles = C, or 0                                                start()
-//       for each entry of the batch, for each chunk of k: A * B            sums(), products()
+//       for each entry of the batch, for each chunk of k: A * B            sums(), products(); interleave() a plain B
 //       tiles to C; or to the stack, and on as the vector backends do      end(), jit_epilogue.hpp
 //
 // clang-format off
 // Registers as in jit_block.hpp; leading dimensions always stand in theirs, which tile loads and stores want, and
-// r10  16 rows of B      r12, r13  A of the second and the third row of tiles
+// r10  bytes of 16 groups of rows of B; of a B that is interleaved here, of a row of its copy
+// r12, r13  A of the second and the third row of tiles
 // clang-format on
 #pragma once
 
-#include "jit_loops.hpp"
+#include "jit_operands.hpp"
 #include "tile_blocking.hpp"
 
 namespace brgemm::inline abi_0::backend {
 inline namespace BRGEMM_WITH_XBYAK {
 
-class jit_tiles : public jit_loops {
+class jit_tiles : public jit_operands {
  public:
   jit_tiles(std::span<std::uint8_t> buffer, const desc& d, const vector_unit& unit, const tile_blocking& t)
-      : jit_loops(buffer, d, unit, vector_part(d, unit, t)), t_(t) {
+      : jit_operands(buffer, d, unit, vector_part(d, unit, t)), t_(t) {
     lda_in_register_ = ldb_in_register_ = ldc_in_register_ = true;
     lda_ = ldb_ = ldc_ = step_b_ = 0;
     c_ = r14;
@@ -36,8 +37,12 @@ class jit_tiles : public jit_loops {
   std::size_t generate() {
     prologue();
     reserve_stack();
-    mov(r10, r11);
-    shl(r10, 4);
+    if (interleaves()) {
+      mov(r10d, tile_bytes);
+    } else {
+      mov(r10, r11);
+      shl(r10, 4);
+    }
     begin_rows();
     if (d_.m_extent == extent_kind::at_call) {
       rows_at_call();
@@ -53,23 +58,26 @@ class jit_tiles : public jit_loops {
     return write_activations() && finish() ? getSize() : 0;
   }
 
-  /// Bytes below the frame: two configurations, A's tail, C's tiles; up to 64 more are lost to alignment.
+  /// Bytes below the frame: two configurations, A's tail, B's tiles, C's; up to 64 more are lost to alignment.
   static std::size_t bytes_below(const desc& d, const tile_blocking& t) {
     const std::size_t tail = copies_tail(d, t) ? static_cast<std::size_t>(t.most_rows() * tile_bytes) : 0;
     const bool sums = !t.direct || starts_on_stack(d);
-    return 2 * configuration_bytes + tail +
+    const int b = d.layout_b == layout::plain ? t.most_columns() * whole_tile : 0;
+    return 2 * configuration_bytes + tail + static_cast<std::size_t>(b) +
            (sums ? static_cast<std::size_t>(t.most_rows() * t.most_columns() * tile_bytes) : 0);
   }
 
  private:
   static constexpr std::size_t configuration_bytes = 64;
+  static constexpr int whole_tile = tile_rows * tile_bytes;
   static constexpr std::size_t callers_ = configuration_bytes;  // from rsp: the configuration that the caller had
 
   // Names of words of the frame that only groups use in the other generator.
   static constexpr slot first_a = group_a;  // bytes from A_i to the first row of the area
   static constexpr slot first_c = group_b;  // C at the first row of the area
   static constexpr slot first_row = entries_left;
-  static constexpr slot parts_left = entries;   // of a block, where vectors end it
+  static constexpr slot parts_left = entries;  // of a block, where vectors end it
+  static constexpr slot end_of_copy = c_block;
   static constexpr slot part_of_sums = b_base;  // where the part's sums stand on the stack
 
   /// How vectors start and end a block of tiles: parts of a few rows that fit the registers.
@@ -102,8 +110,9 @@ class jit_tiles : public jit_loops {
     sub(rsp, static_cast<std::uint32_t>(bytes));
     and_(rsp, 0xffffffc0u);
     tail_of_a_ = 2 * configuration_bytes;
+    tiles_of_b_ = tail_of_a_ + (copies_tail(d_, t_) ? static_cast<std::size_t>(t_.most_rows()) * tile_bytes : 0);
+    sums_ = tiles_of_b_ + (interleaves() ? static_cast<std::size_t>(t_.most_columns()) * whole_tile : 0);
     sttilecfg(ptr[rsp + callers_]);
-    sums_ = tail_of_a_ + (copies_tail(d_, t_) ? static_cast<std::size_t>(t_.most_rows() * tile_bytes) : 0);
   }
 
   // ---- areas -------------------------------------------------------------------------------------
@@ -214,8 +223,8 @@ class jit_tiles : public jit_loops {
     mov(rax, word_at(first_c));
     add_constant(rax, first * size_c_, rcx);
     mov(word_at(c_column), rax);
-    set_word(b_offset, first * unit_b);
-    set_word(column_index, first);
+    set_word(b_offset, first * unit_b, rax);
+    set_word(column_index, first, rax);
     repeat(columns.count, blocks_left, [&] {
       mov(rax, word_at(first_a));
       mov(word_at(a_offset), rax);
@@ -242,9 +251,9 @@ class jit_tiles : public jit_loops {
     });
   }
 
-  void set_word(slot w, index value) {
-    mov(rax, static_cast<std::uint64_t>(value));
-    mov(word_at(w), rax);
+  void set_word(slot w, index value, const Reg64& temporary) {
+    mov(temporary, static_cast<std::uint64_t>(value));
+    mov(word_at(w), temporary);
   }
 
   // ---- one block ---------------------------------------------------------------------------------
@@ -331,22 +340,49 @@ class jit_tiles : public jit_loops {
     if (rows.tiles > 1) lea(r12, ptr[rax + rcx]);
     if (rows.tiles > 2) lea(r13, ptr[rax + rcx * 2]);
     if (t_.chunks > 0) {
-      if (t_.chunks > 1) mov(rcx, static_cast<std::uint64_t>(t_.chunks));
+      if (t_.chunks > 1) set_word(chunks_left, t_.chunks, rcx);
       const std::uint8_t* top = getCurr();
+      if (interleaves()) interleave(columns, t_.depth[0]);
       products(rows, columns, tiles_.of[0], false);
       if (t_.chunks > 1 || t_.depth[1].k != 0) {
         for (int i = 0; i < rows.tiles; ++i) add(row_of_a(i), tile_bytes);
-        add(rdx, r10);
+        if (!interleaves()) add(rdx, r10);
       }
       if (t_.chunks > 1) {
-        sub(rcx, 1);
+        sub(word_at(chunks_left), 1);
         jnz(static_cast<const void*>(top));
       }
     }
     if (t_.depth[1].k == 0) return;
+    if (interleaves()) interleave(columns, t_.depth[1]);
     const bool copies = copies_tail(d_, t_);
     if (copies) copy_tail(rows);
     products(rows, columns, tiles_.of[1], copies);
+  }
+
+  /// Groups of rows of a plain B, as far as this block's columns go, to the stack, as pack_b would write them; moves B.
+  void interleave(const strip& columns, const tile_depth& depth) {
+    const block k{1, columns.tiles, columns.last != tile_rows};
+    const auto group = [&](int valid) {
+      for (int j = 0; j < columns.tiles; ++j) {
+        load_b(k, 0, 1, j, 0, valid);
+        vmovups(ptr[rcx + static_cast<std::size_t>(j) * whole_tile], v(0));
+      }
+    };
+    const int whole = depth.k / static_cast<int>(group_);
+    const int left = depth.k % static_cast<int>(group_);
+    lea(rcx, ptr[rsp + (tiles_of_b_ + static_cast<std::size_t>(whole) * tile_bytes)]);
+    mov(word_at(end_of_copy), rcx);
+    lea(rcx, ptr[rsp + tiles_of_b_]);
+    if (whole > 0) {
+      const std::uint8_t* top = getCurr();
+      group(static_cast<int>(group_));
+      lea(rdx, ptr[rdx + r11 * rows_of_step_]);
+      add(rcx, tile_bytes);
+      cmp(rcx, word_at(end_of_copy));
+      jnz(static_cast<const void*>(top));
+    }
+    if (left != 0) group(left);
   }
   const Reg64& row_of_a(int i) const { return i == 0 ? rax : i == 1 ? r12 : r13; }
 
@@ -376,7 +412,9 @@ class jit_tiles : public jit_loops {
       tileloadd(tile(o.a[i]), ptr[rsp + rcx + (tail_of_a_ + static_cast<std::size_t>(i) * tile_rows * tile_bytes)]);
     };
     const auto load_b = [&](int j) {
-      tileloadd(tile(o.b[j]), ptr[rdx + r11 + static_cast<std::size_t>(j * tile_bytes)]);
+      const auto columns_before = static_cast<std::size_t>(j);
+      if (!interleaves()) return tileloadd(tile(o.b[j]), ptr[rdx + r11 + columns_before * tile_bytes]);
+      tileloadd(tile(o.b[j]), ptr[rsp + r10 + (tiles_of_b_ + columns_before * whole_tile)]);
     };
     if (o.holds_b || !o.holds_a) {
       for (int i = 0; i < rows.tiles; ++i) {
@@ -458,11 +496,15 @@ class jit_tiles : public jit_loops {
     });
   }
 
+  /// B is stored (k,n), and groups of its rows become tiles on the stack.
+  bool interleaves() const { return rows_of_step_ > 1; }
+
   const tile_blocking& t_;
   tile_assignment tiles_;
-  int scratch_row_;            // bytes of a row of C's tiles on the stack
-  std::size_t tail_of_a_ = 0;  // from rsp
-  std::size_t sums_ = 0;       // from rsp
+  int scratch_row_;             // bytes of a row of C's tiles on the stack
+  std::size_t tail_of_a_ = 0;   // from rsp
+  std::size_t tiles_of_b_ = 0;  // from rsp
+  std::size_t sums_ = 0;        // from rsp
   bool has_one_configuration_;
   bool rows_are_counted_ = false;  // the block has m % 16 rows, m given at the call
 };

@@ -144,9 +144,7 @@ inline cpu_features hide(cpu_features f, std::string_view list) noexcept {
   }
   const auto drop = [&f](feature bit) { f.bits &= ~static_cast<std::uint32_t>(bit); };
   if (!f.has(feature::avx2)) drop(feature::avx_vnni), drop(feature::f16c), drop(feature::avx512);
-  if (!f.has(feature::avx512)) {  // vectors end what tiles began
-    drop(feature::avx512_vnni), drop(feature::avx512_bf16), drop(feature::avx512_fp16), drop(feature::amx_tile);
-  }
+  if (!f.has(feature::avx512)) drop(feature::avx512_vnni), drop(feature::avx512_bf16), drop(feature::avx512_fp16);
   if (!f.has(feature::amx_tile)) drop(feature::amx_bf16), drop(feature::amx_int8);
   return f;
 }
