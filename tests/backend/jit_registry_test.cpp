@@ -19,6 +19,8 @@
 #include <vector>
 
 #include "kernel/fake_backend.hpp"
+#include "support/backends.hpp"
+#include "support/features.hpp"
 
 namespace {
 
@@ -316,17 +318,20 @@ TEST_F(JitRegistry, UnwindsFromEveryInstructionOfRealKernels) {
   GTEST_SKIP() << "sanitizers take the signals";
 #endif
   registry::set_targets("gdb");
+  brgemm_test::show_tiles();
+  ASSERT_TRUE(register_amx());
   std::vector<float> a(64 * 64, 0.5f), b(64 * 64, 0.25f), c(64 * 64);
   arguments x;
   x.a = a.data(), x.b = b.data(), x.c = c.data(), x.batch = 1;
   x.lda = x.ldb = x.ldc = 64;
   std::set<std::size_t> saved;  // how many registers kernels saved
   int kernels = 0;
-  for (const backend::entry& e : backend::built_in()) {
+  for (const backend::entry& e : brgemm_test::backends()) {
     if (!e.runs_here() || e.name == "reference") continue;
     for (int kind = 0; kind < 4; ++kind) {
       for (brgemm::index m : {1, 7, 14, 20}) {
         desc d;
+        if (e.name == "amx") d.a = d.b = type::bf16, d.layout_b = layout::interleaved, d.sums = order::tile;
         d.m = m, d.n = 19, d.k = 5;
         d.lda = d.ldb = d.ldc = 64;
         if (kind >= 1) d.ldc = at_call;

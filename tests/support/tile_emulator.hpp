@@ -55,7 +55,7 @@ inline std::atomic<std::uint64_t> loads_of_configuration{0};
 // ---- what the instructions do; false where the CPU would raise a fault ---------------------------
 
 inline bool is_valid(const configuration& c) {
-  if (c.palette != 1) return false;
+  if (c.palette != 1 || c.start_row != 0) return false;  // a start_row is only for what a fault interrupted
   for (const std::uint8_t b : c.reserved) {
     if (b != 0) return false;
   }
@@ -115,7 +115,7 @@ inline float f32_of(std::uint16_t bf16) {
   return x;
 }
 
-/// Rows of sums (all 16 columns: what is beyond the configured ones is zero), with subnormals flushed by MXCSR.
+/// Rows of sums, with subnormals flushed by MXCSR. All 16 columns: nobody sees what is beyond the configured ones.
 [[gnu::always_inline]] inline void add_bf16_products(tile& sums, const tile& a, const tile& b, int rows, int depth) {
   float b_values[most_rows][2][most_rows];  // [k][even or odd][n]
   for (int k = 0; k < depth; ++k) {
@@ -191,7 +191,7 @@ struct instruction {
   bool has_index_byte = false;
   int reg = 0;    // ModRM.reg
   int rm = 0;     // ModRM.rm, where it is a register
-  int other = 0;  // VEX.vvvv
+  int other = 0;  // VEX.vvvv, 0 where it is unused
   std::uint8_t* address = nullptr;
   std::int64_t stride = 0;  // the index times its scale, which is no part of the address
   int length = 0;
@@ -199,7 +199,7 @@ struct instruction {
 
 inline bool decode(const ucontext_t& context, instruction& x) {
   const auto* const at = reinterpret_cast<const std::uint8_t*>(context.uc_mcontext.gregs[REG_RIP]);
-  if (at[0] != 0xc4 || (at[1] & 0x1f) != 2 || (at[2] & 0x84) != 0) return false;
+  if (at[0] != 0xc4 || (at[1] & 0x9f) != 0x82 || (at[2] & 0x84) != 0) return false;  // R: there are only eight tiles
   const int index_high = (at[1] & 0x40) != 0 ? 0 : 8;
   const int base_high = (at[1] & 0x20) != 0 ? 0 : 8;
   x.prefix = at[2] & 3;
@@ -210,7 +210,7 @@ inline bool decode(const ucontext_t& context, instruction& x) {
   x.rm = at[4] & 7;
   x.length = 5;
   x.in_memory = mod != 3;
-  if (!x.in_memory) return true;
+  if (!x.in_memory) return index_high == 0 && base_high == 0;
   x.has_index_byte = x.rm == 4;
   int base = x.rm + base_high;
   bool has_base =
@@ -240,6 +240,8 @@ inline bool decode(const ucontext_t& context, instruction& x) {
 /// Executes x; false where it is none of AMX, or the CPU would raise a fault.
 inline bool execute(const instruction& x) {
   enum { none, h66, f3, f2 };
+  const bool is_product = x.opcode == 0x5c || x.opcode == 0x5e;
+  if (!is_product && x.other != 0) return false;
   if (x.opcode == 0x49 && x.in_memory && x.reg == 0) {
     if (x.prefix == none) return ++loads_of_configuration, load_configuration(x.address + x.stride);
     if (x.prefix == h66) return std::memcpy(x.address + x.stride, &own.now, sizeof own.now), true;

@@ -18,24 +18,36 @@ namespace detail {
 /// The system's answer to the request for the state of tiles: 0 not asked yet, 1 granted, else the error, negative.
 inline constinit std::atomic<int> tiles_granted{0};
 
-/// Asks once a process, and only when a kernel needs tiles, because their state enlarges the frames of signals. A
-/// child has what its parent has.
+inline const char* reason_of_refusal(int error_number) noexcept {
+  switch (error_number) {
+    case ENOSPC: return "ENOSPC (a thread's alternate stack for signals is too small for it)";
+    case EOPNOTSUPP: return "EOPNOTSUPP (not by this kernel)";
+    default: return code_memory::reason(error_number);
+  }
+}
+
+/// Asks once a process, and only when a kernel needs tiles, because their state enlarges the frames of signals by some
+/// 8 KiB. A child has what its parent has. A lack of space can pass, so then it asks again.
 inline result<void> request_tiles() noexcept {
   int answer = tiles_granted.load(std::memory_order_relaxed);
   if (answer == 0) {
     answer = current_system_calls.request_tiles() == 0 ? 1 : -errno;
-    tiles_granted.store(answer, std::memory_order_relaxed);
+    if (answer != -ENOSPC) tiles_granted.store(answer, std::memory_order_relaxed);
   }
   if (answer == 1) return {};
   return error(errc::unsupported, "backend", "the system does not grant the state of AMX tiles: %s",
-               code_memory::reason(-answer));
+               reason_of_refusal(-answer));
 }
 
 inline result<void> supported_by_tiles(const desc& d) noexcept {
   if (result<void> yes = supported(d); !yes) return yes;
   const bool bytes = brgemm::detail::is_8bit(d.a);
-  if (!cpu().has(bytes ? feature::amx_int8 : feature::amx_bf16) || !(bytes || d.a == type::bf16)) {
-    return error(errc::unsupported, "a", "this CPU's tiles do not multiply %s", name_of(d.a).data());
+  if (!bytes && d.a != type::bf16) {
+    return error(errc::unsupported, "a", "tiles take bf16, u8 and s8, not %s", name_of(d.a).data());
+  }
+  if (!cpu().has(bytes ? feature::amx_int8 : feature::amx_bf16)) {
+    return error(errc::unsupported, "a", "tiles for %s are not in this CPU, or hidden by BRGEMM_CPU",
+                 name_of(d.a).data());
   }
   if (d.layout_b == layout::transposed) {
     return error(errc::unsupported, "layout_b",
@@ -50,11 +62,20 @@ inline result<void> supported_by_tiles(const desc& d) noexcept {
 
 inline result<program> generate_tiles(const desc& d, std::span<std::uint8_t> buffer) noexcept {
   if (result<void> yes = supported_by_tiles(d); !yes) return yes.error();
-  const tile_blocking t = choose_tile_blocking(d);
-  const result<std::size_t> bytes = write_code<jit_tiles>(d, buffer, avx512_unit(), t);
-  if (!bytes) return bytes.error();
-  if (*bytes == 0) return too_long(d).error();
-  return program{.code_bytes = *bytes, .sums = machine_order(d)};
+  tile_blocking t = choose_tile_blocking(d);
+  for (const int rows : {8, 4, 1}) {
+    t.most_rows_of_part = rows;
+    const result<std::size_t> bytes = write_code<jit_tiles>(d, buffer, avx512_unit(), t);
+    if (!bytes) return bytes.error();
+    if (*bytes != 0) return program{.code_bytes = *bytes, .sums = machine_order(d)};
+  }
+  return too_long(d).error();
+}
+
+inline const char* tile_instruction_of(const desc& d) noexcept {
+  if (d.a == type::bf16) return "tdpbf16ps";
+  if (d.a == type::u8) return d.b == type::u8 ? "tdpbuud" : "tdpbusd";
+  return d.b == type::u8 ? "tdpbsud" : "tdpbssd";
 }
 
 inline std::size_t explain_tiles(const desc& d, char* text, std::size_t size) noexcept {
@@ -66,17 +87,16 @@ inline std::size_t explain_tiles(const desc& d, char* text, std::size_t size) no
       p.add("%s%lld of %d", &s == strips ? "" : ", then ", static_cast<long long>(s.count), s.total());
     }
   };
-  p.add("Products by %s on tiles of 16 rows of 64 bytes. C is divided into blocks of rows (",
-        d.a == type::bf16 ? "tdpbf16ps" : "tdpb[us][us]d");
+  p.add("Products by %s on tiles of 16 rows of 64 bytes. C is divided into blocks of rows (", tile_instruction_of(d));
   if (d.m_extent == extent_kind::at_call) {
-    p.add("16 each, then what is left");
+    p.add(d.m >= tile_rows ? "16 each, then what is left" : "all");
   } else {
     list(t.rows);
   }
   p.add(") and of columns (");
   list(t.columns);
   p.add("): %d tile configuration%s. ", t.areas(), t.areas() == 1 ? "" : "s");
-  p.add("An entry has %lld chunks of %d k", static_cast<long long>(t.chunks),
+  p.add("An entry has %lld chunk%s of %d k", static_cast<long long>(t.chunks), t.chunks == 1 ? "" : "s",
         static_cast<int>(tile_bytes / size_of(d.a)));
   if (t.depth[1].k != 0) p.add(" and one of %d", t.depth[1].k);
   p.add(". %s ", t.direct ? "Tiles are stored to C." : "Tiles are stored to the stack; vectors finish C from there.");

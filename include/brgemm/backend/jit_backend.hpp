@@ -11,7 +11,7 @@
 
 namespace brgemm::inline abi_0::backend {
 
-/// Bytes of stack that a generated kernel uses at most, return addresses included.
+/// Bytes of stack that a generated kernel without tiles uses at most, return addresses included.
 inline constexpr std::size_t max_stack_bytes = 400;
 
 static_assert(jit_generator::stack_bytes() <= max_stack_bytes);

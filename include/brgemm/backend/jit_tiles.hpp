@@ -50,7 +50,7 @@ class jit_tiles : public jit_operands {
       for (const strip& rows : t_.rows) {
         if (rows.count == 0) continue;
         areas(rows, rows.count);
-        advance_rows(rows.count * rows.total());
+        if (&rows == t_.rows && t_.rows[1].count != 0) advance_rows(rows.count * rows.total());
       }
     }
     restore_configuration();
@@ -87,7 +87,7 @@ class jit_tiles : public jit_operands {
     b.lanes = tile_rows;
     b.tail = static_cast<int>(d.n % b.lanes);
     const int free = unit.registers() - std::max(3, detail::epilogue_registers(d, unit));
-    b.rows[0] = {1, std::min(8, free / t.most_columns()), false};
+    b.rows[0] = {1, std::min(t.most_rows_of_part, free / t.most_columns()), false};
     b.columns[0] = {1, t.most_columns(), false};
     return b;
   }
@@ -103,10 +103,11 @@ class jit_tiles : public jit_operands {
     return t.depth[1].k * static_cast<int>(size_of(d.a)) % 4 != 0;
   }
 
-  /// Touches each page on the way down, so that none is jumped over.
+  /// Touches each page on the way down, so that none is jumped over; the frame above was not written yet.
   void reserve_stack() {
     const std::size_t bytes = bytes_below(d_, t_);
-    for (std::size_t page = 4096; page < bytes; page += 4096) or_(dword[rsp - page], 0);
+    constexpr std::size_t page = 4096;
+    for (std::size_t at = page - frame_bytes; at < bytes + 64; at += page) or_(dword[rsp - at], 0);
     sub(rsp, static_cast<std::uint32_t>(bytes));
     and_(rsp, 0xffffffc0u);
     tail_of_a_ = 2 * configuration_bytes;
@@ -175,8 +176,8 @@ class jit_tiles : public jit_operands {
     }
   }
 
-  /// The configuration of the next blocks, which is not loaded where the caller has it already. By stores: the code
-  /// holds no data that one line of cache would share with instructions.
+  /// The configuration of the next blocks, which is not loaded where the caller has it already. It is made on the
+  /// stack, where a call's number of rows goes into it.
   void configure() {
     const tile_configuration c = configuration_of(tiles_);
     for (std::size_t i = 0; i < 8; ++i) {
@@ -202,10 +203,12 @@ class jit_tiles : public jit_operands {
     kortestw(k7, k7);
     return jump_forward(condition::equal);
   }
-  /// A function that changes the configuration leaves it as it was: all zeros, if there was none, release the tiles.
+  /// A function that changes the configuration leaves it as it was.
   void restore_configuration() {
     const std::size_t same = has_one_configuration_ ? compare_configurations() : 0;
-    ldtilecfg(ptr[rsp + callers_]);
+    cmp(byte[rsp + callers_], 0);  // the palette: none
+    either(
+        condition::equal, [&] { tilerelease(); }, [&] { ldtilecfg(ptr[rsp + callers_]); });
     if (same != 0) land(same);
   }
   /// Tiles of C and A, in an area of one row of tiles.
@@ -223,8 +226,10 @@ class jit_tiles : public jit_operands {
     mov(rax, word_at(first_c));
     add_constant(rax, first * size_c_, rcx);
     mov(word_at(c_column), rax);
-    set_word(b_offset, first * unit_b, rax);
-    set_word(column_index, first, rax);
+    if (!one_column_) {
+      set_word(b_offset, first * unit_b, rax);
+      set_word(column_index, first, rax);
+    }
     repeat(columns.count, blocks_left, [&] {
       mov(rax, word_at(first_a));
       mov(word_at(a_offset), rax);
@@ -235,9 +240,7 @@ class jit_tiles : public jit_operands {
         mov(rax, argument(&arguments::m));
         sar(rax, 4);
         mov(word_at(rows_left), rax);
-      }
-      const std::uint8_t* top = getCurr();
-      if (count == 0) {
+        const std::uint8_t* top = getCurr();
         block_of_tiles(rows, columns);
         sub(word_at(rows_left), 1);
         jnz(static_cast<const void*>(top));

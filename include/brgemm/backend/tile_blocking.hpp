@@ -66,11 +66,12 @@ struct tile_blocking {
   index chunks = 0;     ///< whole ones
   strip rows[2];        ///< m at the call: one tile a block, as many blocks as it takes, then what is left
   strip columns[2];
-  bool direct = false;      ///< tiles are stored to C; else to the stack, and vectors do the rest
-  double cycles = 0;        ///< predicted for one entry of the batch, operands in L1
-  double block_cycles = 0;  ///< predicted once a call
-  double bound = 0;         ///< products of one entry
-  double loads = 0;         ///< of tiles, one entry
+  bool direct = false;        ///< tiles are stored to C; else to the stack, and vectors do the rest
+  int most_rows_of_part = 8;  ///< that vectors finish at once
+  double cycles = 0;          ///< predicted for one entry of the batch, operands in L1
+  double block_cycles = 0;    ///< predicted once a call
+  double bound = 0;           ///< products of one entry
+  double loads = 0;           ///< of tiles, one entry
   int areas() const {
     return ((rows[0].count != 0) + (rows[1].count != 0)) * ((columns[0].count != 0) + (columns[1].count != 0));
   }
@@ -80,13 +81,20 @@ struct tile_blocking {
 
 namespace detail {
 
-/// Cycles of a product and of a load from L1, by the rows of A's or of the loaded tile; measured on Sapphire Rapids:
-/// 16 and 10 cycles for 16 and 8 rows, two lines a cycle. Storing a tile takes 16, a configuration and its release 200
-/// each.
+/// Cycles of a product and of a load from L1, by the rows of A's or of the loaded tile, as measured on Sapphire Rapids:
+/// 16 and 10 cycles for 16 and 8 rows, also in a chain into one tile; two lines a cycle. Storing a tile takes 16,
+/// loading a configuration and releasing it about 210.
 constexpr double tile_product_cycles(int rows) { return 4 + 0.75 * rows; }
 constexpr double tile_load_cycles(int rows) { return 0.5 * rows; }
 inline constexpr double tile_store_cycles = 16;
-inline constexpr double tile_configuration_cycles = 200;
+inline constexpr double tile_configuration_cycles = 210;
+
+/// m at the call: whole blocks of 16 rows, and one of what is left.
+constexpr void divide_rows_at_call(index most, strip (&to)[2]) {
+  const strip left{1, 1, static_cast<int>(std::min<index>(most, tile_rows - 1))};
+  to[0] = most >= tile_rows ? strip{most / tile_rows, 1, tile_rows} : left;
+  to[1] = most >= tile_rows ? left : strip{};
+}
 
 /// Whole blocks of `tiles` tiles, then one block of what is left.
 constexpr void divide_into_strips(index total, int tiles, strip (&to)[2]) {
@@ -131,7 +139,7 @@ constexpr tile_assignment assign_tiles(const tile_depth (&depth)[2], const strip
   }
   for (int kind = 0; kind < 2; ++kind) {
     if (depth[kind].k == 0) continue;
-    const int how = kind == 1 && depth[0].k != 0 ? std::min(sharing + 2, 3) : sharing;  // the last chunk shares first
+    const int how = kind == 1 && depth[0].k != 0 ? 2 : sharing;  // the last chunk shares first
     assign_operands(depth[kind], rows, columns, how >= 1, how >= 2, all.of[kind], all);
   }
   return all;
@@ -152,7 +160,7 @@ constexpr double loads_of_chunk(const tile_depth& depth, const strip& rows, cons
                                 const tile_assignment::operands& o) {
   const double a = 0.5 * rows.total();
   const double b = tile_load_cycles(depth.rows_of_b()) * columns.tiles;
-  return o.holds_b ? a + b : o.holds_a ? a + b : a + b * rows.tiles;
+  return o.holds_a || o.holds_b ? a + b : a + b * rows.tiles;
 }
 
 constexpr double products_of_chunk(const strip& rows, const strip& columns) {
@@ -202,9 +210,12 @@ inline tile_blocking choose_tile_blocking(const desc& d) {
       if (b.chunks != 0) b.depth[0] = {static_cast<int>(chunk), tile_bytes};
       if (rest != 0) b.depth[1] = {rest, (rest * bytes + 3) / 4 * 4};
       b.direct = detail::stores_tiles(d);
-      detail::divide_into_strips(d.m, height, b.rows);
+      if (d.m_extent == extent_kind::at_call) {
+        detail::divide_rows_at_call(d.m, b.rows);
+      } else {
+        detail::divide_into_strips(d.m, height, b.rows);
+      }
       detail::divide_into_strips(d.n, width, b.columns);
-      b.block_cycles = detail::tile_configuration_cycles;
       bool fits = true;
       for (const strip& r : b.rows) {
         for (const strip& c : b.columns) {
