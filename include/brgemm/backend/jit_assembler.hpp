@@ -4,12 +4,10 @@
 
 #include "backend.hpp"
 #include "jit_blocking.hpp"
-#include "xbyak.hpp"
+#include "jit_encoding.hpp"
 
 namespace brgemm::inline abi_0::backend {
 inline namespace BRGEMM_WITH_XBYAK {
-
-namespace assembler_names = brgemm_assembler;
 
 /// Every vector register in 128, 256 and 512 bits: there is less to compile where they are not made at each use.
 struct vector_registers {
@@ -25,7 +23,7 @@ struct vector_registers {
 inline constexpr vector_registers registers;
 
 /// An assembler that writes into a buffer of the caller.
-class jit_assembler : public assembler_names::CodeGenerator {
+class jit_assembler : public jit_encoding {
  public:
   using Address = assembler_names::Address;
   using RegExp = assembler_names::RegExp;
@@ -36,7 +34,7 @@ class jit_assembler : public assembler_names::CodeGenerator {
   using Operand = assembler_names::Operand;
 
   jit_assembler(std::span<std::uint8_t> buffer, const vector_unit& unit)
-      : CodeGenerator(buffer.size(), buffer.data()), unit_(unit) {}
+      : jit_encoding(buffer.size(), buffer.data()), unit_(unit) {}
 
   bool wide() const { return unit_.wide; }
   bool has(feature f) const { return unit_.features.has(f); }
