@@ -44,7 +44,7 @@ class Amx : public testing::Test {
  protected:
   static void SetUpTestSuite() {
     emulated_ = show_tiles();
-    ASSERT_TRUE(register_amx());
+    ASSERT_TRUE(backend::register_amx());
   }
   static void TearDownTestSuite() {
     std::printf("[tiles] %s, %llu instructions emulated\n", emulated_ ? "emulated" : "the CPU's own",
@@ -244,7 +244,7 @@ TEST_F(Amx, BlocksFitTheTiles) {
 
 TEST_F(Amx, IsTakenWhereItIsNamed) {
   const desc d = bf16_tiles(5, 6, 7);
-  ASSERT_TRUE(register_amx()) << "a second time";
+  ASSERT_TRUE(backend::register_amx()) << "a second time";
   const auto named = make_kernel(d, {.backend = "amx"});
   ASSERT_TRUE(named) << named.error().message();
   EXPECT_EQ(named->backend(), "amx");

@@ -319,7 +319,7 @@ TEST_F(JitRegistry, UnwindsFromEveryInstructionOfRealKernels) {
 #endif
   registry::set_targets("gdb");
   brgemm_test::show_tiles();
-  ASSERT_TRUE(register_amx());
+  ASSERT_TRUE(backend::register_amx());
   std::vector<float> a(64 * 64, 0.5f), b(64 * 64, 0.25f), c(64 * 64);
   arguments x;
   x.a = a.data(), x.b = b.data(), x.c = c.data(), x.batch = 1;

@@ -159,7 +159,7 @@ void emulate_on_another_stack() {
 
 TEST(Stack, KernelsUseNoMoreThanTheySay) {
   emulate_on_another_stack();
-  ASSERT_TRUE(register_amx());
+  ASSERT_TRUE(backend::register_amx());
   for (const char* hidden : {"", "-bf16,-vnni", "-avx512,-vnni,-f16c"}) {
     brgemm_test::hide_features(hidden);
     for (const backend::entry& e : brgemm_test::backends()) {

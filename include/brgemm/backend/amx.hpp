@@ -3,7 +3,7 @@
 // Opt-in until it is measured on CPUs that have tiles: it is taken only where it is registered and named.
 //
 //   #include <brgemm/backend/amx.hpp>
-//   brgemm::register_amx();
+//   brgemm::backend::register_amx();
 //   auto kernel = brgemm::make_kernel(d, {.backend = "amx"});
 #pragma once
 
@@ -121,13 +121,9 @@ inline constexpr entry amx{
     [](const desc& d, char* text, std::size_t size) noexcept { return detail::explain_tiles(d, text, size); },
 };
 
-}  // namespace brgemm::inline abi_0::backend
-
-namespace brgemm::inline abi_0 {
-
 /// Makes `options::backend` and BRGEMM_BACKEND understand "amx". Its kernels take bf16 in order::tile, and u8 and s8,
-/// with A in rows and B interleaved (pack_b), on CPUs with AVX-512 and AMX where the system grants the state of tiles.
-/// Thread-safe; a second call does nothing. Errors: invalid_argument where the list of backends is full.
-inline result<void> register_amx() noexcept { return backend::register_backend(backend::amx); }
+/// with A in rows and B plain or interleaved (pack_b), on CPUs with AVX-512 and AMX where the system grants the state
+/// of tiles. Thread-safe; a second call does nothing. Errors: invalid_argument where the list of backends is full.
+inline result<void> register_amx() noexcept { return register_backend(amx); }
 
-}  // namespace brgemm::inline abi_0
+}  // namespace brgemm::inline abi_0::backend
