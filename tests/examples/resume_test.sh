@@ -25,6 +25,7 @@ for type in f32 bf16; do
   resume=()
   delay=0.1
   for try in $(seq 100); do
+    : > "$folder/log"  # what the run before said must not pass for this one's
     "$program" "${options[@]}" --threads $((try % 4 + 1)) --output "$folder/parts" "${resume[@]}" > "$folder/log" &
     child=$!
     # At first wait until it trains; a child that is interrupted while it still reads pictures has nothing to save.
