@@ -2,25 +2,12 @@
 // kernels at the same time and the list is whole. Run with BRGEMM_JIT_PROFILE=gdb.
 #include <dlfcn.h>
 
-#include <cstdint>
 #include <cstdio>
 #include <thread>
 
-namespace {
+#include "gdb_list.hpp"
 
-// GDB's view.
-struct entry {
-  entry* next;
-  entry* previous;
-  const void* object;
-  std::uint64_t object_bytes;
-};
-struct list {
-  std::uint32_t version;
-  std::uint32_t action;
-  entry* relevant;
-  entry* first;
-};
+namespace {
 
 struct plugin {
   bool (*make)(int);

@@ -2,24 +2,11 @@
 // registered and the other evicts must be gone from the list that it was in. Run with BRGEMM_JIT_PROFILE=gdb.
 #include <dlfcn.h>
 
-#include <cstdint>
 #include <cstdio>
 
-namespace {
+#include "gdb_list.hpp"
 
-// GDB's view.
-struct entry {
-  entry* next;
-  entry* previous;
-  const void* object;
-  std::uint64_t object_bytes;
-};
-struct list {
-  std::uint32_t version;
-  std::uint32_t action;
-  entry* relevant;
-  entry* first;
-};
+namespace {
 
 struct plugin {
   void* handle;
