@@ -219,7 +219,8 @@ TEST_F(Amx, NoPageOfTheStackIsJumpedOver) {
   }
 }
 
-TEST_F(Amx, BlocksFitTheTiles) {
+// Needs no tiles.
+TEST(TileBlocking, BlocksFitTheTilesAndTheStack) {
   for (index m = 1; m <= 100; ++m) {
     for (index n = 1; n <= 100; ++n) {
       for (const index k : {0, 1, 31, 32, 33, 64, 95}) {
@@ -237,6 +238,11 @@ TEST_F(Amx, BlocksFitTheTiles) {
         for (const backend::strip& c : t.columns) columns += c.count * c.total();
         ASSERT_EQ(rows, m);
         ASSERT_EQ(columns, n);
+        desc most = bf16_tiles(m, n, k);
+        most.layout_b = layout::plain;
+        most.c = type::bf16;
+        const std::size_t bytes = backend::jit_tiles::layout_of_stack(most, backend::choose_tile_blocking(most)).bytes;
+        ASSERT_LE(backend::max_stack_bytes + bytes + 64, std::size_t{12} << 10) << m << " " << n << " " << k;
       }
     }
   }

@@ -105,7 +105,7 @@ inline std::size_t explain_tiles(const desc& d, char* text, std::size_t size) no
       "One call with a batch of 16, operands in L1: bound %.0f cycles, predicted %.0f cycles, %.0f of them once a "
       "call. ",
       16 * t.bound, 16 * t.cycles + t.block_cycles, t.block_cycles);
-  p.add("At most %zu bytes of stack.", max_stack_bytes + jit_tiles::bytes_below(d, t) + 64);
+  p.add("At most %zu bytes of stack.", max_stack_bytes + jit_tiles::layout_of_stack(d, t).bytes + 64);
   return p.length();
 }
 

@@ -257,8 +257,6 @@ class jit_block : public jit_assembler {
     if (accumulator_of(d_) == type::s32 && in_integers_) return vpaddd(v(d), v(x), v(y));
     f64_ ? vaddpd(v(d), v(x), v(y)) : vaddps(v(d), v(x), v(y));
   }
-  /// 8-bit products with another C than s32: sums are f32 from then on; only then alpha, beta and C come to them.
-  bool becomes_f32() const { return accumulator_of(d_) == type::s32 && d_.c != type::s32; }
   void xor_lanes(int d, int x, int y) { wide() ? vpxord(v(d), v(x), v(y)) : vpxor(v(d), v(x), v(y)); }
   void or_lanes(int d, int x, int y) { wide() ? vpord(v(d), v(x), v(y)) : vpor(v(d), v(x), v(y)); }
 

@@ -1,6 +1,5 @@
 // Xbyak, with an encoder of its own for the few instructions that kernels consist of, on 512-bit vectors without a
-// mask. The bytes are Xbyak's, which takes longer because it decides anew what form an instruction has: a kernel is
-// made in a tenth less time.
+// mask. The bytes are Xbyak's, which takes longer because it decides anew what form an instruction has.
 #pragma once
 
 #include <cstring>

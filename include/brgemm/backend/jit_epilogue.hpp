@@ -69,7 +69,7 @@ class jit_epilogue : public jit_block {
     if (shifts_a_) subtract_shift(k);
     if (d_.zero_a != zero_point::none) subtract_column_sums(k);
     if (d_.zero_b != zero_point::none) add_row_terms(k);
-    if (becomes_f32()) {
+    if (brgemm::detail::becomes_f32(d_)) {
       for_each(k, [&](int r, int j) { vcvtdq2ps(v(accumulator(k, r, j)), v(accumulator(k, r, j))); });
       in_integers_ = false;
       if (d_.alpha == alpha_kind::one) add_start(k);

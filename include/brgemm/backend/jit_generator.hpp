@@ -227,7 +227,7 @@ class jit_generator : public jit_steps {
   // ---- start -------------------------------------------------------------------------------------
 
   void begin(const block& k) {
-    const bool starts_later = d_.alpha == alpha_kind::at_call || becomes_f32();
+    const bool starts_later = d_.alpha == alpha_kind::at_call || brgemm::detail::becomes_f32(d_);
     const int loaded = starts_later || d_.beta != beta_kind::one ? 0 : last_of_first_chain(k);
     for (int i = loaded; i < accumulators(k); ++i) clear(unit_.registers() - 1 - i);
     if (!starts_later) {

@@ -22,7 +22,7 @@ inline namespace BRGEMM_WITH_XBYAK {
 class jit_tiles : public jit_operands {
  public:
   jit_tiles(std::span<std::uint8_t> buffer, const desc& d, const vector_unit& unit, const tile_blocking& t)
-      : jit_operands(buffer, d, unit, vector_part(d, unit, t)), t_(t) {
+      : jit_operands(buffer, d, unit, vector_part(d, unit, t)), t_(t), stack_(layout_of_stack(d, t)) {
     lda_in_register_ = ldb_in_register_ = ldc_in_register_ = true;
     lda_ = ldb_ = ldc_ = step_b_ = 0;
     c_ = r14;
@@ -58,18 +58,27 @@ class jit_tiles : public jit_operands {
     return write_activations() && finish() ? getSize() : 0;
   }
 
-  /// Bytes below the frame: two configurations, A's tail, B's tiles, C's; up to 64 more are lost to alignment.
-  static std::size_t bytes_below(const desc& d, const tile_blocking& t) {
-    const std::size_t tail = copies_tail(d, t) ? static_cast<std::size_t>(t.most_rows() * tile_bytes) : 0;
-    const bool sums = !t.direct || starts_on_stack(d);
-    const int b = d.layout_b == layout::plain ? t.most_columns() * whole_tile : 0;
-    return 2 * configuration_bytes + tail + static_cast<std::size_t>(b) +
-           (sums ? static_cast<std::size_t>(t.most_rows() * t.most_columns() * tile_bytes) : 0);
+  /// What stands below the frame, in bytes from rsp: the next configuration, the caller's, A's tail, B's tiles, C's.
+  struct stack_layout {
+    std::size_t tail_of_a;
+    std::size_t tiles_of_b;
+    std::size_t sums;
+    std::size_t bytes;  ///< all; up to 64 more are lost to alignment
+  };
+  static stack_layout layout_of_stack(const desc& d, const tile_blocking& t) {
+    const auto row_of_tiles = static_cast<std::size_t>(t.most_rows() * tile_bytes);
+    const auto columns = static_cast<std::size_t>(t.most_columns());
+    stack_layout s{};
+    s.tail_of_a = 2 * configuration_bytes;
+    s.tiles_of_b = s.tail_of_a + (copies_tail(d, t) ? row_of_tiles : 0);
+    s.sums = s.tiles_of_b + (d.layout_b == layout::plain ? columns * whole_tile : 0);
+    s.bytes = s.sums + (!t.direct || starts_on_stack(d) ? columns * row_of_tiles : 0);
+    return s;
   }
 
  private:
   static constexpr std::size_t configuration_bytes = 64;
-  static constexpr int whole_tile = tile_rows * tile_bytes;
+  static constexpr std::size_t whole_tile = tile_rows * tile_bytes;
   static constexpr std::size_t callers_ = configuration_bytes;  // from rsp: the configuration that the caller had
 
   // Names of words of the frame that only groups use in the other generator.
@@ -92,8 +101,7 @@ class jit_tiles : public jit_operands {
     return b;
   }
   static bool starts_at_zero(const desc& d) {
-    const bool becomes_f32 = accumulator_of(d) == type::s32 && d.c != type::s32;
-    return d.beta == beta_kind::zero || d.alpha == alpha_kind::at_call || becomes_f32;
+    return d.beta == beta_kind::zero || d.alpha == alpha_kind::at_call || brgemm::detail::becomes_f32(d);
   }
   /// Tiles cannot load the start from C as it is.
   static bool starts_on_stack(const desc& d) {
@@ -105,14 +113,10 @@ class jit_tiles : public jit_operands {
 
   /// Touches each page on the way down, so that none is jumped over; the frame above was not written yet.
   void reserve_stack() {
-    const std::size_t bytes = bytes_below(d_, t_);
     constexpr std::size_t page = 4096;
-    for (std::size_t at = page - frame_bytes; at < bytes + 64; at += page) or_(dword[rsp - at], 0);
-    sub(rsp, static_cast<std::uint32_t>(bytes));
+    for (std::size_t at = page - frame_bytes; at < stack_.bytes + 64; at += page) or_(dword[rsp - at], 0);
+    sub(rsp, static_cast<std::uint32_t>(stack_.bytes));
     and_(rsp, 0xffffffc0u);
-    tail_of_a_ = 2 * configuration_bytes;
-    tiles_of_b_ = tail_of_a_ + (copies_tail(d_, t_) ? static_cast<std::size_t>(t_.most_rows()) * tile_bytes : 0);
-    sums_ = tiles_of_b_ + (interleaves() ? static_cast<std::size_t>(t_.most_columns()) * whole_tile : 0);
     sttilecfg(ptr[rsp + callers_]);
   }
 
@@ -280,13 +284,12 @@ class jit_tiles : public jit_operands {
       for (int j = 0; j < columns.tiles; ++j) {
         const std::size_t along = static_cast<std::size_t>(j) * tile_bytes;
         const auto place =
-            sums_ + static_cast<std::size_t>(i) * tile_rows * static_cast<std::size_t>(scratch_row_) + along;
+            stack_.sums + static_cast<std::size_t>(i) * tile_rows * static_cast<std::size_t>(scratch_row_) + along;
         each(tile(sum_tile(columns, i, j)), on_stack ? ptr[rsp + rcx + place] : ptr[rax + r15 + along]);
       }
     }
   }
 
-  bool starts_at_zero() const { return d_.beta == beta_kind::zero || d_.alpha == alpha_kind::at_call || becomes_f32(); }
   void start(const strip& rows, const strip& columns) {
     if (starts_at_zero(d_)) {
       for (int i = 0; i < rows.tiles * columns.tiles; ++i) tilezero(tile(i));
@@ -374,9 +377,9 @@ class jit_tiles : public jit_operands {
     };
     const int whole = depth.k / static_cast<int>(group_);
     const int left = depth.k % static_cast<int>(group_);
-    lea(rcx, ptr[rsp + (tiles_of_b_ + static_cast<std::size_t>(whole) * tile_bytes)]);
+    lea(rcx, ptr[rsp + (stack_.tiles_of_b + static_cast<std::size_t>(whole) * tile_bytes)]);
     mov(word_at(end_of_copy), rcx);
-    lea(rcx, ptr[rsp + tiles_of_b_]);
+    lea(rcx, ptr[rsp + stack_.tiles_of_b]);
     if (whole > 0) {
       const std::uint8_t* top = getCurr();
       group(static_cast<int>(group_));
@@ -396,7 +399,7 @@ class jit_tiles : public jit_operands {
     mov(rcx, (std::uint64_t{1} << bytes) - 1);
     kmovq(k7, rcx);
     mov(r12, rax);
-    lea(r13, ptr[rsp + tail_of_a_]);
+    lea(r13, ptr[rsp + stack_.tail_of_a]);
     rows_are_counted_ ? mov(rcx, argument(&arguments::m)) : mov(ecx, static_cast<std::uint32_t>(rows.total()));
     if (rows_are_counted_) and_(ecx, 15);
     const std::uint8_t* top = getCurr();
@@ -412,12 +415,13 @@ class jit_tiles : public jit_operands {
   void products(const strip& rows, const strip& columns, const tile_assignment::operands& o, bool from_copy) {
     const auto load_a = [&](int i) {
       if (!from_copy) return tileloadd(tile(o.a[i]), ptr[row_of_a(i) + r9]);
-      tileloadd(tile(o.a[i]), ptr[rsp + rcx + (tail_of_a_ + static_cast<std::size_t>(i) * tile_rows * tile_bytes)]);
+      tileloadd(tile(o.a[i]),
+                ptr[rsp + rcx + (stack_.tail_of_a + static_cast<std::size_t>(i) * tile_rows * tile_bytes)]);
     };
     const auto load_b = [&](int j) {
       const auto columns_before = static_cast<std::size_t>(j);
       if (!interleaves()) return tileloadd(tile(o.b[j]), ptr[rdx + r11 + columns_before * tile_bytes]);
-      tileloadd(tile(o.b[j]), ptr[rsp + r10 + (tiles_of_b_ + columns_before * whole_tile)]);
+      tileloadd(tile(o.b[j]), ptr[rsp + r10 + (stack_.tiles_of_b + columns_before * whole_tile)]);
     };
     if (o.holds_b || !o.holds_a) {
       for (int i = 0; i < rows.tiles; ++i) {
@@ -473,7 +477,7 @@ class jit_tiles : public jit_operands {
       add(c_, rax);
       add_word(part_of_sums, height * scratch_row_, rax);
     };
-    lea(rax, ptr[rsp + sums_]);
+    lea(rax, ptr[rsp + stack_.sums]);
     mov(word_at(part_of_sums), rax);
     if (rows_are_counted_) {
       mov(rax, argument(&arguments::m));
@@ -503,11 +507,9 @@ class jit_tiles : public jit_operands {
   bool interleaves() const { return rows_of_step_ > 1; }
 
   const tile_blocking& t_;
+  stack_layout stack_;
   tile_assignment tiles_;
-  int scratch_row_;             // bytes of a row of C's tiles on the stack
-  std::size_t tail_of_a_ = 0;   // from rsp
-  std::size_t tiles_of_b_ = 0;  // from rsp
-  std::size_t sums_ = 0;        // from rsp
+  int scratch_row_;  // bytes of a row of C's tiles on the stack
   bool has_one_configuration_;
   bool rows_are_counted_ = false;  // the block has m % 16 rows, m given at the call
 };

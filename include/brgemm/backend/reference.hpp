@@ -241,11 +241,6 @@ BRGEMM_DETAIL_INLINE void add_chains(int chains, index count, Acc (*sums)[row_bl
   }
 }
 
-/// 8-bit products with another C than s32: the exact sum becomes f32, and only then alpha, beta and C come to it.
-BRGEMM_DETAIL_INLINE bool becomes_f32(const desc& d) noexcept {
-  return accumulator_of(d) == type::s32 && d.c != type::s32;
-}
-
 /// The start of a sum: +0 with C unread, C, or round(beta * C).
 template <class Acc>
 BRGEMM_DETAIL_ONCE void load_start(const problem& p, index i, index j0, index count, Acc* start) noexcept {
@@ -263,8 +258,8 @@ BRGEMM_DETAIL_ONCE void load_start(const problem& p, index i, index j0, index co
 template <class Acc>
 BRGEMM_DETAIL_INLINE void sum_row(const problem& p, index i, index j0, index count, Acc (*sums)[row_block]) noexcept {
   Acc start[row_block] = {};
-  if (!becomes_f32(p.d)) load_start(p, i, j0, count, start);
-  const bool scaled = p.d.alpha == alpha_kind::at_call && !becomes_f32(p.d);
+  if (!brgemm::detail::becomes_f32(p.d)) load_start(p, i, j0, count, start);
+  const bool scaled = p.d.alpha == alpha_kind::at_call && !brgemm::detail::becomes_f32(p.d);
   for (int chain = 0; chain < p.d.chains; ++chain) {
     for (index j = 0; j < count; ++j) sums[chain][j] = chain == 0 && !scaled ? start[j] : Acc{0};
   }

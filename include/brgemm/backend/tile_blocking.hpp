@@ -81,9 +81,9 @@ struct tile_blocking {
 
 namespace detail {
 
-/// Cycles of a product and of a load from L1, by the rows of A's or of the loaded tile, as measured on Sapphire Rapids:
-/// 16 and 10 cycles for 16 and 8 rows, also in a chain into one tile; two lines a cycle. Storing a tile takes 16,
-/// loading a configuration and releasing it about 210.
+/// Cycles of a product and of a load from L1, by the rows of A's or of the loaded tile: 16 and 10 cycles for 16 and 8
+/// rows, also in a chain into one tile; two lines a cycle. Storing a tile takes 16, loading a configuration and
+/// releasing it about 210. Measured on Sapphire Rapids, but by no benchmark of ours yet.
 constexpr double tile_product_cycles(int rows) { return 4 + 0.75 * rows; }
 constexpr double tile_load_cycles(int rows) { return 0.5 * rows; }
 inline constexpr double tile_store_cycles = 16;

@@ -161,6 +161,11 @@ static_assert(std::has_unique_object_representations_v<desc>);
 
 constexpr type accumulator_of(const desc& d) noexcept { return accumulator_of(d.a); }
 
+namespace detail {
+/// 8-bit products with another C than s32: the exact sum becomes f32, and only then alpha, beta and C come to it.
+constexpr bool becomes_f32(const desc& d) noexcept { return accumulator_of(d) == type::s32 && d.c != type::s32; }
+}  // namespace detail
+
 /// How many consecutive k one lane of B holds.
 constexpr index k_group_of(const desc& d) noexcept { return k_group_of(d.a); }
 
