@@ -95,23 +95,25 @@ inline contestant on_threads(const ceiling& c, int threads) {
           }};
 }
 
-// Reading: 1 KiB a trip from each of `Streams` places, with a prefetch `Ahead` bytes before them where that is not 0.
-// Loads only; nothing waits for them but the end.
-#define BENCH_READ(name, isa, step, loads)                                                           \
-  template <int Streams, int Ahead>                                                                  \
-  [[gnu::target(isa), gnu::noinline]] inline void name(const char* data, std::int64_t bytes) {       \
-    const std::int64_t part = bytes / Streams / 1024 * 1024;                                         \
-    for (std::int64_t at = 0; at < part; at += 1024) {                                               \
-      for (int s = 0; s < Streams; ++s) {                                                            \
-        const char* from = data + s * part + at;                                                     \
-        for (int i = 0; i < 1024; i += step) {                                                       \
-          if constexpr (Ahead > 0) {                                                                 \
-            for (int line = 0; line < step; line += 64) __builtin_prefetch(from + i + line + Ahead); \
-          }                                                                                          \
-          __asm__ volatile(loads ::"r"(from + i) : "memory", "xmm0", "xmm1", "xmm2", "xmm3");        \
-        }                                                                                            \
-      }                                                                                              \
-    }                                                                                                \
+// Reading: 1 KiB a trip from each of `Streams` places. Where `Ahead` is not 0, lines `Apart` bytes from each other are
+// prefetched so many bytes before. Loads only; nothing waits for them but the end.
+#define BENCH_READ(name, isa, step, loads)                                                     \
+  template <int Streams, int Ahead, int Apart>                                                 \
+  [[gnu::target(isa), gnu::noinline]] inline void name(const char* data, std::int64_t bytes) { \
+    const std::int64_t part = bytes / Streams / 1024 * 1024;                                   \
+    for (std::int64_t at = 0; at < part; at += 1024) {                                         \
+      for (int s = 0; s < Streams; ++s) {                                                      \
+        const char* from = data + s * part + at;                                               \
+        _Pragma("GCC unroll 8") for (int i = 0; i < 1024; i += step) {                         \
+          if constexpr (Ahead > 0) {                                                           \
+            for (int line = 0; line < step; line += 64) {                                      \
+              if ((i + line) % Apart == 0) __builtin_prefetch(from + i + line + Ahead);        \
+            }                                                                                  \
+          }                                                                                    \
+          __asm__ volatile(loads ::"r"(from + i) : "memory", "xmm0", "xmm1", "xmm2", "xmm3");  \
+        }                                                                                      \
+      }                                                                                        \
+    }                                                                                          \
   }
 BENCH_READ(read_256, "avx2", 128,
            "vmovdqu (%0),%%ymm0\nvmovdqu 32(%0),%%ymm1\nvmovdqu 64(%0),%%ymm2\nvmovdqu 96(%0),%%ymm3\n")
@@ -123,21 +125,21 @@ BENCH_READ(read_512, "avx512f", 256,
 /// pages, so what reads some bytes is held against the reading of just these.
 class read_bandwidth {
  public:
-  static constexpr std::int64_t granule = 8192;  ///< 1 KiB of each of eight streams
+  static constexpr std::int64_t granule = 4096;  ///< 1 KiB of each of four streams
   /// `data` must hold `bytes`, at least a granule a thread; each thread reads as many granules as are in its share.
   read_bandwidth(const void* data, std::int64_t bytes, int threads)
       : data_(static_cast<const char*>(data)), share_(bytes / threads / granule * granule), threads_(threads) {
     const bool wide = brgemm::detail::detect_cpu().has(brgemm::feature::avx512);
     void (*const ways[2][9])(const char*, std::int64_t) = {
-        {read_256<1, 0>, read_256<2, 0>, read_256<4, 0>, read_256<8, 0>, read_256<1, 1024>, read_256<1, 4096>,
-         read_256<2, 2048>, read_256<4, 1024>, read_256<8, 512>},
-        {read_512<1, 0>, read_512<2, 0>, read_512<4, 0>, read_512<8, 0>, read_512<1, 1024>, read_512<1, 4096>,
-         read_512<2, 2048>, read_512<4, 1024>, read_512<8, 512>}};
+        {read_256<1, 0, 64>, read_256<2, 0, 64>, read_256<4, 0, 64>, read_256<1, 1024, 64>, read_256<1, 4096, 64>,
+         read_256<1, 8192, 64>, read_256<2, 8192, 64>, read_256<1, 8192, 512>, read_256<2, 8192, 512>},
+        {read_512<1, 0, 64>, read_512<2, 0, 64>, read_512<4, 0, 64>, read_512<1, 1024, 64>, read_512<1, 4096, 64>,
+         read_512<1, 8192, 64>, read_512<2, 8192, 64>, read_512<1, 8192, 512>, read_512<2, 8192, 512>}};
     std::vector<contestant> candidates;
     for (const auto way : ways[wide ? 1 : 0]) {
       candidates.push_back({"", [this, way](std::int64_t times) { run(way, times); }});
     }
-    const auto seconds = interleave(candidates, {5, 5e-3, 0});
+    const auto seconds = interleave(candidates, {9, 10e-3, 0});
     double best = 0;
     for (std::size_t i = 0; i < seconds.size(); ++i) {
       const double least = *std::min_element(seconds[i].begin(), seconds[i].end());
