@@ -1,7 +1,8 @@
 // One step of an epilogue applied to a matrix of activations in place.
 #pragma once
 
-#include "product.hpp"
+#include "../loops/row_product.hpp"
+#include "storage.hpp"
 
 namespace brgemm::inline abi_0::detail {
 

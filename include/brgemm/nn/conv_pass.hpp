@@ -5,9 +5,10 @@
 #include <memory>
 
 #include "../kernel/pack.hpp"
-#include "buffers.hpp"
+#include "../loops/buffers.hpp"
+#include "../loops/row_product.hpp"
 #include "conv_geometry.hpp"
-#include "product.hpp"
+#include "storage.hpp"
 
 namespace brgemm::inline abi_0::detail {
 

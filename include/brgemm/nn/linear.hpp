@@ -7,7 +7,7 @@
 #include "../kernel/pack.hpp"
 #include "activation.hpp"
 #include "block_epilogue.hpp"
-#include "product.hpp"
+#include "gradient_product.hpp"
 
 namespace brgemm::inline abi_0::nn {
 

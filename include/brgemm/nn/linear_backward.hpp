@@ -1,7 +1,7 @@
 // The backward passes of nn::linear: what their kernels compute, and the calls.
 #pragma once
 
-#include "buffers.hpp"
+#include "../loops/buffers.hpp"
 #include "linear.hpp"
 #include "rearrange.hpp"
 #include "tiles.hpp"

@@ -1,7 +1,7 @@
 // The forward pass of nn::linear: what its kernels compute, and the call.
 #pragma once
 
-#include "buffers.hpp"
+#include "../loops/buffers.hpp"
 #include "linear.hpp"
 
 namespace brgemm::inline abi_0::nn {

@@ -1,7 +1,7 @@
 // The weights of nn::linear: from a framework's storage to panels and back, and what kernels read, made from them.
 #pragma once
 
-#include "buffers.hpp"
+#include "../loops/buffers.hpp"
 #include "linear.hpp"
 #include "rearrange.hpp"
 #include "tiles.hpp"
@@ -47,16 +47,7 @@ result<void> linear::pack_weights(loops::executor_ref threads, const view<const 
                                     {"column_sums", column_sums, sums ? panels(d_.out) * width * 4 : 0}};
   const detail::buffer read[] = {detail::buffer_of("w", w)};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  loops::parallel_for(threads, {panels(d_.out)}, [&](index panel) {
-    const index column = panel * width;
-    T* const to = packed + panel * panel_elements;
-    std::memset(static_cast<void*>(to), 0, static_cast<std::size_t>(panel_elements * size_of(t)));
-    std::int32_t* const panel_sums = sums ? column_sums + column : nullptr;
-    if (sums) std::memset(panel_sums, 0, static_cast<std::size_t>(width) * sizeof(std::int32_t));
-    const T* const from = stored == layout::transposed ? &w(column, 0) : &w(0, column);
-    brgemm::pack_b({t, d_.in, detail::extent_of_block(d_.out, width, panel), stored, from, w.stride(0), to, width},
-                   panel_sums);
-  });
+  detail::pack_panels(threads, {t, d_.in, d_.out, stored, w.data(), w.stride(0), packed, width}, column_sums);
   return {};
 }
 

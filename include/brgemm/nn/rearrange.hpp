@@ -6,19 +6,10 @@
 #include <cstring>
 
 #include "../core/cpu.hpp"
-#include "../loops/elementwise.hpp"
+#include "../loops/split.hpp"
 #include "storage.hpp"
 
 namespace brgemm::inline abi_0::detail {
-
-/// To bf16 without a branch, so that loops over it become vectors; the same bits as to_bf16.
-BRGEMM_ALWAYS_INLINE inline std::uint16_t bf16_bits(float x) noexcept {
-  const auto u = std::bit_cast<std::uint32_t>(x);
-  const std::uint32_t magnitude = u & 0x7fffffffu;
-  const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const std::uint32_t flushed = magnitude < 0x00800000u ? (u >> 16) & 0x8000u : rounded;
-  return static_cast<std::uint16_t>(magnitude > 0x7f800000u ? (u >> 16) | 0x40u : flushed);
-}
 
 /// For the blocks of a matrix that is more than the caches hold: what is written goes past them, and while one block is
 /// rearranged the next one is fetched, which may be far away.

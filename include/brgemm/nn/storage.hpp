@@ -1,9 +1,16 @@
 // How activations (rows, features) and weights lie in memory for the loops of this folder.
 #pragma once
 
-#include "../core/types.hpp"
+#include "../loops/blocks.hpp"
 
 namespace brgemm::inline abi_0::nn {
+
+using loops::block_rows;
+using loops::block_width;
+using loops::panels;
+using loops::plain_tiling;
+using loops::row_blocks;
+using loops::tiling;
 
 /// How a matrix of activations (rows, features) is stored.
 enum class storage : std::uint8_t {
@@ -12,46 +19,8 @@ enum class storage : std::uint8_t {
             ///< reads, on neighbouring lines. Only where can_block(features).
 };
 
-/// Rows of a block of activations: so many register tiles read the same panel of weights while it is in L2.
-inline constexpr index block_rows = 64;
-
-/// Columns of a block of activations and of a panel of weights, a multiple of 16: one panel up to 64 features, else a
-/// width that divides the features, else 64 with a narrower last panel.
-constexpr index block_width(index features) noexcept {
-  if (features <= 64) return (features + 15) / 16 * 16;
-  for (const index width : {64, 48, 80, 96, 112, 32}) {
-    if (features % width == 0) return width;
-  }
-  return 64;
-}
-
 /// Blocked storage needs features <= 64, or a width that divides them.
 constexpr bool can_block(index features) noexcept { return features <= 64 || features % block_width(features) == 0; }
-
-/// Blocks of 64 rows that hold `rows`.
-constexpr index row_blocks(index rows) noexcept { return (rows + block_rows - 1) / block_rows; }
-
-/// Panels of block_width(features) that hold `features`.
-constexpr index panels(index features) noexcept {
-  return (features + block_width(features) - 1) / block_width(features);
-}
-
-/// Where the blocks of a matrix begin, in elements (in bytes for bit matrices): block (r, c) at r * row_step +
-/// c * column_step, its rows `ld` apart.
-struct tiling {
-  index ld = 0;
-  index row_step = 0;
-  index column_step = 0;
-  constexpr index offset(index row_block, index column_block) const noexcept {
-    return row_block * row_step + column_block * column_step;
-  }
-  friend constexpr bool operator==(const tiling&, const tiling&) = default;
-};
-
-/// Blocks of width block_width(features) in plain storage.
-constexpr tiling plain_tiling(index features, index ld) noexcept {
-  return {ld, block_rows * ld, block_width(features)};
-}
 
 /// Blocked storage; where !can_block(features) the last block is stored at full width too, and partly used.
 constexpr tiling blocked_tiling(index features) noexcept {

@@ -1,0 +1,210 @@
+// A product of plain matrices: C = A * B or C += A * B, in blocks, spread over threads. Two steps: plan once, then
+// call.
+#pragma once
+
+#include <optional>
+
+#include "buffers.hpp"
+#include "row_product.hpp"
+
+namespace brgemm::inline abi_0::loops {
+
+/// C (m,n) = A (m,k) * B (k,n), or C += A * B. Sizes count elements.
+struct gemm_desc {
+  index m = 1;  ///< the most rows of A and C in one call
+  index n = 1;
+  index k = 1;    ///< >= 0
+  index lda = 0;  ///< rows of A are so far apart; 0 stands for k
+  index ldc = 0;  ///< rows of C; 0 stands for n
+  type a = type::f32;
+  type b = type::f32;
+  type c = type::f32;
+  bool accumulate = false;  ///< C += A * B: C begins each sum (desc.beta = one)
+  /// f32 only: by products of bf16 pieces, which tiles multiply faster than vectors multiply f32.
+  math how = math::f32;
+};
+
+/// The plan of one product: immutable, so any number of threads may call it at once with different memory. It owns
+/// kernels and no data. A call allocates nothing.
+///
+/// B is packed once and may then serve many calls. Each element of C is one sum in the order of the contract, of all of
+/// k in one entry: the same bits for any rows, threads and backend. With pieces it is order::tile over the products
+/// that docs/numerics.md lists, chunk after chunk of 32 k. Errors are invalid_argument with the argument's name, found
+/// before anything is written.
+class gemm {
+ public:
+  /// Errors: invalid_argument or unsupported with the field of the desc, or what make_kernel says; out_of_memory.
+  static result<gemm> plan(const gemm_desc& d, const options& how = {}) noexcept {
+    if (auto r = check(d); !r) return r.error();
+    gemm g;
+    g.d_ = d;
+    auto product = detail::row_product::make(g.product_desc(), how);
+    if (!product) return product.error();
+    g.product_.emplace(std::move(*product));
+    return g;
+  }
+
+  const gemm_desc& description() const noexcept { return d_; }
+  std::string_view backend() const noexcept { return product_->backend(); }
+  /// Of B as pack_b writes it, or of its pieces; align them to 64.
+  index packed_b_bytes() const noexcept { return product_->packed_bytes(); }
+  /// For the pieces of A: bytes that a call needs besides its arguments, 0 for math::f32; align them to 64.
+  index workspace_bytes() const noexcept { return pieces_bytes(d_.m); }
+
+  /// B (k,n) where `stored` is plain, (n,k) where it is transposed, rows of adjacent elements, to the panels that
+  /// kernels read, or to pieces. packed: packed_b_bytes(); overlaps nothing.
+  template <class T>
+  result<void> pack_b(executor_ref threads, const view<const T, 2>& b, layout stored, void* packed) const noexcept {
+    if (auto r = check_b(element_traits<T>::value, stored, {b.extent(0), b.extent(1), b.stride(0), b.stride(1)}); !r) {
+      return r;
+    }
+    const bool empty = d_.k == 0;
+    const detail::buffer written[] = {{"packed", packed, packed_b_bytes(), size_of(d_.b)}};
+    const detail::buffer read[] = {empty ? detail::buffer{"b", nullptr, 0} : detail::buffer_of("b", b)};
+    if (auto r = detail::check_buffers(written, read); !r) return r;
+    if (d_.how == math::f32) {
+      detail::pack_panels(threads, {d_.b, d_.k, d_.n, stored, b.data(), b.stride(0), packed, 0}, nullptr);
+    } else if constexpr (std::is_same_v<T, float>) {
+      split_panels(threads, b.data(), b.stride(0), stored, static_cast<std::uint32_t*>(packed));
+    }
+    return {};
+  }
+
+  /// The first `rows` rows of C, 1 <= rows <= m. `a` and `c` in rows of lda and ldc, `packed_b` from pack_b; workspace:
+  /// workspace_bytes(), null where that is 0. c and workspace overlap nothing.
+  result<void> operator()(executor_ref threads, index rows, const void* a, const void* packed_b, void* c,
+                          void* workspace = nullptr) const noexcept {
+    if (rows < 1 || rows > d_.m) {
+      return error(errc::invalid_argument, "rows", "rows is %ld; this plan takes 1..%ld", rows, d_.m);
+    }
+    const index bytes_of_a = d_.k == 0 ? 0 : ((rows - 1) * lda() + d_.k) * size_of(d_.a);
+    const detail::buffer written[] = {{"c", c, ((rows - 1) * ldc() + d_.n) * size_of(d_.c), size_of(d_.c)},
+                                      {"workspace", workspace, pieces_bytes(rows)}};
+    const detail::buffer read[] = {{"a", a, bytes_of_a, size_of(d_.a)},
+                                   {"packed_b", packed_b, packed_b_bytes(), size_of(d_.b)}};
+    if (auto r = detail::check_buffers(written, read); !r) return r;
+    if (d_.how != math::f32 && d_.k != 0) {
+      split_a(threads, rows, static_cast<const float*>(a), static_cast<std::uint16_t*>(workspace));
+      a = workspace;
+    }
+    detail::row_product_arguments call;
+    call.a = a;
+    call.b = packed_b;
+    call.c = c;
+    (*product_)(threads, rows, call);
+    return {};
+  }
+
+ private:
+  gemm() = default;
+
+  struct matrix {
+    index rows;
+    index columns;
+    index ld;
+    index step;
+  };
+  static constexpr index largest_size = index{1} << 29;  // no product of two, in bytes and whole blocks, passes 2^63
+
+  static result<void> check(const gemm_desc& d) noexcept {
+    const struct {
+      const char* name;
+      index value;
+      index least;
+    } sizes[] = {{"m", d.m, 1}, {"n", d.n, 1}, {"k", d.k, 0}};
+    for (const auto& s : sizes) {
+      if (s.value >= s.least && s.value <= largest_size) continue;
+      return error(errc::invalid_argument, s.name, "%s is %ld; it must be in %ld..2^29", s.name, s.value, s.least);
+    }
+    const struct {
+      const char* name;
+      index value;
+      index columns;
+    } pitches[] = {{"lda", d.lda, d.k}, {"ldc", d.ldc, d.n}};
+    for (const auto& p : pitches) {
+      if (p.value == 0 || (p.value >= p.columns && p.value <= largest_size)) continue;
+      return error(errc::invalid_argument, p.name, "%s is %ld, with rows of %ld: 0, or %ld..2^29", p.name, p.value,
+                   p.columns, p.columns);
+    }
+    if (static_cast<int>(d.how) >= math_count) {
+      return error(errc::invalid_argument, "how", "how is %d, which is no kind of math", static_cast<int>(d.how));
+    }
+    const struct {
+      const char* name;
+      type value;
+    } types[] = {{"a", d.a}, {"b", d.b}, {"c", d.c}};
+    for (const auto& t : types) {
+      if (!is_known(t.value)) {
+        return error(errc::invalid_argument, t.name, "%s is %d, which is no type", t.name, static_cast<int>(t.value));
+      }
+      if (d.how == math::f32 || t.value == type::f32) continue;
+      return error(errc::unsupported, t.name, "%s is %s; products of pieces are of f32", t.name,
+                   name_of(t.value).data());
+    }
+    return {};
+  }
+
+  result<void> check_b(type element, layout stored, const matrix& b) const noexcept {
+    if (element != d_.b) {
+      return error(errc::invalid_argument, "b", "b has elements of %s; this plan has %s", name_of(element).data(),
+                   name_of(d_.b).data());
+    }
+    if (stored != layout::plain && stored != layout::transposed) {
+      return error(errc::invalid_argument, "stored", "stored is %d; plain (0) or transposed (1)",
+                   static_cast<int>(stored));
+    }
+    const bool transposed = stored == layout::transposed;
+    const index rows = transposed ? d_.n : d_.k;
+    const index columns = transposed ? d_.k : d_.n;
+    if (b.rows == rows && b.columns == columns && b.step == 1 && b.ld >= columns && b.ld <= largest_size) return {};
+    return error(errc::invalid_argument, "b",
+                 "b is (%ld,%ld) with strides (%ld,%ld); needed is (%ld,%ld) with strides (%ld..2^29,1)", b.rows,
+                 b.columns, b.ld, b.step, rows, columns, columns);
+  }
+
+  index lda() const noexcept { return d_.lda != 0 ? d_.lda : std::max<index>(d_.k, 1); }
+  index ldc() const noexcept { return d_.ldc != 0 ? d_.ldc : d_.n; }
+  /// Elements of a row of A's pieces.
+  index pieces() const noexcept { return d_.how == math::f32 ? 0 : detail::split_elements(d_.k, d_.how); }
+  index pieces_bytes(index rows) const noexcept { return rows * pieces() * size_of(type::bf16); }
+
+  detail::row_product_desc product_desc() const noexcept {
+    detail::row_product_desc p;
+    p.rows = d_.m;
+    p.n = d_.n;
+    p.k = d_.k;
+    p.k_entry = std::max<index>(d_.k, 1);
+    p.how = d_.how;
+    p.beta = d_.accumulate ? beta_kind::one : beta_kind::zero;
+    p.a = d_.how == math::f32 ? d_.a : type::bf16;
+    p.b = d_.how == math::f32 ? d_.b : type::bf16;
+    p.c = d_.c;
+    const index ld = d_.how == math::f32 ? lda() : std::max<index>(pieces(), detail::split_chunk);
+    p.a_tiles = {ld, block_rows * ld, 0};
+    p.c_tiles = plain_tiling(d_.n, ldc());
+    return p;
+  }
+
+  void split_a(executor_ref threads, index rows, const float* from, std::uint16_t* to) const noexcept {
+    parallel_for(threads, {row_blocks(rows)}, [&](index block) {
+      const index first = block * block_rows;
+      detail::split_rows(d_.how, from + first * lda(), lda(), std::min(rows - first, block_rows), d_.k,
+                         to + first * pieces(), pieces());
+    });
+  }
+
+  void split_panels(executor_ref threads, const float* from, index ld, layout stored,
+                    std::uint32_t* to) const noexcept {
+    const index width = block_width(d_.n);
+    parallel_for(threads, {panels(d_.n)}, [&](index panel) {
+      const index column = panel * width;
+      detail::split_panel(d_.how, from + (stored == layout::transposed ? column * ld : column), ld, stored, d_.k,
+                          std::min(d_.n - column, width), width, to + panel * pieces() / 2 * width);
+    });
+  }
+
+  gemm_desc d_;
+  std::optional<detail::row_product> product_;
+};
+
+}  // namespace brgemm::inline abi_0::loops

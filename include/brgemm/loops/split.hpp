@@ -1,0 +1,138 @@
+// f32 as sums of bf16 pieces, so that instructions for bf16 multiply matrices of f32: a = a1 + a2 + a3, each piece the
+// nearest bf16 to what the ones before it left. docs/numerics.md has the error bounds.
+#pragma once
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <span>
+
+#include "../core/desc.hpp"
+#include "elementwise.hpp"
+
+namespace brgemm::inline abi_0 {
+
+/// How loops multiply matrices of f32.
+enum class math : std::uint8_t {
+  f32,     ///< one fma a term
+  bf16x2,  ///< two pieces an element, the three products of pieces above 2^-16
+  bf16x3,  ///< three pieces, the six products from 2^-16 on
+};
+inline constexpr int math_count = 3;
+
+namespace detail {
+
+/// k of one product of pieces, that of order::tile: its sums are order::tile on every machine.
+inline constexpr index split_chunk = 32;
+
+constexpr index chunks_of(index k) noexcept { return (k + split_chunk - 1) / split_chunk; }
+constexpr index pieces_of(math how) noexcept { return how == math::f32 ? 1 : how == math::bf16x2 ? 2 : 3; }
+
+/// Elements of bf16 that k elements of f32 become: (ceil(k/32), pieces, 32), the missing ones of the last chunk zero.
+constexpr index split_elements(index k, math how) noexcept { return chunks_of(k) * split_chunk * pieces_of(how); }
+
+/// Which piece of A meets which of B.
+struct pair_of_pieces {
+  index a;
+  index b;
+};
+/// In the order in which they are summed in each chunk of k: the small ones first.
+inline constexpr pair_of_pieces products_of_three[] = {{2, 0}, {1, 1}, {0, 2}, {0, 1}, {1, 0}, {0, 0}};
+inline constexpr pair_of_pieces products_of_two[] = {{0, 1}, {1, 0}, {0, 0}};
+constexpr std::span<const pair_of_pieces> products_of(math how) noexcept {
+  if (how == math::bf16x3) return products_of_three;
+  return products_of_two;
+}
+
+/// To bf16 without a branch, so that loops over it become vectors; the same bits as to_bf16.
+BRGEMM_ALWAYS_INLINE inline std::uint16_t bf16_bits(float x) noexcept {
+  const auto u = std::bit_cast<std::uint32_t>(x);
+  const std::uint32_t magnitude = u & 0x7fffffffu;
+  const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
+  const std::uint32_t flushed = magnitude < 0x00800000u ? (u >> 16) & 0x8000u : rounded;
+  return static_cast<std::uint16_t>(magnitude > 0x7f800000u ? (u >> 16) | 0x40u : flushed);
+}
+
+BRGEMM_ALWAYS_INLINE inline float widened(std::uint16_t bits) noexcept {
+  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
+}
+
+/// 32 elements to (Pieces, 32). What a piece leaves is exact.
+template <int Pieces>
+BRGEMM_ALWAYS_INLINE inline void split_into(const float* from, std::uint16_t* to) noexcept {
+  for (index i = 0; i < split_chunk; ++i) {
+    float left = from[i];
+    for (int piece = 0; piece < Pieces; ++piece) {
+      const std::uint16_t bits = bf16_bits(left);
+      to[piece * split_chunk + i] = bits;
+      left -= widened(bits);
+    }
+  }
+}
+
+/// Rows (rows, k) of f32 to (rows, ceil(k/32), Pieces, 32).
+template <int Pieces>
+void split_rows(const float* from, index ld_from, index rows, index k, std::uint16_t* to, index ld_to) noexcept {
+  widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
+    for (index r = 0; r < rows; ++r) {
+      const float* const row = from + r * ld_from;
+      std::uint16_t* next = to + r * ld_to;
+      for (index i = 0; i < k; i += split_chunk, next += split_chunk * Pieces) {
+        if (k - i >= split_chunk) {
+          split_into<Pieces>(row + i, next);
+          continue;
+        }
+        float last[split_chunk] = {};
+        std::memcpy(last, row + i, static_cast<std::size_t>(k - i) * sizeof(float));
+        split_into<Pieces>(last, next);
+      }
+    }
+  });
+}
+inline void split_rows(math how, const float* from, index ld_from, index rows, index k, std::uint16_t* to,
+                       index ld_to) noexcept {
+  if (how == math::bf16x3) return split_rows<3>(from, ld_from, rows, k, to, ld_to);
+  split_rows<2>(from, ld_from, rows, k, to, ld_to);
+}
+
+/// A chunk (32, width) of f32, rows `width` apart, to (Pieces, 16, width, 2): each piece as pack_b interleaves bf16.
+template <int Pieces>
+void split_chunk_of_panel(const float* from, index width, std::uint32_t* to) noexcept {
+  widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
+    for (index pair = 0; pair < split_chunk / 2; ++pair) {
+      const float* const even = from + 2 * pair * width;
+      std::uint32_t* const row = to + pair * width;
+      for (index j = 0; j < width; ++j) {
+        float low = even[j];
+        float high = even[width + j];
+        for (int piece = 0; piece < Pieces; ++piece) {
+          const std::uint16_t low_bits = bf16_bits(low);
+          const std::uint16_t high_bits = bf16_bits(high);
+          row[piece * (split_chunk / 2) * width + j] = low_bits | static_cast<std::uint32_t>(high_bits) << 16;
+          low -= widened(low_bits);
+          high -= widened(high_bits);
+        }
+      }
+    }
+  });
+}
+
+/// Columns of B, (k, columns) where stored plain, (columns, k) where transposed, to one panel (ceil(k/32), pieces, 16,
+/// width, 2); what B lacks of it is zero.
+inline void split_panel(math how, const float* from, index ld_from, layout stored, index k, index columns, index width,
+                        std::uint32_t* to) noexcept {
+  alignas(64) float chunk[split_chunk * 112] = {};  // the largest width
+  for (index first = 0; first < k; first += split_chunk, to += split_chunk / 2 * pieces_of(how) * width) {
+    const index rows = std::min(k - first, split_chunk);
+    for (index r = 0; r < split_chunk; ++r) {
+      for (index j = 0; j < columns; ++j) {
+        const index at = stored == layout::plain ? (first + r) * ld_from + j : j * ld_from + first + r;
+        chunk[r * width + j] = r < rows ? from[at] : 0;
+      }
+    }
+    how == math::bf16x3 ? split_chunk_of_panel<3>(chunk, width, to) : split_chunk_of_panel<2>(chunk, width, to);
+  }
+}
+
+}  // namespace detail
+}  // namespace brgemm::inline abi_0
