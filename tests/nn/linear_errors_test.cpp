@@ -32,6 +32,11 @@ linear_desc with(linear_desc d, type data, type y) {
   d.y = y;
   return d;
 }
+linear_desc by_pieces() {
+  linear_desc d = training;
+  d.how = math::bf16x3;
+  return d;
+}
 linear_desc bf16_training() { return with(training, type::bf16, type::bf16); }
 linear_desc quantised() { return with(inference, type::u8, type::f32); }
 linear_desc exact_sums() {
@@ -61,6 +66,9 @@ TEST(LinearErrors, EveryFieldOfTheDesc) {
       {"y", {"bf16", "f32"}, training, [](auto& d) { d.y = type::bf16; }, errc::unsupported},
       {"y", {"s32", "f32"}, training, [](auto& d) { d.y = type::s32; }, errc::unsupported},
       {"y", {"f16", "u8"}, quantised(), [](auto& d) { d.y = type::f16; }, errc::unsupported},
+      {"how", {"how is 3", "0..2"}, training, [](auto& d) { d.how = static_cast<math>(3); }},
+      {"how", {"how is 2", "bf16"}, bf16_training(), [](auto& d) { d.how = math::bf16x3; }, errc::unsupported},
+      {"how", {"how is 1", "u8"}, quantised(), [](auto& d) { d.how = math::bf16x2; }, errc::unsupported},
       {"act", {"act is 8", "0..7"}, training, [](auto& d) { d.act = static_cast<activation>(8); }},
       {"act", {"act is 1", "s32"}, exact_sums(), [](auto& d) { d.act = activation::relu; }, errc::unsupported},
       {"bias", {"true", "s32"}, exact_sums(), [](auto& d) { d.bias = true; }, errc::unsupported},
@@ -89,7 +97,8 @@ TEST(LinearErrors, EveryFieldOfTheDesc) {
     seen.insert(c.field);
   }
   expect_a_case_for_each(
-      NAMES_OF(training, rows, in, out, data, y, act, bias, training, input_act, x_storage, y_storage, ldx, ldy), seen);
+      NAMES_OF(training, rows, in, out, data, y, how, act, bias, training, input_act, x_storage, y_storage, ldx, ldy),
+      seen);
   expect_error(nn::linear::plan(training, {.backend = "none such"}), errc::forbidden, "backend", {"none such"});
 }
 
@@ -122,6 +131,7 @@ struct forward_call {
   const float* bias;
   void *y, *saved;
   nn::quantisation q;
+  void* workspace;
 
   explicit forward_call(layer& l)
       : rows(l.d().rows),
@@ -129,14 +139,15 @@ struct forward_call {
         weights(l.memory.take(l.plan.weights_bytes())),
         bias(l.memory.take<float>(l.d().bias ? l.d().out * 4 : 0)),
         y(l.memory.take(l.plan.y_bytes())),
-        saved(l.memory.take(l.plan.saved_bytes())) {
+        saved(l.memory.take(l.plan.saved_bytes())),
+        workspace(l.memory.take(l.plan.pieces_of_x_bytes())) {
     if (l.has_8_bits()) q.column_sums = l.column_sums();
     if (l.has_8_bits() && l.d().y != type::s32) q.scale = l.memory.take<float>(l.d().out * 4);
   }
   result<void> operator()(const layer& l) const {
     result<void> (nn::linear::*const call)(loops::executor_ref, index, const void*, const void*, const float*, void*,
-                                           void*, const nn::quantisation&) const noexcept = &nn::linear::forward;
-    return (l.plan.*call)(alone, rows, x, weights, bias, y, saved, q);
+                                           void*, const nn::quantisation&, void*) const noexcept = &nn::linear::forward;
+    return (l.plan.*call)(alone, rows, x, weights, bias, y, saved, q, workspace);
   }
 };
 
@@ -165,9 +176,13 @@ TEST(LinearErrors, EveryArgumentOfForward) {
       {"saved", "y", {"overlaps saved", "16 bytes"}, [](auto& c) { c.saved = shifted(c.y, 479); }},
       {"q", "scale", {"must be null"}, [](auto& c) { c.q.scale = c.bias; }},
       {"q", "column_sums", {"must be null"}, [](auto& c) { lay_on(c.q.column_sums, c.bias); }},
+      {"workspace", "workspace", {"must be null"}, [](auto& c) { lay_on(c.workspace, c.x); }},
+      {"workspace", "workspace", {"null", "768 bytes"}, [](auto& c) { c.workspace = nullptr; }, by_pieces()},
+      {"workspace", "workspace", {"multiple of 4"}, [](auto& c) { c.workspace = shifted(c.workspace); }, by_pieces()},
+      {"workspace", "workspace", {"overlaps x"}, [](auto& c) { lay_on(c.workspace, c.x); }, by_pieces()},
   };
   const forward_call all(*std::make_unique<layer>(training));
-  walk<layer>(cases, NAMES_OF(all, rows, x, weights, bias, y, saved, q));
+  walk<layer>(cases, NAMES_OF(all, rows, x, weights, bias, y, saved, q, workspace));
 }
 
 TEST(LinearErrors, EveryFieldOfQuantisation) {
@@ -197,6 +212,7 @@ struct forward_views_call {
   view<float, 2> y;
   void* saved = nullptr;
   nn::quantisation q = {};
+  void* workspace = nullptr;
 
   explicit forward_views_call(layer& l)
       : x(l.memory.take<float>(l.plan.x_bytes()), {4, l.d().in}),
@@ -205,9 +221,9 @@ struct forward_views_call {
         y(l.memory.take<float>(l.plan.y_bytes()), {4, l.d().out}) {}
   result<void> operator()(const layer& l) const {
     result<void> (nn::linear::*const call)(loops::executor_ref, const view<const float, 2>&, const void*, const float*,
-                                           const view<float, 2>&, void*, const nn::quantisation&) const noexcept =
-        &nn::linear::forward<float, float>;
-    return (l.plan.*call)(alone, x, weights, bias, y, saved, q);
+                                           const view<float, 2>&, void*, const nn::quantisation&, void*)
+        const noexcept = &nn::linear::forward<float, float>;
+    return (l.plan.*call)(alone, x, weights, bias, y, saved, q, workspace);
   }
 };
 
@@ -244,12 +260,13 @@ TEST(LinearErrors, EveryArgumentOfForwardWithViews) {
       {"y", "y", {"null", "480 bytes"}, [](auto& c) { move_to(c.y, nullptr); }},
       {"saved", "saved", {"must be null"}, [](auto& c) { lay_on(c.saved, c.bias); }},
       {"q", "scale", {"must be null"}, [](auto& c) { c.q.scale = c.bias; }},
+      {"workspace", "workspace", {"must be null"}, [](auto& c) { lay_on(c.workspace, c.bias); }},
       {"x", "x", {"elements of f32", "bf16"}, {}, with(inference, type::bf16, type::f32)},
       {"x", "x", {"blocked"}, {}, blocked_x()},
       {"y", "y", {"blocked"}, {}, blocked_y()},
   };
   const forward_views_call all(*std::make_unique<layer>(inference));
-  walk<layer>(cases, NAMES_OF(all, x, weights, bias, y, saved, q));
+  walk<layer>(cases, NAMES_OF(all, x, weights, bias, y, saved, q, workspace));
 }
 
 struct backward_activation_call {
@@ -291,15 +308,17 @@ struct backward_data_call {
   const void *dz, *transposed;
   void* dx;
   const void* input_saved;
+  void* workspace;
 
   explicit backward_data_call(layer& l)
       : rows(4),
         dz(l.gradient()),
         transposed(l.memory.take(l.plan.transposed_bytes())),
         dx(l.memory.take(l.plan.x_bytes())),
-        input_saved(l.memory.take(l.plan.input_saved_bytes())) {}
+        input_saved(l.memory.take(l.plan.input_saved_bytes())),
+        workspace(l.memory.take(l.plan.pieces_of_dz_bytes())) {}
   result<void> operator()(const layer& l) const {
-    return std::invoke(&nn::linear::backward_data, l.plan, alone, rows, dz, transposed, dx, input_saved);
+    return std::invoke(&nn::linear::backward_data, l.plan, alone, rows, dz, transposed, dx, input_saved, workspace);
   }
 };
 
@@ -326,10 +345,13 @@ TEST(LinearErrors, EveryArgumentOfBackwardData) {
       {"input_saved", "input_saved", {"null", "12 bytes"}, [](auto& c) { c.input_saved = nullptr; }},
       {"input_saved", "input_saved", {"must be null"}, [](auto& c) { c.input_saved = c.dz; }, first_layer()},
       {"input_saved", "dx", {"overlaps input_saved"}, [](auto& c) { c.input_saved = shifted(c.dx, 319); }},
+      {"workspace", "workspace", {"must be null"}, [](auto& c) { lay_on(c.workspace, c.dz); }},
+      {"workspace", "workspace", {"null", "768 bytes"}, [](auto& c) { c.workspace = nullptr; }, by_pieces()},
+      {"workspace", "workspace", {"overlaps dz"}, [](auto& c) { lay_on(c.workspace, c.dz); }, by_pieces()},
       {"", "training", {"backward_data", "training = true"}, {}, inference},
   };
   const backward_data_call all(*std::make_unique<layer>(training));
-  walk<layer>(cases, NAMES_OF(all, rows, dz, transposed, dx, input_saved));
+  walk<layer>(cases, NAMES_OF(all, rows, dz, transposed, dx, input_saved, workspace));
 }
 
 struct backward_weights_call {

@@ -18,6 +18,8 @@ constexpr index block_width(index features) noexcept {
   return 64;
 }
 
+inline constexpr index largest_block_width = 112;
+
 /// Blocks of 64 rows that hold `rows`.
 constexpr index row_blocks(index rows) noexcept { return (rows + block_rows - 1) / block_rows; }
 

@@ -84,7 +84,8 @@ class gemm {
                                    {"packed_b", packed_b, packed_b_bytes(), size_of(d_.b)}};
     if (auto r = detail::check_buffers(written, read); !r) return r;
     if (d_.how != math::f32 && d_.k != 0) {
-      split_a(threads, rows, static_cast<const float*>(a), static_cast<std::uint16_t*>(workspace));
+      detail::split_matrix(threads, d_.how, static_cast<const float*>(a), plain_tiling(d_.k, lda()), rows, d_.k,
+                           static_cast<std::uint16_t*>(workspace));
       a = workspace;
     }
     detail::row_product_arguments call;
@@ -183,14 +184,6 @@ class gemm {
     p.a_tiles = {ld, block_rows * ld, 0};
     p.c_tiles = plain_tiling(d_.n, ldc());
     return p;
-  }
-
-  void split_a(executor_ref threads, index rows, const float* from, std::uint16_t* to) const noexcept {
-    parallel_for(threads, {row_blocks(rows)}, [&](index block) {
-      const index first = block * block_rows;
-      detail::split_rows(d_.how, from + first * lda(), lda(), std::min(rows - first, block_rows), d_.k,
-                         to + first * pieces(), pieces());
-    });
   }
 
   void split_panels(executor_ref threads, const float* from, index ld, layout stored,

@@ -70,6 +70,22 @@ inline void pack_panels(loops::executor_ref threads, const packing& b, std::int3
   });
 }
 
+/// The batch of products of pieces: for each chunk of k, whose pieces begin where `a_at` and `b_at` say (elements), one
+/// entry for each pair, in their order.
+template <class A, class B>
+result<std::unique_ptr<offset_pair[]>> list_products(math how, index chunks, index piece_of_a, index piece_of_b,
+                                                     A&& a_at, B&& b_at) noexcept {
+  const std::span<const pair_of_pieces> pairs = products_of(how);
+  const std::size_t count = static_cast<std::size_t>(chunks) * pairs.size();
+  std::unique_ptr<offset_pair[]> list(new (std::nothrow) offset_pair[count]);
+  if (!list) return error(errc::out_of_memory, "how", "no memory for a list of %zu products of pieces", count);
+  offset_pair* next = list.get();
+  for (index chunk = 0; chunk < chunks; ++chunk) {
+    for (const pair_of_pieces& p : pairs) *next++ = {a_at(chunk) + p.a * piece_of_a, b_at(chunk) + p.b * piece_of_b};
+  }
+  return list;
+}
+
 /// What a call of row_product reads and writes; operands in the order of the epilogue's steps.
 struct row_product_arguments {
   const void* a = nullptr;
@@ -92,7 +108,7 @@ class row_product {
     p.entries_ = d.k / d.k_entry;
     if (d.how != math::f32) {
       p.panel_bytes_ = split_elements(d.k, d.how) * p.width_ * size_of(d.b);
-      if (auto r = p.list_products(); !r) return r.error();
+      if (auto r = p.list_pieces(); !r) return r.error();
     }
     const index full_panels = d.n / p.width_;
     const index last = d.n % p.width_;
@@ -166,20 +182,14 @@ class row_product {
     for (int s = 0; s < d_.steps; ++s) brgemm::append(k, d_.epilogue[s].op);
     return k;
   }
-  /// One batch entry for each product of pieces, chunk after chunk of k.
-  result<void> list_products() noexcept {
-    const std::span<const pair_of_pieces> products = products_of(d_.how);
-    const index chunks = chunks_of(d_.k);
-    const index pieces = pieces_of(d_.how);
-    entries_ = chunks * static_cast<index>(products.size());
-    products_.reset(new (std::nothrow) offset_pair[static_cast<std::size_t>(entries_)]);
-    if (!products_) return error(errc::out_of_memory, "k", "no memory for a list of %ld products of pieces", entries_);
-    offset_pair* next = products_.get();
-    for (index chunk = 0; chunk < chunks; ++chunk) {
-      for (const pair_of_pieces& p : products) {
-        *next++ = {(chunk * pieces + p.a) * split_chunk, (chunk * pieces + p.b) * split_chunk * width_};
-      }
-    }
+  result<void> list_pieces() noexcept {
+    const index chunk = split_chunk * pieces_of(d_.how);
+    auto list = detail::list_products(
+        d_.how, chunks_of(d_.k), split_chunk, split_chunk * width_, [&](index i) { return i * chunk; },
+        [&](index i) { return i * chunk * width_; });
+    if (!list) return list.error();
+    products_ = std::move(*list);
+    entries_ = chunks_of(d_.k) * static_cast<index>(products_of(d_.how).size());
     return {};
   }
 

@@ -8,6 +8,7 @@
 #include <span>
 
 #include "../core/desc.hpp"
+#include "blocks.hpp"
 #include "elementwise.hpp"
 
 namespace brgemm::inline abi_0 {
@@ -70,29 +71,42 @@ BRGEMM_ALWAYS_INLINE inline void split_into(const float* from, std::uint16_t* to
   }
 }
 
-/// Rows (rows, k) of f32 to (rows, ceil(k/32), Pieces, 32).
+/// Chunk `first` / 32 of each row of a block: rows `t.ld` apart, in columns of `width` that are t.column_step apart.
 template <int Pieces>
-void split_rows(const float* from, index ld_from, index rows, index k, std::uint16_t* to, index ld_to) noexcept {
+void split_rows(const float* from, const loops::tiling& t, index width, index rows, index first, index last, index k,
+                std::uint16_t* to, index ld_to) noexcept {
   widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
     for (index r = 0; r < rows; ++r) {
-      const float* const row = from + r * ld_from;
-      std::uint16_t* next = to + r * ld_to;
-      for (index i = 0; i < k; i += split_chunk, next += split_chunk * Pieces) {
-        if (k - i >= split_chunk) {
-          split_into<Pieces>(row + i, next);
+      for (index i = first; i < last; i += split_chunk) {
+        const float* const row = from + r * t.ld;
+        std::uint16_t* const pieces = to + r * ld_to + i * Pieces;
+        const bool adjacent = t.column_step == width || i % width + split_chunk <= width;
+        if (adjacent && i + split_chunk <= k) {
+          split_into<Pieces>(row + i / width * t.column_step + i % width, pieces);
           continue;
         }
-        float last[split_chunk] = {};
-        std::memcpy(last, row + i, static_cast<std::size_t>(k - i) * sizeof(float));
-        split_into<Pieces>(last, next);
+        float chunk[split_chunk] = {};
+        for (index e = i; e < std::min(i + split_chunk, k); ++e)
+          chunk[e - i] = row[e / width * t.column_step + e % width];
+        split_into<Pieces>(chunk, pieces);
       }
     }
   });
 }
-inline void split_rows(math how, const float* from, index ld_from, index rows, index k, std::uint16_t* to,
-                       index ld_to) noexcept {
-  if (how == math::bf16x3) return split_rows<3>(from, ld_from, rows, k, to, ld_to);
-  split_rows<2>(from, ld_from, rows, k, to, ld_to);
+
+/// A matrix (rows, k) of f32 in blocks as `t` says, width block_width(k), to (rows, ceil(k/32), pieces, 32).
+inline void split_matrix(loops::executor_ref threads, math how, const float* from, const loops::tiling& t, index rows,
+                         index k, std::uint16_t* to) noexcept {
+  constexpr index columns = 8 * split_chunk;  // of one task
+  const index width = loops::block_width(k);
+  const index ld = split_elements(k, how);
+  loops::parallel_for(threads, {loops::row_blocks(rows), (k + columns - 1) / columns}, [&](index block, index part) {
+    const index row = block * loops::block_rows;
+    const index height = std::min(rows - row, loops::block_rows);
+    auto* const split = how == math::bf16x3 ? &split_rows<3> : &split_rows<2>;
+    split(from + block * t.row_step, t, width, height, part * columns, std::min(k, (part + 1) * columns), k,
+          to + row * ld, ld);
+  });
 }
 
 /// A chunk (32, width) of f32, rows `width` apart, to (Pieces, 16, width, 2): each piece as pack_b interleaves bf16.
@@ -117,11 +131,15 @@ void split_chunk_of_panel(const float* from, index width, std::uint32_t* to) noe
   });
 }
 
+inline void split_chunk_of_panel(math how, const float* from, index width, std::uint32_t* to) noexcept {
+  how == math::bf16x3 ? split_chunk_of_panel<3>(from, width, to) : split_chunk_of_panel<2>(from, width, to);
+}
+
 /// Columns of B, (k, columns) where stored plain, (columns, k) where transposed, to one panel (ceil(k/32), pieces, 16,
 /// width, 2); what B lacks of it is zero.
 inline void split_panel(math how, const float* from, index ld_from, layout stored, index k, index columns, index width,
                         std::uint32_t* to) noexcept {
-  alignas(64) float chunk[split_chunk * 112] = {};  // the largest width
+  alignas(64) float chunk[split_chunk * loops::largest_block_width] = {};
   for (index first = 0; first < k; first += split_chunk, to += split_chunk / 2 * pieces_of(how) * width) {
     const index rows = std::min(k - first, split_chunk);
     for (index r = 0; r < split_chunk; ++r) {
@@ -130,7 +148,7 @@ inline void split_panel(math how, const float* from, index ld_from, layout store
         chunk[r * width + j] = r < rows ? from[at] : 0;
       }
     }
-    how == math::bf16x3 ? split_chunk_of_panel<3>(chunk, width, to) : split_chunk_of_panel<2>(chunk, width, to);
+    split_chunk_of_panel(how, chunk, width, to);
   }
 }
 

@@ -22,6 +22,8 @@ struct linear_desc {
   /// Type of y: f32 for f32; bf16 or f32 for bf16; f32, bf16, u8, s8 or s32 for u8 and s8. s32 is the exact sum over k
   /// of (x - zero_x) * w, modulo 2^32: no scale, no bias, no activation.
   type y = type::f32;
+  /// f32 only: products of bf16 pieces in every direction (docs/numerics.md).
+  math how = math::f32;
   activation act = activation::none;
   bool bias = true;
   bool training = false;                    ///< plan the backward passes; forward then writes `saved` for them
@@ -66,6 +68,10 @@ class linear {
   /// Bytes of `saved`: 0 without training or activation, a bit an element for relu, an f32 an element for the others.
   index saved_bytes() const noexcept { return d_.training ? saved_bytes(d_.act, d_.y_storage, d_.out, d_.rows) : 0; }
   index input_saved_bytes() const noexcept { return saved_bytes(d_.input_act, d_.x_storage, d_.in, d_.rows); }
+  /// Bytes that forward needs for the pieces of x, 0 for math::f32; align them to 64.
+  index pieces_of_x_bytes() const noexcept { return pieces_bytes(d_.in, d_.rows); }
+  /// Bytes that backward_data needs for the pieces of dz, 0 for math::f32; align them to 64.
+  index pieces_of_dz_bytes() const noexcept { return d_.training ? pieces_bytes(d_.out, d_.rows) : 0; }
   /// Bytes that backward_weights needs besides its arguments; align them to 64.
   index workspace_bytes() const noexcept { return x_copy_bytes() + z_copy_bytes(); }
 
@@ -82,8 +88,8 @@ class linear {
   result<void> unpack_parameters(loops::executor_ref threads, const float* parameters, const view<float, 2>& w,
                                  layout stored) const noexcept;
 
-  /// After each change of the parameters: makes `weights` (bf16 only, else null) for forward, and `transposed` for
-  /// backward_data (null where that is not called).
+  /// After each change of the parameters: makes `weights` (of bf16 or of pieces; else null) for forward, and
+  /// `transposed` for backward_data (null where that is not called).
   result<void> prepare(loops::executor_ref threads, const float* parameters, void* weights,
                        void* transposed) const noexcept;
 
@@ -91,21 +97,23 @@ class linear {
   // elements; one that is written overlaps no other. Pointers are multiples of their elements' size.
 
   /// y = act(x * W + b). x (rows, in), y (rows, out) in the plan's storage; `weights` in panels; bias (out) or null
-  /// where the desc has none; saved: saved_bytes(), null where that is 0; q for u8 and s8. y must not overlap the
-  /// others.
+  /// where the desc has none; saved: saved_bytes(), null where that is 0; q for u8 and s8; workspace:
+  /// pieces_of_x_bytes(), null where that is 0. y must not overlap the others.
   result<void> forward(loops::executor_ref threads, index rows, const void* x, const void* weights, const float* bias,
-                       void* y, void* saved = nullptr, const quantisation& q = {}) const noexcept;
+                       void* y, void* saved = nullptr, const quantisation& q = {},
+                       void* workspace = nullptr) const noexcept;
 
   /// The same for plain storage, with shapes, types and strides checked.
   template <element X, element Y>
   result<void> forward(loops::executor_ref threads, const view<const X, 2>& x, const void* weights, const float* bias,
-                       const view<Y, 2>& y, void* saved = nullptr, const quantisation& q = {}) const noexcept {
+                       const view<Y, 2>& y, void* saved = nullptr, const quantisation& q = {},
+                       void* workspace = nullptr) const noexcept {
     if (auto r = check_view("x", x, d_.in, ldx(), d_.data); !r) return r;
     if (auto r = check_view("y", view<const Y, 2>(y), d_.out, ldy(), d_.y); !r) return r;
     if (x.extent(0) != y.extent(0)) {
       return error(errc::invalid_argument, "y", "x has %ld rows, y has %ld", x.extent(0), y.extent(0));
     }
-    return forward(threads, x.extent(0), x.data(), weights, bias, y.data(), saved, q);
+    return forward(threads, x.extent(0), x.data(), weights, bias, y.data(), saved, q, workspace);
   }
 
   /// The gradient before the layer's own activation: dz = dy * act'. For a last layer, or a layer that stands alone;
@@ -115,9 +123,10 @@ class linear {
                                    void* dz) const noexcept;
 
   /// dx = (dz * W^T) * input_act'. dz in y's storage, dx in x's, both of the type `data`; transposed from `prepare`;
-  /// input_saved: what the layer before wrote to `saved`, null where input_act is none.
+  /// input_saved: what the layer before wrote to `saved`, null where input_act is none; workspace:
+  /// pieces_of_dz_bytes(), null where that is 0.
   result<void> backward_data(loops::executor_ref threads, index rows, const void* dz, const void* transposed, void* dx,
-                             const void* input_saved = nullptr) const noexcept;
+                             const void* input_saved = nullptr, void* workspace = nullptr) const noexcept;
 
   /// dw = x^T * dz, in the layout of the parameters, zero beyond `out` as they are, and db = column sums of dz (db may
   /// be null). Sums over the rows are one chain in ascending order.
@@ -146,14 +155,29 @@ class linear {
     if (a == activation::relu) return extent_of(s, mask_tiling(s, features), rows, (features + 7) / 8);
     return bytes_of(s, features, features, type::f32, rows);
   }
+  bool has_pieces() const noexcept { return d_.how != math::f32; }
+  index pieces_bytes(index features, index rows) const noexcept {
+    return has_pieces() ? rows * detail::split_elements(features, d_.how) * size_of(type::bf16) : 0;
+  }
+  /// Blocks of 64 rows of pieces.
+  tiling pieces_tiles(index features) const noexcept {
+    const index ld = detail::split_elements(features, d_.how);
+    return {ld, block_rows * ld, 0};
+  }
   static index alignment_of_saved(activation a) noexcept { return a == activation::relu ? 1 : 4; }
   /// bf16 blocks are transposed or paired for the kernels, so only f32 blocks are read in place.
-  bool copies_x() const noexcept { return d_.data != type::f32 || d_.x_storage == storage::plain; }
-  bool copies_z() const noexcept { return d_.data != type::f32 || d_.y_storage == storage::plain; }
-  tiling x_blocks() const noexcept { return copies_x() ? column_tiling(d_.in, d_.rows) : blocked_tiling(d_.in); }
-  tiling z_blocks() const noexcept { return copies_z() ? column_tiling(d_.out, d_.rows) : blocked_tiling(d_.out); }
+  bool copies_x() const noexcept { return d_.data != type::f32 || has_pieces() || d_.x_storage == storage::plain; }
+  bool copies_z() const noexcept { return d_.data != type::f32 || has_pieces() || d_.y_storage == storage::plain; }
+  tiling x_blocks() const noexcept { return copies_x() ? copy_tiles(d_.in) : blocked_tiling(d_.in); }
+  tiling z_blocks() const noexcept { return copies_z() ? copy_tiles(d_.out) : blocked_tiling(d_.out); }
+  tiling copy_tiles(index features) const noexcept {
+    const tiling t = column_tiling(features, d_.rows);
+    const index pieces = detail::pieces_of(d_.how);
+    return {t.ld, t.row_step * pieces, t.column_step * pieces};
+  }
   index copy_bytes(index features) const noexcept {
-    return row_blocks(d_.rows) * blocked_tiling(features).row_step * size_of(d_.data);
+    const index bytes = has_pieces() ? detail::pieces_of(d_.how) * size_of(type::bf16) : size_of(d_.data);
+    return row_blocks(d_.rows) * blocked_tiling(features).row_step * bytes;
   }
   index x_copy_bytes() const noexcept { return d_.training && copies_x() ? (copy_bytes(d_.in) + 63) / 64 * 64 : 0; }
   index z_copy_bytes() const noexcept { return d_.training && copies_z() ? copy_bytes(d_.out) : 0; }
@@ -186,6 +210,8 @@ class linear {
 
   void pair_weights(loops::executor_ref threads, const float* from, std::uint32_t* to) const noexcept;
   void transpose_weights(loops::executor_ref threads, const float* parameters, void* to) const noexcept;
+  void split_weights(loops::executor_ref threads, const float* parameters, std::uint32_t* to) const noexcept;
+  void split_transposed(loops::executor_ref threads, const float* parameters, std::uint32_t* to) const noexcept;
   void copy_x(loops::executor_ref threads, index rows, const void* x, void* to) const noexcept;
   void copy_z(loops::executor_ref threads, index rows, const void* dz, void* to) const noexcept;
 

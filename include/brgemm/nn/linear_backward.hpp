@@ -17,6 +17,21 @@ inline void paired_copy(const std::uint16_t* from, index ld_from, std::uint16_t*
   interleave_rows(from, ld_from, reinterpret_cast<std::uint32_t*>(to), ld_to, rows, columns, ahead);
 }
 
+/// A block (rows, columns) of f32, rows <= 64, to its transpose in pieces: (columns, 2, pieces, 32), of the second
+/// chunk only what rows > 32 need.
+inline void split_columns(math how, const float* from, index ld_from, index rows, index columns,
+                          std::uint16_t* to) noexcept {
+  alignas(64) float turned[16 * nn::block_rows];
+  const loops::tiling t{nn::block_rows, 0, nn::block_rows};
+  for (index c = 0; c < columns; c += 16) {
+    const index here = columns - c < 16 ? columns - c : 16;
+    transpose_words(from + c, ld_from, turned, nn::block_rows, rows, here);
+    auto* const split = how == math::bf16x3 ? &split_rows<3> : &split_rows<2>;
+    split(turned, t, nn::block_rows, here, 0, rows, rows, to + c * nn::block_rows * pieces_of(how),
+          nn::block_rows * pieces_of(how));
+  }
+}
+
 /// Copies (rows, features) block by block, f32 as it is, bf16 changed inside each block by `change`.
 template <class Change>
 void copy_blocks(loops::executor_ref threads, index rows, index features, type data, const void* from,
@@ -95,20 +110,32 @@ inline detail::row_product_desc linear::backward_desc() const noexcept {
   b.k_entry = d_.y_storage == storage::blocked && d_.out > block_width(d_.out) ? block_width(d_.out) : d_.out;
   b.a = b.b = b.c = d_.data;
   b.a_tiles = y_tiles();
+  if (has_pieces()) {
+    b.how = d_.how;
+    b.a = b.b = type::bf16;
+    b.a_tiles = pieces_tiles(d_.out);
+  }
   b.c_tiles = x_tiles();
   if (d_.input_act != activation::none) b.epilogue[b.steps++] = backward_step(d_.input_act, d_.x_storage, d_.in);
   return b;
 }
 
 inline result<void> linear::backward_data(loops::executor_ref threads, index rows, const void* dz,
-                                          const void* transposed, void* dx, const void* input_saved) const noexcept {
+                                          const void* transposed, void* dx, const void* input_saved,
+                                          void* workspace) const noexcept {
   if (auto r = check_backward("backward_data", rows); !r) return r;
-  const detail::buffer written[] = {{"dx", dx, bytes_of_x(rows), size_of(d_.data)}};
+  const detail::buffer written[] = {{"dx", dx, bytes_of_x(rows), size_of(d_.data)},
+                                    {"workspace", workspace, pieces_bytes(d_.out, rows)}};
   const detail::buffer read[] = {{"dz", dz, bytes_of_z(rows), size_of(d_.data)},
                                  {"transposed", transposed, transposed_bytes(), size_of(d_.data)},
                                  {"input_saved", input_saved, saved_bytes(d_.input_act, d_.x_storage, d_.in, rows),
                                   alignment_of_saved(d_.input_act)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
+  if (has_pieces()) {
+    detail::split_matrix(threads, d_.how, static_cast<const float*>(dz), y_tiles(), rows, d_.out,
+                         static_cast<std::uint16_t*>(workspace));
+    dz = workspace;
+  }
   detail::row_product_arguments call;
   call.a = dz;
   call.b = transposed;
@@ -129,6 +156,7 @@ inline result<void> linear::backward_weights(loops::executor_ref threads, index 
   const detail::buffer read[] = {{"x", x, bytes_of_x(rows), size_of(d_.data)},
                                  {"dz", dz, bytes_of_z(rows), size_of(d_.data)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
+  const void* const summed_dz = dz;
   if (copies_x()) {
     copy_x(threads, rows, x, workspace);
     x = workspace;
@@ -138,17 +166,32 @@ inline result<void> linear::backward_weights(loops::executor_ref threads, index 
     copy_z(threads, rows, dz, to);
     dz = to;
   }
-  (*gradient_)(threads, rows, x, dz, dw, db);
+  (*gradient_)(threads, rows, x, dz, has_pieces() ? summed_dz : dz, dw, db);
   return {};
 }
 
-/// The blocks of x that gradient_product reads: f32 as they are; bf16 transposed, an odd last row followed by zeros.
+/// The blocks of x that gradient_product reads: f32 as they are; bf16 transposed, an odd last row followed by zeros; or
+/// pieces.
 inline void linear::copy_x(loops::executor_ref threads, index rows, const void* x, void* to) const noexcept {
+  if (has_pieces()) {
+    return detail::for_each_tile(threads, rows, d_.in, [&](index block, index panel, index height, index width) {
+      detail::split_columns(d_.how, static_cast<const float*>(x) + x_tiles().offset(block, panel), x_tiles().ld, height,
+                            width, static_cast<std::uint16_t*>(to) + x_blocks().offset(block, panel));
+    });
+  }
   detail::copy_blocks(threads, rows, d_.in, d_.data, x, x_tiles(), to, x_blocks(), detail::transposed_copy);
 }
 
-/// The blocks of dz: f32 as they are; bf16 with pairs of rows beside each other, an odd last row paired with zeros.
+/// The blocks of dz: f32 as they are; bf16 with pairs of rows beside each other, an odd last row paired with zeros; or
+/// pieces.
 inline void linear::copy_z(loops::executor_ref threads, index rows, const void* dz, void* to) const noexcept {
+  if (has_pieces()) {
+    return detail::for_each_tile(threads, rows, d_.out, [&](index block, index panel, index height, index width) {
+      detail::split_panel(d_.how, static_cast<const float*>(dz) + y_tiles().offset(block, panel), y_tiles().ld,
+                          layout::plain, height, width, block_width(d_.out),
+                          static_cast<std::uint32_t*>(to) + z_blocks().offset(block, panel) / 2);
+    });
+  }
   detail::copy_blocks(threads, rows, d_.out, d_.data, dz, y_tiles(), to, z_blocks(), detail::paired_copy);
 }
 

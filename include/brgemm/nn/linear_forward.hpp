@@ -20,6 +20,11 @@ inline detail::row_product_desc linear::forward_desc() const noexcept {
   f.zero_a = is_8bit() ? zero_point::at_call : zero_point::none;
   f.a_tiles = x_tiles();
   f.c_tiles = y_tiles();
+  if (has_pieces()) {
+    f.how = d_.how;
+    f.a = f.b = type::bf16;
+    f.a_tiles = pieces_tiles(d_.in);
+  }
   const index column = block_width(d_.out) * size_of(type::f32);
   if (scales()) f.append(op::scale(axis::column), 0, column);
   if (d_.bias) f.append(op::bias(axis::column), 0, column);
@@ -35,17 +40,24 @@ inline detail::row_product_desc linear::forward_desc() const noexcept {
 }
 
 inline result<void> linear::forward(loops::executor_ref threads, index rows, const void* x, const void* weights,
-                                    const float* bias, void* y, void* saved, const quantisation& q) const noexcept {
+                                    const float* bias, void* y, void* saved, const quantisation& q,
+                                    void* workspace) const noexcept {
   if (auto r = check_rows(rows); !r) return r;
   const detail::buffer written[] = {
       {"y", y, bytes_of(d_.y_storage, d_.out, d_.ldy, d_.y, rows), size_of(d_.y)},
-      {"saved", saved, d_.training ? saved_bytes(d_.act, d_.y_storage, d_.out, rows) : 0, alignment_of_saved(d_.act)}};
+      {"saved", saved, d_.training ? saved_bytes(d_.act, d_.y_storage, d_.out, rows) : 0, alignment_of_saved(d_.act)},
+      {"workspace", workspace, pieces_bytes(d_.in, rows)}};
   const detail::buffer read[] = {{"x", x, bytes_of_x(rows), size_of(d_.data)},
                                  {"weights", weights, weights_bytes(), size_of(forward_->description().b)},
                                  {"bias", bias, d_.bias ? d_.out * 4 : 0},
                                  {"scale", q.scale, scales() ? d_.out * 4 : 0},
                                  {"column_sums", q.column_sums, is_8bit() ? d_.out * 4 : 0}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
+  if (has_pieces()) {
+    detail::split_matrix(threads, d_.how, static_cast<const float*>(x), x_tiles(), rows, d_.in,
+                         static_cast<std::uint16_t*>(workspace));
+    x = workspace;
+  }
   detail::row_product_arguments call;
   call.a = x;
   call.b = weights;

@@ -25,6 +25,7 @@ inline result<void> linear::check(const linear_desc& d) noexcept {
                      {"y", static_cast<int>(d.y), type_count},
                      {"act", static_cast<int>(d.act), activation_count},
                      {"input_act", static_cast<int>(d.input_act), activation_count},
+                     {"how", static_cast<int>(d.how), math_count},
                      {"x_storage", static_cast<int>(d.x_storage), 2},
                      {"y_storage", static_cast<int>(d.y_storage), 2}};
   for (const auto& e : enumerators) {
@@ -66,6 +67,10 @@ inline result<void> linear::check_types(const linear_desc& d) noexcept {
   if (!y_fits) {
     return error(errc::unsupported, "y", "y is %s with data of %s", name_of(d.y).data(), name_of(d.data).data());
   }
+  if (d.how != math::f32 && d.data != type::f32) {
+    return error(errc::unsupported, "how", "how is %d and data is %s; products of pieces are of f32",
+                 static_cast<int>(d.how), name_of(d.data).data());
+  }
   if (d.y == type::s32 && d.bias) {
     return error(errc::unsupported, "bias", "bias is true and y is s32, which is stored as summed");
   }
@@ -96,7 +101,9 @@ inline result<linear> linear::plan(const linear_desc& d, const options& how) noe
     if (!step) return step.error();
     l.activation_.emplace(std::move(*step));
   }
-  auto gradient = detail::gradient_product::make(d.in, d.out, d.data, l.x_blocks(), l.z_blocks(), how);
+  const tiling summed_z = d.how != math::f32 ? l.y_tiles() : l.z_blocks();
+  auto gradient =
+      detail::gradient_product::make(d.rows, d.in, d.out, d.data, d.how, {l.x_blocks(), l.z_blocks(), summed_z}, how);
   if (!gradient) return gradient.error();
   l.gradient_.emplace(std::move(*gradient));
   return l;

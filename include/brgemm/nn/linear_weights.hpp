@@ -31,7 +31,7 @@ template <class T>
 result<void> linear::pack_weights(loops::executor_ref threads, const view<const T, 2>& w, layout stored, T* packed,
                                   std::int32_t* column_sums) const noexcept {
   constexpr type t = element_traits<T>::value;
-  if (t != type::f32 && t != forward_->description().b) {
+  if (t != type::f32 && (has_pieces() || t != forward_->description().b)) {
     return error(errc::invalid_argument, "w", "weights of %s for a layer whose kernels read %s", name_of(t).data(),
                  name_of(forward_->description().b).data());
   }
@@ -74,18 +74,26 @@ inline result<void> linear::unpack_parameters(loops::executor_ref threads, const
 inline result<void> linear::prepare(loops::executor_ref threads, const float* parameters, void* weights,
                                     void* transposed) const noexcept {
   const bool is_bf16 = d_.data == type::bf16;
+  const bool makes_weights = is_bf16 || has_pieces();
   if (is_8bit()) {
     return error(errc::unsupported, "data", "a layer of %s has no parameters in f32", name_of(d_.data).data());
   }
   if (transposed != nullptr) {
     if (auto r = check_training("transposed"); !r) return r;
   }
-  const detail::buffer written[] = {{"weights", weights, is_bf16 ? weights_bytes() : 0, 4},
+  const detail::buffer written[] = {{"weights", weights, makes_weights ? weights_bytes() : 0, 4},
                                     {"transposed", transposed, transposed != nullptr ? transposed_bytes() : 0}};
   const detail::buffer read[] = {{"parameters", parameters, this->parameters() * 4}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  if (is_bf16) pair_weights(threads, parameters, static_cast<std::uint32_t*>(weights));
-  if (transposed != nullptr) transpose_weights(threads, parameters, transposed);
+  auto* const words = static_cast<std::uint32_t*>(weights);
+  if (is_bf16) pair_weights(threads, parameters, words);
+  if (has_pieces()) split_weights(threads, parameters, words);
+  if (transposed == nullptr) return {};
+  if (has_pieces()) {
+    split_transposed(threads, parameters, static_cast<std::uint32_t*>(transposed));
+  } else {
+    transpose_weights(threads, parameters, transposed);
+  }
   return {};
 }
 
@@ -118,6 +126,39 @@ inline void linear::transpose_weights(loops::executor_ref threads, const float* 
       detail::transpose_words(from, width, static_cast<float*>(to) + row * width_t, width_t, rows, columns, ahead);
     }
     if (passes) _mm_sfence();
+  });
+}
+
+/// Panels of f32 (in, w) to panels of pieces (ceil(in/32), pieces, 16, w, 2).
+inline void linear::split_weights(loops::executor_ref threads, const float* parameters,
+                                  std::uint32_t* to) const noexcept {
+  const index width = block_width(d_.out);
+  const index panel_words = detail::split_elements(d_.in, d_.how) / 2 * width;
+  loops::parallel_for(threads, {panels(d_.out)}, [&](index panel) {
+    detail::split_panel(d_.how, parameters + panel * d_.in * width, width, layout::plain, d_.in, width, width,
+                        to + panel * panel_words);
+  });
+}
+
+/// Panels (ceil(out/w), in, w), w = block_width(out), to panels of pieces (ceil(in/v), ceil(out/32), pieces, 16, v, 2),
+/// v = block_width(in).
+inline void linear::split_transposed(loops::executor_ref threads, const float* parameters,
+                                     std::uint32_t* to) const noexcept {
+  const index width = block_width(d_.out);
+  const index width_t = block_width(d_.in);
+  const index chunk_words = detail::split_chunk / 2 * detail::pieces_of(d_.how) * width_t;
+  const index chunks = detail::chunks_of(d_.out);
+  loops::parallel_for(threads, {panels(d_.in), chunks}, [&](index block, index chunk) {
+    alignas(64) float turned[detail::split_chunk * loops::largest_block_width] = {};
+    const index rows = detail::extent_of_block(d_.in, width_t, block);
+    const index first = chunk * detail::split_chunk;
+    const index last = std::min(first + detail::split_chunk, d_.out);
+    for (index o = first, columns = 0; o < last; o += columns) {  // a chunk may lie in two panels
+      columns = std::min(last, (o / width + 1) * width) - o;
+      const float* const from = parameters + (o / width * d_.in + block * width_t) * width + o % width;
+      detail::transpose_words(from, width, turned + (o - first) * width_t, width_t, rows, columns);
+    }
+    detail::split_chunk_of_panel(d_.how, turned, width_t, to + (block * chunks + chunk) * chunk_words);
   });
 }
 
