@@ -371,6 +371,19 @@ TEST_F(Amx, SignalsAndForkInAScope) {
 }
 
 TEST_F(Amx, ExplainsItself) {
+  // As its cost model says: 32 products of 16 cycles an entry, 32 KiB of tiles; or nothing but a configuration.
+  const struct {
+    desc d;
+    const char* words;
+  } binding[] = {{bf16_tiles(64, 64, 64), "in L1 the products bind, in L2 loads bind"},
+                 {bf16_tiles(1, 16, 4), "in L1 the configuration binds"}};
+  for (const auto& b : binding) {
+    const auto k = make_kernel(b.d, {.backend = "amx"});
+    ASSERT_TRUE(k) << k.error().message();
+    const auto dumped = dump(*k);
+    ASSERT_TRUE(dumped);
+    EXPECT_NE(dumped->text().find(b.words), std::string_view::npos) << dumped->text();
+  }
   const auto k = make_kernel(bf16_tiles(64, 64, 80), {.backend = "amx"});
   ASSERT_TRUE(k) << k.error().message();
   const auto dumped = dump(*k);

@@ -78,6 +78,20 @@ inline const char* tile_instruction_of(const desc& d) noexcept {
   return d.b == type::u8 ? "tdpbsud" : "tdpbssd";
 }
 
+/// Which part of a call with a batch of 16 takes longest, where each hides behind the longest one.
+inline const char* what_binds(const tile_blocking& t, double loads) noexcept {
+  const struct {
+    const char* name;
+    double cycles;
+  } parts[] = {{"the products bind", 16 * t.bound},
+               {"loads bind", 16 * loads},
+               {"stores bind", t.stores},
+               {"the configuration binds", t.block_cycles - t.stores}};
+  const auto* const most =
+      std::max_element(std::begin(parts), std::end(parts), [](auto& x, auto& y) { return x.cycles < y.cycles; });
+  return most->name;
+}
+
 inline std::size_t explain_tiles(const desc& d, char* text, std::size_t size) noexcept {
   const tile_blocking t = choose_tile_blocking(d);
   paragraph p(text, size);
@@ -100,7 +114,10 @@ inline std::size_t explain_tiles(const desc& d, char* text, std::size_t size) no
         static_cast<int>(tile_bytes / size_of(d.a)));
   if (t.depth[1].k != 0) p.add(" and one of %d", t.depth[1].k);
   p.add(". %s ", t.direct ? "Tiles are stored to C." : "Tiles are stored to the stack; vectors finish C from there.");
-  p.add("An entry needs %.0f cycles for products, %.0f for loads from L1. ", t.bound, t.loads);
+  const double from_l2 = std::max(t.loads, t.bytes / l2_bytes_a_cycle);
+  p.add("An entry needs %.0f cycles for products, %.0f for loads from L1, %.0f from L2; ", t.bound, t.loads, from_l2);
+  p.add("a call %.0f for stores and %.0f for configurations. ", t.stores, t.block_cycles - t.stores);
+  p.add("With a batch of 16 in L1 %s, in L2 %s. ", what_binds(t, t.loads), what_binds(t, from_l2));
   p.add(
       "One call with a batch of 16, operands in L1: bound %.0f cycles, predicted %.0f cycles, %.0f of them once a "
       "call. ",

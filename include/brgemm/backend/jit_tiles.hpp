@@ -66,7 +66,7 @@ class jit_tiles : public jit_operands {
     std::size_t bytes;  ///< all; up to 64 more are lost to alignment
   };
   static stack_layout layout_of_stack(const desc& d, const tile_blocking& t) {
-    const auto row_of_tiles = static_cast<std::size_t>(t.most_rows() * tile_bytes);
+    const auto row_of_tiles = static_cast<std::size_t>(t.most_rows()) * tile_bytes;
     const auto columns = static_cast<std::size_t>(t.most_columns());
     stack_layout s{};
     s.tail_of_a = 2 * configuration_bytes;

@@ -69,9 +69,11 @@ struct tile_blocking {
   bool direct = false;        ///< tiles are stored to C; else to the stack, and vectors do the rest
   int most_rows_of_part = 8;  ///< that vectors finish at once
   double cycles = 0;          ///< predicted for one entry of the batch, operands in L1
-  double block_cycles = 0;    ///< predicted once a call
+  double block_cycles = 0;    ///< predicted once a call: configurations and stores
+  double stores = 0;          ///< of tiles, and what vectors do with them
   double bound = 0;           ///< products of one entry
-  double loads = 0;           ///< of tiles, one entry
+  double loads = 0;           ///< of tiles from L1, one entry
+  double bytes = 0;           ///< of A and B that the blocks read, one entry
   int areas() const {
     return ((rows[0].count != 0) + (rows[1].count != 0)) * ((columns[0].count != 0) + (columns[1].count != 0));
   }
@@ -83,11 +85,12 @@ namespace detail {
 
 /// Cycles of a product and of a load from L1, by the rows of A's or of the loaded tile: 16 and 10 cycles for 16 and 8
 /// rows, also in a chain into one tile; two lines a cycle. Storing a tile takes 16, loading a configuration and
-/// releasing it about 210. Measured on Sapphire Rapids, but by no benchmark of ours yet.
+/// releasing it about 210; L2 gives 38 bytes a cycle. Measured on Sapphire Rapids, but by no benchmark of ours yet.
 constexpr double tile_product_cycles(int rows) { return 4 + 0.75 * rows; }
 constexpr double tile_load_cycles(int rows) { return 0.5 * rows; }
 inline constexpr double tile_store_cycles = 16;
 inline constexpr double tile_configuration_cycles = 210;
+inline constexpr double l2_bytes_a_cycle = 38;
 
 /// m at the call: whole blocks of 16 rows, and one of what is left.
 constexpr void divide_rows_at_call(index most, strip (&to)[2]) {
@@ -181,10 +184,12 @@ constexpr bool weigh_area(tile_blocking& b, const strip& rows, const strip& colu
     const double loads = loads_of_chunk(b.depth[kind], rows, columns, all.of[kind]);
     b.bound += chunks * products;
     b.loads += chunks * loads;
+    b.bytes += chunks * (rows.total() * b.depth[kind].bytes + 4.0 * columns.total() * b.depth[kind].rows_of_b());
     b.cycles += chunks * (std::max(products, loads) + 0.05 * loads);
   }
-  b.block_cycles +=
-      tile_configuration_cycles + blocks * rows.tiles * columns.tiles * (b.direct ? 1 : 2.5) * tile_store_cycles;
+  const double stores = blocks * rows.tiles * columns.tiles * (b.direct ? 1 : 2.5) * tile_store_cycles;
+  b.stores += stores;
+  b.block_cycles += tile_configuration_cycles + stores;
   return true;
 }
 
@@ -195,7 +200,7 @@ inline bool stores_tiles(const desc& d) {
 
 }  // namespace detail
 
-/// The division with the fewest predicted cycles for a batch of 16.
+/// The division with the fewest predicted cycles for a batch of 16 in L2, where blocks read A and B again and again.
 inline tile_blocking choose_tile_blocking(const desc& d) {
   const auto bytes = static_cast<int>(size_of(d.a));
   const index chunk = tile_bytes / bytes;
@@ -222,7 +227,7 @@ inline tile_blocking choose_tile_blocking(const desc& d) {
           if (r.count != 0 && c.count != 0) fits = fits && detail::weigh_area(b, r, c);
         }
       }
-      const double cost = 16 * b.cycles + b.block_cycles;
+      const double cost = 16 * std::max(b.cycles, b.bytes / detail::l2_bytes_a_cycle) + b.block_cycles;
       if (fits && (least == 0 || cost < least)) best = b, least = cost;
     }
   }
