@@ -3,6 +3,7 @@
 
 #include <benchmark/benchmark.h>
 
+#include <brgemm/loops/split.hpp>
 #include <functional>
 #include <memory>
 #include <set>
@@ -42,10 +43,15 @@ void add_peers(benchmark::State& state, const settings& s,
 void report(benchmark::State& state, const std::vector<contestant>& contestants,
             const std::vector<std::vector<double>>& seconds, double work, double ceiling_work);
 
+/// MATH of a problem; and products of pieces for one of f32.
+brgemm::math math_of(const std::string& word);
+double products_of(brgemm::math how);
+
 // One function a kind; false where the line is not of this kind.
 bool add_gemm(const problem&, const settings&);
 bool add_call(const problem&, const settings&);
 bool add_linear(const problem&, const settings&);
+bool add_product(const problem&, const settings&);
 bool add_conv(const problem&, const settings&);
 bool add_train(const problem&, const settings&);
 bool add_bandwidth(const problem&, const settings&);

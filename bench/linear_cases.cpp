@@ -1,5 +1,6 @@
 // Fully connected layers, without bias and activation, which the peers' products have none of either:
-//   linear TYPE ROWS IN OUT THREADS          f32 or bf16: forward, backward by data, weight update
+//   linear TYPE ROWS IN OUT THREADS          f32, bf16, or f32 by pieces (bf16x3, bf16x2): forward, backward by data,
+//                                            weight update
 // Ours and oneDNN keep activations and weights in the layout they like best, prepared outside the timing. In bf16 the
 // weight update writes f32, as training with f32 master weights needs. With one row the limit is reading the weights.
 #include <algorithm>
@@ -19,6 +20,7 @@ using brgemm::result;
 
 struct layer {
   peer_type type;
+  brgemm::math compute;
   std::int64_t rows, in, out;
   int threads;
   peer_pass pass;
@@ -66,6 +68,7 @@ class planned_layer {
     nn::linear_desc d;
     d.rows = l.rows, d.in = l.in, d.out = l.out;
     d.data = d.y = type_of(l);
+    d.compute = l.compute;
     d.bias = false;
     d.training = l.pass != peer_pass::forward;
     if (nn::can_block(l.in)) d.x_storage = storage;
@@ -81,18 +84,22 @@ class planned_layer {
 
   result<void> run() const {
     switch (l_.pass) {
-      case peer_pass::forward: return plan_.forward(threads_, l_.rows, x_.data(), weights(), nullptr, y_.data());
-      case peer_pass::backward_data: return plan_.backward_data(threads_, l_.rows, y_.data(), weights(), x_.data());
+      case peer_pass::forward:
+        return plan_.forward(threads_, l_.rows, x_.data(), weights(), nullptr, y_.data(), nullptr, {},
+                             plan_.forward_workspace_bytes() > 0 ? workspace_.data() : nullptr);
+      case peer_pass::backward_data:
+        return plan_.backward_data(threads_, l_.rows, y_.data(), weights(), x_.data(), nullptr,
+                                   plan_.backward_data_workspace_bytes() > 0 ? workspace_.data() : nullptr);
       case peer_pass::backward_weights: break;
     }
-    void* const workspace = plan_.workspace_bytes() > 0 ? workspace_.data() : nullptr;
+    void* const workspace = plan_.backward_weights_workspace_bytes() > 0 ? workspace_.data() : nullptr;
     return plan_.backward_weights(threads_, l_.rows, x_.data(), y_.data(), gradient_.as<float>(), nullptr, workspace);
   }
 
   // What forward or backward_data reads.
   const void* weights() const {
     if (l_.pass == peer_pass::backward_data) return transposed_.data();
-    return l_.type == peer_type::bf16 ? weights_.data() : parameters_.data();
+    return makes_weights() ? weights_.data() : parameters_.data();
   }
 
   // With plain storage: the result of the last run in the layout of `plain_matrices`.
@@ -119,7 +126,10 @@ class planned_layer {
         weights_(plan_.weights_bytes()),
         transposed_(plan_.transposed_bytes()),
         gradient_(plan_.parameters() * 4),
-        workspace_(plan_.workspace_bytes()) {}
+        workspace_(std::max({plan_.backward_weights_workspace_bytes(), plan_.forward_workspace_bytes(),
+                             plan_.backward_data_workspace_bytes()})) {}
+
+  bool makes_weights() const { return l_.type == peer_type::bf16 || l_.compute != brgemm::math::f32; }
 
   // Blocked activations get random values of their own: what they are does not matter to the time.
   result<void> load(const plain_matrices& from) {
@@ -133,7 +143,7 @@ class planned_layer {
     const brgemm::view<const float, 2> w(wide.as<float>(), {l_.out, l_.in});
     auto r = plan_.pack_weights(threads_, w, brgemm::layout::transposed, parameters_.as<float>());
     if (!r) return r;
-    return plan_.prepare(threads_, parameters_.as<float>(), l_.type == peer_type::bf16 ? weights_.data() : nullptr,
+    return plan_.prepare(threads_, parameters_.as<float>(), makes_weights() ? weights_.data() : nullptr,
                          l_.pass == peer_pass::backward_data ? transposed_.data() : nullptr);
   }
 
@@ -161,10 +171,11 @@ void run_linear(benchmark::State& state, const layer& l, const settings& s) {
     if (!ours) return state.SkipWithError(ours.error().message().data());
     if (auto r = (*ours)->run(); !r) return state.SkipWithError(r.error().message().data());
 
+    const bool pieces = l.compute != brgemm::math::f32;
     const std::int64_t weights_bytes = l.in * l.out * brgemm::size_of(type_of(l));
-    const bool reading =
-        l.rows == 1 && l.pass != peer_pass::backward_weights && weights_bytes >= l.threads * read_bandwidth::granule;
-    const ceiling limit = ceiling_of(l.type);
+    const bool reading = l.rows == 1 && !pieces && l.pass != peer_pass::backward_weights &&
+                         weights_bytes >= l.threads * read_bandwidth::granule;
+    const ceiling limit = ceiling_of(pieces ? peer_type::bf16 : l.type);
     std::optional<read_bandwidth> read;
     if (reading) read.emplace((*ours)->weights(), weights_bytes, l.threads);
     std::vector<contestant> contestants = {
@@ -175,7 +186,7 @@ void run_linear(benchmark::State& state, const layer& l, const settings& s) {
     std::vector<std::unique_ptr<peer_task>> tasks;
     const peer_linear problem{l.type,    l.pass,         l.rows,         l.in,          l.out,
                               l.threads, plain.x.data(), plain.w.data(), plain.y.data()};
-    const double tolerance = l.type == peer_type::bf16 ? 2e-2 : 1e-4;
+    const double tolerance = l.type == peer_type::bf16 ? 2e-2 : l.compute == brgemm::math::bf16x2 ? 1e-3 : 1e-4;
     add_peers(
         state, s,
         [&](const peer_api& peer, char* reason, std::size_t size) { return peer.make_linear(problem, reason, size); },
@@ -188,7 +199,7 @@ void run_linear(benchmark::State& state, const layer& l, const settings& s) {
     if (reading) e.warm_share = 1;
     const double work = reading ? static_cast<double>(weights_bytes) : 2.0 * static_cast<double>(l.rows * l.in * l.out);
     report(state, contestants, interleave(contestants, e), work,
-           reading ? read->bytes() : limit.operations * l.threads);
+           reading ? read->bytes() : limit.operations * l.threads / products_of(l.compute));
     state.counters["reading"] = reading ? 1 : 0;
   }
 }
@@ -199,7 +210,8 @@ bool add_linear(const problem& p, const settings& s) {
   if (p.words[0] != "linear") return false;
   const peer_type type = p.words[1] == "bf16" ? peer_type::bf16 : peer_type::f32;
   for (const peer_pass pass : {peer_pass::forward, peer_pass::backward_data, peer_pass::backward_weights}) {
-    const layer l{type, p.number(2), p.number(3), p.number(4), static_cast<int>(p.number(5)), pass};
+    const layer l{type,        math_of(p.words[1]),           p.number(2), p.number(3),
+                  p.number(4), static_cast<int>(p.number(5)), pass};
     const std::string shape = p.words[2] + "x" + p.words[3] + "x" + p.words[4];
     add_case(s, "linear/" + p.words[1] + "/" + shape + "/threads" + p.words[5] + "/" + name_of(pass),
              [l, &s](benchmark::State& state) { run_linear(state, l, s); });

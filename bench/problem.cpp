@@ -18,7 +18,8 @@ constexpr const char* forms[] = {
     "handle_call",
     "lookup DESCS THREADS",
     "generation FILE COUNT",
-    "linear LAYER_TYPE ROWS IN OUT THREADS",
+    "linear LINEAR_TYPE ROWS IN OUT THREADS",
+    "product MATH M N K THREADS",
     "conv LAYER_TYPE IMAGES IN OUT GROUPS HEIGHT WIDTH KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_H PAD_W THREADS",
     "train LAYER_TYPE BATCH THREADS FEATURES FEATURES...",
     "bandwidth BYTES THREADS",
@@ -72,6 +73,8 @@ void expect_shapes(const problem& p, const std::string& word) try {
 
 void expect_value(const problem& p, const std::string& name, const std::string& word) {
   if (name == "TYPE") return expect_one_of(p, name, word, {"f32", "f64", "bf16", "u8s8"});
+  if (name == "MATH") return expect_one_of(p, name, word, {"f32", "bf16x3", "bf16x2"});
+  if (name == "LINEAR_TYPE") return expect_one_of(p, name, word, {"f32", "bf16", "bf16x3", "bf16x2"});
   if (name == "LAYER_TYPE") return expect_one_of(p, name, word, {"f32", "bf16"});
   if (name == "FILE") return expect_shapes(p, word);
   if (name != "STEPS") return expect_number(p, name, word);

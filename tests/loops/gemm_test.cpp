@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <brgemm/backend/amx.hpp>
 #include <brgemm/loops/gemm.hpp>
-#include <cfenv>
 #include <cmath>
 #include <limits>
 #include <random>
@@ -54,7 +53,7 @@ struct way {
   layout stored = layout::plain;
 };
 
-/// C after one call; empty where there is no plan.
+/// C after one call, of pieces after splitting A by itself too; empty where there is no plan.
 std::vector<float> result_of(const product& p, const way& w) {
   const auto plan = loops::gemm::plan(p.d, {.backend = w.backend});
   const auto pool = loops::thread_pool::make(w.threads);
@@ -77,6 +76,13 @@ std::vector<float> result_of(const product& p, const way& w) {
   EXPECT_TRUE(done) << done.error().message();
   const auto called = (*plan)(*pool, p.d.m, p.d.k == 0 ? nullptr : p.a.data(), data(packed), c.data(), data(workspace));
   EXPECT_TRUE(called) << called.error().message();
+  if (p.d.compute == math::f32) return c;
+  std::vector<float> again = p.c;
+  std::fill(workspace.begin(), workspace.end(), std::byte{0xff});
+  const void* const a = p.d.k == 0 ? nullptr : p.a.data();
+  EXPECT_TRUE(plan->split_a(*pool, p.d.m, a, data(workspace)));
+  EXPECT_TRUE(plan->multiply_pieces(*pool, p.d.m, data(workspace), data(packed), again.data()));
+  EXPECT_EQ(std::memcmp(c.data(), again.data(), c.size() * sizeof(float)), 0);
   return c;
 }
 
@@ -120,6 +126,46 @@ TEST(Gemm, F32IsOneChainOfFma) {
       }
     }
   }
+}
+
+template <class T>
+void expect_right_of(type sums_of, T (*from)(float), double (*to)(T), double tolerance) {
+  constexpr index m = 70, n = 130, k = 37;
+  for (const type c : {sums_of, element_traits<T>::value}) {
+    const auto plan = loops::gemm::plan(
+        {.m = m, .n = n, .k = k, .a = element_traits<T>::value, .b = element_traits<T>::value, .c = c});
+    ASSERT_TRUE(plan) << plan.error().message();
+    const std::vector<float> x = random_floats(m * k, 3, 0), y = random_floats(k * n, 4, 0);
+    std::vector<T> a, b;
+    for (const float v : x) a.push_back(from(v));
+    for (const float v : y) b.push_back(from(v));
+    std::vector<std::byte> packed(static_cast<std::size_t>(plan->packed_b_bytes())), result(m * n * 8);
+    ASSERT_TRUE(plan->pack_b(alone, view<T, 2>(b.data(), {k, n}), layout::plain, packed.data()));
+    ASSERT_TRUE((*plan)(alone, m, a.data(), packed.data(), result.data()));
+    for (index i = 0; i < m; ++i) {
+      for (index j = 0; j < n; ++j) {
+        double sum = 0;
+        for (index l = 0; l < k; ++l) {
+          sum += to(a[static_cast<std::size_t>(i * k + l)]) * to(b[static_cast<std::size_t>(l * n + j)]);
+        }
+        const auto at = static_cast<std::size_t>(i * n + j);
+        const double got = c == type::f64   ? reinterpret_cast<const double*>(result.data())[at]
+                           : c == type::f32 ? static_cast<double>(reinterpret_cast<const float*>(result.data())[at])
+                                            : to(reinterpret_cast<const T*>(result.data())[at]);
+        ASSERT_NEAR(got, sum, c == sums_of ? 1e-5 : tolerance * std::fabs(sum) + 1e-5)
+            << name_of(c).data() << i << " " << j;
+      }
+    }
+  }
+}
+
+TEST(Gemm, OtherFloats) {
+  expect_right_of<bf16>(
+      type::f32, [](float x) { return to_bf16(x); }, [](bf16 x) { return static_cast<double>(to_f32(x)); }, 0x1p-8);
+  expect_right_of<f16>(
+      type::f32, [](float x) { return to_f16(x); }, [](f16 x) { return static_cast<double>(to_f32(x)); }, 0x1p-11);
+  expect_right_of<double>(
+      type::f64, [](float x) { return static_cast<double>(x); }, [](double x) { return x; }, 0);
 }
 
 TEST(Gemm, OtherTypes) {
@@ -166,11 +212,11 @@ const std::vector<std::pair<int, int>>& products_of(math how) {
 /// One element of C as docs/numerics.md writes it; no value may be so small that bf16 instructions flush it.
 float sum_of_pieces(const product& p, index i, index j, float sum) {
   for (index first = 0; first < p.d.k; first += 32) {
-    for (const auto& [pa, pb] : products_of(p.d.how)) {
+    for (const auto& [pa, pb] : products_of(p.d.compute)) {
       float even = 0, odd = 0;
       for (index l = first; l < std::min(first + 32, p.d.k); ++l) {
-        const float x = pieces_of(p.a_at(i, l), p.d.how)[static_cast<std::size_t>(pa - 1)];
-        const float y = pieces_of(p.b_at(l, j), p.d.how)[static_cast<std::size_t>(pb - 1)];
+        const float x = pieces_of(p.a_at(i, l), p.d.compute)[static_cast<std::size_t>(pa - 1)];
+        const float y = pieces_of(p.b_at(l, j), p.d.compute)[static_cast<std::size_t>(pb - 1)];
         float& chain = l % 2 == 0 ? even : odd;
         chain = std::fma(x, y, chain);
       }
@@ -190,7 +236,7 @@ TEST(Gemm, PiecesAreSummedAsDocumented) {
   }
   for (const math how : {math::bf16x2, math::bf16x3}) {
     for (gemm_desc d : shapes) {
-      d.how = how;
+      d.compute = how;
       d.accumulate = d.n % 2 == 0;
       const product p(d, 5);
       const auto right = expected(p, [&p](index i, index j, float c) { return sum_of_pieces(p, i, j, c); });
@@ -228,7 +274,7 @@ TEST(Gemm, PiecesAreAsExactAsPromised) {
   for (const index k : {64, 1024, 4096}) {
     double error[3] = {};
     for (const math how : {math::f32, math::bf16x2, math::bf16x3}) {
-      const product p({.m = 40, .n = 50, .k = k, .how = how}, 9, 0);
+      const product p({.m = 40, .n = 50, .k = k, .compute = how}, 9, 0);
       const double e = error[static_cast<int>(how)] = largest_error(p, result_of(p, {}));
       const double u = std::ldexp(1.0, -24);
       const double chunks = static_cast<double>((k + 31) / 32);
@@ -246,7 +292,7 @@ TEST(Gemm, PiecesAreAsExactAsPromised) {
 
 /// What a product of one row and one column of `value` and 1 gives.
 float product_with_one(float value, math how) {
-  product p({.m = 1, .n = 1, .k = 1, .how = how}, 1);
+  product p({.m = 1, .n = 1, .k = 1, .compute = how}, 1);
   p.a[0] = value;
   p.b[0] = 1;
   return result_of(p, {})[0];
@@ -256,7 +302,7 @@ TEST(Gemm, ThreePiecesHoldEveryFloatInRange) {
   std::mt19937 e(3);
   // Each exponent and sign, many mantissas: one row of A times 1.
   constexpr index count = 1 << 16;
-  product p({.m = count, .n = 1, .k = 1, .lda = 1, .ldc = 1, .how = math::bf16x3}, 1);
+  product p({.m = count, .n = 1, .k = 1, .lda = 1, .ldc = 1, .compute = math::bf16x3}, 1);
   p.b[0] = 1;
   for (int round = 0; round < 20; ++round) {
     for (float& x : p.a) x = std::bit_cast<float>(static_cast<std::uint32_t>(e()));
@@ -265,7 +311,7 @@ TEST(Gemm, ThreePiecesHoldEveryFloatInRange) {
       const float x = p.a[i];
       const float size = std::fabs(x);
       if (!(size < std::ldexp(511.0f, 119))) {
-        EXPECT_FALSE(std::isfinite(c[i])) << x;  // rounds to infinity, or is not finite
+        EXPECT_TRUE(std::isnan(c[i])) << x;  // rounds to infinity, or is not finite
       } else if (size >= std::ldexp(1.0f, -103)) {
         EXPECT_EQ(c[i], x) << "three pieces hold it";
       } else {
@@ -291,6 +337,23 @@ TEST(Gemm, PiecesAtTheEdges) {
   EXPECT_EQ(product_with_one(std::ldexp(1.0f, -126), math::bf16x3), std::ldexp(1.0f, -126));
 }
 
+TEST(Gemm, PiecesOfSmallAndLargeProducts) {
+  const auto one_product = [](float x, float y, float c) {
+    product p({.m = 1, .n = 1, .k = 1, .accumulate = true, .compute = math::bf16x3}, 1);
+    p.a[0] = x, p.b[0] = y, p.c[0] = c;
+    return result_of(p, {})[0];
+  };
+  // Products of pieces below 2^-126 are lost.
+  const float x = std::ldexp(1.0f, -62), y = std::ldexp(1.0f + std::ldexp(1.0f, -9), -62);
+  EXPECT_LE(std::fabs(one_product(x, y, 0) - x * y), 6 * std::ldexp(1.0f, -126));
+  EXPECT_NE(one_product(x, y, 0), x * y);
+  // The nearest bf16 may be larger than the element: the product of pieces overflows a little before the product does.
+  EXPECT_FALSE(std::isfinite(one_product(0x1.010002p64f, 0x1.fd0002p63f, 0)));
+  EXPECT_TRUE(std::isfinite(0x1.010002p64f * 0x1.fd0002p63f));
+  // C takes part in each rounding.
+  EXPECT_EQ(one_product(1, 1, std::ldexp(1.0f, 27)), std::ldexp(1.0f, 27));
+}
+
 // ---- bad input ----
 
 TEST(Gemm, EveryFieldOfTheDesc) {
@@ -304,18 +367,22 @@ TEST(Gemm, EveryFieldOfTheDesc) {
       {"m", {"m is 0", "1..2^29"}, [](auto& d) { d.m = 0; }},
       {"m", {"m is 536870913"}, [](auto& d) { d.m = (1 << 29) + 1; }},
       {"n", {"n is -7"}, [](auto& d) { d.n = -7; }},
+      {"accumulate",
+       {"true", "u8"},
+       [](auto& d) { d.a = d.c = type::u8, d.b = type::s8, d.accumulate = true; },
+       errc::unsupported},
       {"k", {"k is -1", "0..2^29"}, [](auto& d) { d.k = -1; }},
       {"k", {"4611686018427387904"}, [](auto& d) { d.k = index{1} << 62; }},
       {"lda", {"lda is 29", "30"}, [](auto& d) { d.lda = 29; }},
       {"ldc", {"ldc is -1", "20"}, [](auto& d) { d.ldc = -1; }},
       {"ldc", {"536870913"}, [](auto& d) { d.ldc = (1 << 29) + 1; }},
       {"a", {"a is 99"}, [](auto& d) { d.a = static_cast<type>(99); }},
-      {"a", {"bf16", "f32"}, [](auto& d) { d.a = d.b = type::bf16, d.how = math::bf16x3; }, errc::unsupported},
+      {"a", {"bf16", "f32"}, [](auto& d) { d.a = d.b = type::bf16, d.compute = math::bf16x3; }, errc::unsupported},
       {"b", {"f32", "f64"}, [](auto& d) { d.b = type::f64; }, errc::unsupported},
       {"b", {"b is 77"}, [](auto& d) { d.b = static_cast<type>(77); }},
       {"c", {"bf16", "f32"}, [](auto& d) { d.c = type::bf16; }, errc::unsupported},
-      {"c", {"c is bf16"}, [](auto& d) { d.c = type::bf16, d.how = math::bf16x2; }, errc::unsupported},
-      {"how", {"how is 3"}, [](auto& d) { d.how = static_cast<math>(3); }},
+      {"c", {"c is bf16"}, [](auto& d) { d.c = type::bf16, d.compute = math::bf16x2; }, errc::unsupported},
+      {"compute", {"compute is 3"}, [](auto& d) { d.compute = static_cast<math>(3); }},
   };
   std::set<std::string> with_cases;
   for (const auto& c : cases) {
@@ -324,11 +391,11 @@ TEST(Gemm, EveryFieldOfTheDesc) {
     expect_error(loops::gemm::plan(d), c.code, c.field, c.words);
     with_cases.insert(c.field);
   }
-  expect_a_case_for_each(NAMES_OF(right, m, n, k, lda, ldc, a, b, c, accumulate, how), with_cases, {"accumulate"});
+  expect_a_case_for_each(NAMES_OF(right, m, n, k, lda, ldc, a, b, c, accumulate, compute), with_cases);
 }
 
 TEST(Gemm, ArgumentsOfItsCalls) {
-  const auto plan = loops::gemm::plan({.m = 4, .n = 20, .k = 30, .how = math::bf16x3});
+  const auto plan = loops::gemm::plan({.m = 4, .n = 20, .k = 30, .compute = math::bf16x3});
   ASSERT_TRUE(plan);
   filled_memory memory;
   auto* const a = memory.take<float>(4 * 30 * 4);
@@ -337,6 +404,16 @@ TEST(Gemm, ArgumentsOfItsCalls) {
   auto* const packed = memory.take<char>(plan->packed_b_bytes());
   auto* const workspace = memory.take<char>(plan->workspace_bytes());
   const view<const float, 2> right(b, {30, 20});
+  const view<float, 2> c_of_4(c, {4, 20});
+  const auto views = [&](const view<const float, 2>& x, const auto& z) {
+    return (*plan)(alone, x, packed, z, workspace);
+  };
+  constexpr errc bad = errc::invalid_argument;
+  expect_error(views({a, {4, 29}}, c_of_4), bad, "a", {"(4,29)", "rows of 30"});
+  expect_error(views({a, {4, 30}, {31, 1}}, c_of_4), bad, "a", {"strides (31,1)", "30 apart"});
+  expect_error(views({a, {3, 30}}, c_of_4), bad, "c", {"a has 3 rows, c has 4"});
+  expect_error(views({a, {4, 30}}, view<float, 2>(c, {4, 20}, {20, 2})), bad, "c", {"(20,2)"});
+  expect_error(views({a, {4, 30}}, view<double, 2>(nullptr, {4, 20})), bad, "c", {"f64", "f32"});
   const auto call = [&](index rows, const void* x, const void* y, void* z, void* w) {
     return (*plan)(alone, rows, x, y, z, w);
   };
@@ -361,6 +438,23 @@ TEST(Gemm, ArgumentsOfItsCalls) {
   expect_error(pack({nullptr, {30, 20}}, layout::plain, packed), wrong, "b", {"null"});
   expect_error(plan->pack_b(alone, view<const double, 2>(nullptr, {30, 20}), layout::plain, packed), wrong, "b",
                {"f64", "f32"});
+  const auto split = [&](index rows, const void* x, void* to) { return plan->split_a(alone, rows, x, to); };
+  expect_error(split(5, a, workspace), wrong, "rows", {"rows is 5", "1..4"});
+  expect_error(split(4, nullptr, workspace), wrong, "a", {"null", "480 bytes"});
+  expect_error(split(4, a, nullptr), wrong, "pieces", {"null", "768 bytes"});
+  expect_error(split(4, a, a), wrong, "pieces", {"overlaps a"});
+  const auto multiply = [&](index rows, const void* x, const void* y, void* z) {
+    return plan->multiply_pieces(alone, rows, x, y, z);
+  };
+  expect_error(multiply(0, workspace, packed, c), wrong, "rows", {"rows is 0"});
+  expect_error(multiply(4, nullptr, packed, c), wrong, "pieces", {"null", "768 bytes"});
+  expect_error(multiply(4, workspace, nullptr, c), wrong, "packed_b", {"null"});
+  expect_error(multiply(4, workspace, packed, nullptr), wrong, "c", {"null", "320 bytes"});
+  expect_error(multiply(4, c, packed, c), wrong, "c", {"overlaps pieces"});
+  const auto plain = loops::gemm::plan({.m = 4, .n = 20, .k = 30});
+  ASSERT_TRUE(plain);
+  expect_error(plain->split_a(alone, 4, a, workspace), wrong, "compute", {"split_a", "compute is 0"});
+  expect_error(plain->multiply_pieces(alone, 4, workspace, packed, c), wrong, "compute", {"multiply_pieces"});
   EXPECT_TRUE(memory.is_untouched());
 }
 

@@ -83,7 +83,7 @@ index wrong_elements(const gradient& g) {
   if (!plan || !pool) return -1;
   const memory x = stored(g.rows, g.in, g.data, g.kept, plan->x_bytes(), x_at);
   const memory z = stored(g.rows, g.out, g.data, g.kept, plan->y_bytes(), z_at);
-  const memory workspace = allocate(plan->workspace_bytes());
+  const memory workspace = allocate(plan->backward_weights_workspace_bytes());
   const memory gradients = allocate(plan->parameters() * 4 + 64);
   float* const dw = reinterpret_cast<float*>(gradients.get()) + g.shift;
   std::fill(dw, dw + plan->parameters(), std::numeric_limits<float>::quiet_NaN());

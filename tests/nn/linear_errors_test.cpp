@@ -34,7 +34,7 @@ linear_desc with(linear_desc d, type data, type y) {
 }
 linear_desc by_pieces() {
   linear_desc d = training;
-  d.how = math::bf16x3;
+  d.compute = math::bf16x3;
   return d;
 }
 linear_desc bf16_training() { return with(training, type::bf16, type::bf16); }
@@ -66,9 +66,13 @@ TEST(LinearErrors, EveryFieldOfTheDesc) {
       {"y", {"bf16", "f32"}, training, [](auto& d) { d.y = type::bf16; }, errc::unsupported},
       {"y", {"s32", "f32"}, training, [](auto& d) { d.y = type::s32; }, errc::unsupported},
       {"y", {"f16", "u8"}, quantised(), [](auto& d) { d.y = type::f16; }, errc::unsupported},
-      {"how", {"how is 3", "0..2"}, training, [](auto& d) { d.how = static_cast<math>(3); }},
-      {"how", {"how is 2", "bf16"}, bf16_training(), [](auto& d) { d.how = math::bf16x3; }, errc::unsupported},
-      {"how", {"how is 1", "u8"}, quantised(), [](auto& d) { d.how = math::bf16x2; }, errc::unsupported},
+      {"compute", {"compute is 3", "0..2"}, training, [](auto& d) { d.compute = static_cast<math>(3); }},
+      {"compute",
+       {"compute is 2", "bf16"},
+       bf16_training(),
+       [](auto& d) { d.compute = math::bf16x3; },
+       errc::unsupported},
+      {"compute", {"compute is 1", "u8"}, quantised(), [](auto& d) { d.compute = math::bf16x2; }, errc::unsupported},
       {"act", {"act is 8", "0..7"}, training, [](auto& d) { d.act = static_cast<activation>(8); }},
       {"act", {"act is 1", "s32"}, exact_sums(), [](auto& d) { d.act = activation::relu; }, errc::unsupported},
       {"bias", {"true", "s32"}, exact_sums(), [](auto& d) { d.bias = true; }, errc::unsupported},
@@ -96,9 +100,9 @@ TEST(LinearErrors, EveryFieldOfTheDesc) {
     expect_error(nn::linear::plan(d), c.code, c.field, c.words);
     seen.insert(c.field);
   }
-  expect_a_case_for_each(
-      NAMES_OF(training, rows, in, out, data, y, how, act, bias, training, input_act, x_storage, y_storage, ldx, ldy),
-      seen);
+  expect_a_case_for_each(NAMES_OF(training, rows, in, out, data, y, compute, act, bias, training, input_act, x_storage,
+                                  y_storage, ldx, ldy),
+                         seen);
   expect_error(nn::linear::plan(training, {.backend = "none such"}), errc::forbidden, "backend", {"none such"});
 }
 
@@ -140,7 +144,7 @@ struct forward_call {
         bias(l.memory.take<float>(l.d().bias ? l.d().out * 4 : 0)),
         y(l.memory.take(l.plan.y_bytes())),
         saved(l.memory.take(l.plan.saved_bytes())),
-        workspace(l.memory.take(l.plan.pieces_of_x_bytes())) {
+        workspace(l.memory.take(l.plan.forward_workspace_bytes())) {
     if (l.has_8_bits()) q.column_sums = l.column_sums();
     if (l.has_8_bits() && l.d().y != type::s32) q.scale = l.memory.take<float>(l.d().out * 4);
   }
@@ -316,7 +320,7 @@ struct backward_data_call {
         transposed(l.memory.take(l.plan.transposed_bytes())),
         dx(l.memory.take(l.plan.x_bytes())),
         input_saved(l.memory.take(l.plan.input_saved_bytes())),
-        workspace(l.memory.take(l.plan.pieces_of_dz_bytes())) {}
+        workspace(l.memory.take(l.plan.backward_data_workspace_bytes())) {}
   result<void> operator()(const layer& l) const {
     return std::invoke(&nn::linear::backward_data, l.plan, alone, rows, dz, transposed, dx, input_saved, workspace);
   }
@@ -368,7 +372,7 @@ struct backward_weights_call {
         dz(l.gradient()),
         dw(l.parameters()),
         db(l.memory.take<float>(l.d().out * 4)),
-        workspace(l.memory.take(l.plan.workspace_bytes())) {}
+        workspace(l.memory.take(l.plan.backward_weights_workspace_bytes())) {}
   result<void> operator()(const layer& l) const {
     return std::invoke(&nn::linear::backward_weights, l.plan, alone, rows, x, dz, dw, db, workspace);
   }

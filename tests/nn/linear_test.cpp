@@ -13,6 +13,8 @@
 #include <vector>
 
 #include "npz.hpp"
+#include "support/backends.hpp"
+#include "support/features.hpp"
 
 namespace brgemm {  // so that index is not the one of <strings.h>
 namespace {
@@ -78,7 +80,7 @@ float sum_of_pieces(math how, index count, A&& a, B&& b) {
 /// sum over k of a(k) * b(k) in the order of the contract: one chain, for bf16 in pairs, of pieces as documented.
 template <class A, class B>
 float sum_of(const nn::linear_desc& d, index count, A&& a, B&& b) {
-  if (d.how != math::f32) return sum_of_pieces(d.how, count, a, b);
+  if (d.compute != math::f32) return sum_of_pieces(d.compute, count, a, b);
   if (d.data != type::f32) return chain_of_pairs(count, a, b);
   float sum = 0;
   for (index i = 0; i < count; ++i) sum = std::fma(a(i), b(i), sum);
@@ -192,15 +194,13 @@ outcome wanted(const problem& p) {
       o.dx(r, i) = round_to(d.data, g);
     }
   }
-  nn::linear_desc of_bias = d;
-  of_bias.how = math::f32;  // also of pieces
   for (index j = 0; j < d.out; ++j) {
     for (index i = 0; i < d.in; ++i) {
       o.dw(i, j) = sum_of(
           d, d.rows, [&](index k) { return p.x(k, i); }, [&](index k) { return p.dz(k, j); });
     }
     o.db[static_cast<std::size_t>(j)] = sum_of(
-        of_bias, d.rows, [&](index) { return 1.0f; }, [&](index k) { return p.dz(k, j); });
+        d, d.rows, [&](index) { return 1.0f; }, [&](index k) { return p.dz(k, j); });
   }
   return o;
 }
@@ -230,14 +230,14 @@ outcome computed(const problem& p, loops::executor_ref threads, const options& h
   if (!plan) return {};
   const index ldx = d.ldx != 0 ? d.ldx : d.in;
   const index ldy = d.ldy != 0 ? d.ldy : d.out;
-  const bool reads_parameters = d.data == type::f32 && d.how == math::f32;
-  memory pieces_of_x(plan->pieces_of_x_bytes()), pieces_of_dz(plan->pieces_of_dz_bytes());
+  const bool reads_parameters = d.data == type::f32 && d.compute == math::f32;
+  memory pieces_of_x(plan->forward_workspace_bytes()), pieces_of_dz(plan->backward_data_workspace_bytes());
   memory parameters(plan->parameters() * 4), weights(reads_parameters ? 0 : plan->weights_bytes());
   memory transposed(plan->transposed_bytes()), x(plan->x_bytes()), y(plan->y_bytes()), dz(plan->x_bytes() * 0 + [&] {
     return nn::extent_of(d.y_storage, nn::tiling_of(d.y_storage, d.out, ldy), d.rows, d.out) * size_of(d.data);
   }());
   memory dx(plan->x_bytes()), dw(plan->parameters() * 4), db(d.out * 4), saved(plan->saved_bytes());
-  memory input_saved(plan->input_saved_bytes()), workspace(plan->workspace_bytes());
+  memory input_saved(plan->input_saved_bytes()), workspace(plan->backward_weights_workspace_bytes());
   const auto expect = [](const result<void>& r) { EXPECT_TRUE(r) << r.error().field() << ": " << r.error().message(); };
   expect(plan->pack_weights(threads, view<const float, 2>(p.w.values.data(), {d.in, d.out}), layout::plain,
                             parameters.as<float>()));
@@ -269,8 +269,8 @@ std::string text(const nn::linear_desc& d) {
          std::string(name_of(d.data)) + " y " + std::string(name_of(d.y)) + " act " +
          std::to_string(static_cast<int>(d.act)) + " input_act " + std::to_string(static_cast<int>(d.input_act)) +
          " x_storage " + std::to_string(static_cast<int>(d.x_storage)) + " y_storage " +
-         std::to_string(static_cast<int>(d.y_storage)) + " how " + std::to_string(static_cast<int>(d.how)) + " ldx " +
-         std::to_string(d.ldx);
+         std::to_string(static_cast<int>(d.y_storage)) + " how " + std::to_string(static_cast<int>(d.compute)) +
+         " ldx " + std::to_string(d.ldx);
 }
 
 void expect_right(const nn::linear_desc& d, unsigned seed) {
@@ -300,7 +300,8 @@ TEST(Linear, EqualsPlainLoopsForAnySizes) {
   for (const auto& [data, y, how] : types) {
     for (const index rows : {1, 3, 64, 77, 130}) {
       for (const auto& [in, out] : {std::pair<index, index>{1, 1}, {10, 70}, {33, 64}, {112, 10}, {130, 100}}) {
-        expect_right({.rows = rows, .in = in, .out = out, .data = data, .y = y, .how = how, .training = true}, seed++);
+        expect_right({.rows = rows, .in = in, .out = out, .data = data, .y = y, .compute = how, .training = true},
+                     seed++);
       }
     }
   }
@@ -311,7 +312,7 @@ TEST(Linear, EqualsPlainLoopsForEachActivation) {
   for (const auto& [data, y, how] : types) {
     for (int a = 0; a < nn::activation_count; ++a) {
       for (const bool training : {false, true}) {
-        nn::linear_desc d{.rows = 70, .in = 40, .out = 90, .data = data, .y = y, .how = how, .training = training};
+        nn::linear_desc d{.rows = 70, .in = 40, .out = 90, .data = data, .y = y, .compute = how, .training = training};
         d.act = static_cast<activation>(a);
         d.bias = a % 2 == 0;
         if (training) d.input_act = static_cast<activation>(nn::activation_count - 1 - a);
@@ -330,7 +331,7 @@ TEST(Linear, EqualsPlainLoopsForEachStorage) {
           if (how != math::f32 && a == activation::tanh) continue;
           for (const auto& [in, out] : {std::pair<index, index>{50, 112}, {192, 112}, {144, 240}}) {  // last: 48 wide
             nn::linear_desc d{
-                .rows = 100, .in = in, .out = out, .data = data, .y = y, .how = how, .act = a, .training = true};
+                .rows = 100, .in = in, .out = out, .data = data, .y = y, .compute = how, .act = a, .training = true};
             d.input_act = a;
             d.x_storage = xs;
             d.y_storage = ys;
@@ -353,7 +354,7 @@ TEST(Linear, SameBitsForAnyThreads) {
                               .out = 192,
                               .data = data,
                               .y = y,
-                              .how = how,
+                              .compute = how,
                               .act = activation::relu,
                               .training = true,
                               .input_act = activation::relu,
@@ -378,6 +379,8 @@ bool permitted(const backend::entry& e) {
 }
 
 TEST(Linear, SameBitsOnEveryBackend) {
+  brgemm_test::show_tiles();
+  ASSERT_TRUE(backend::register_amx());
   int compared = 0;
   for (const auto& [data, y, how] : types) {
     const problem p = draw({.rows = 75,
@@ -385,17 +388,18 @@ TEST(Linear, SameBitsOnEveryBackend) {
                             .out = 70,
                             .data = data,
                             .y = y,
-                            .how = how,
+                            .compute = how,
                             .act = activation::relu,
                             .training = true,
                             .input_act = activation::silu,
                             .x_storage = storage::blocked},
                            350);
     const outcome right = wanted(p);
-    for (const backend::entry& e : backend::built_in()) {
+    for (const backend::entry& e : brgemm_test::backends()) {
       if (!permitted(e)) continue;
       const auto plan = nn::linear::plan(p.d, {.backend = e.name});
       if (!plan) {
+        EXPECT_TRUE(how == math::f32 && e.name == backend::amx.name) << "by pieces every backend for bf16 does all";
         EXPECT_EQ(plan.error().code(), errc::unsupported) << e.name << ": " << plan.error().message();
         continue;
       }
@@ -409,8 +413,8 @@ TEST(Linear, SameBitsOnEveryBackend) {
 
 TEST(Linear, SameBitsForARowAloneOrInABatch) {
   for (const auto& [data, y, how] : types) {
-    const problem p =
-        draw({.rows = 130, .in = 70, .out = 100, .data = data, .y = y, .how = how, .act = activation::gelu_erf}, 400);
+    const problem p = draw(
+        {.rows = 130, .in = 70, .out = 100, .data = data, .y = y, .compute = how, .act = activation::gelu_erf}, 400);
     const outcome batch = computed(p, alone);
     for (const index r : {0, 63, 64, 129}) {
       problem one = p;
@@ -434,7 +438,7 @@ TEST(Linear, TakesFewerRowsThanPlanned) {
     const auto plan = nn::linear::plan(p.d);
     ASSERT_TRUE(plan);
     memory w(plan->parameters() * 4), x(plan->x_bytes()), y(plan->y_bytes()), dz(plan->y_bytes()), dw(64 * 64 * 4);
-    memory workspace(plan->workspace_bytes());
+    memory workspace(plan->backward_weights_workspace_bytes());
     ASSERT_TRUE(
         plan->pack_weights(alone, view<const float, 2>(p.w.values.data(), {64, 64}), layout::plain, w.as<float>()));
     store(less.x, type::f32, s, 64, x.get());
@@ -573,7 +577,7 @@ TEST(Linear, GradientsAgreeWithValuesMadeElsewhere) {
     std::vector<float> y(static_cast<std::size_t>(rows * out)), dz = floats("dy"), dx(x.size()), dw(w.size()),
                                                                 db(b.size());
     memory parameters(plan->parameters() * 4), gradient(plan->parameters() * 4), transposed(plan->transposed_bytes());
-    memory saved(plan->saved_bytes()), workspace(plan->workspace_bytes());
+    memory saved(plan->saved_bytes()), workspace(plan->backward_weights_workspace_bytes());
     ASSERT_TRUE(plan->pack_weights(alone, view<const float, 2>(w.data(), {out, in}), layout::transposed,
                                    parameters.as<float>()));
     ASSERT_TRUE(plan->prepare(alone, parameters.as<float>(), nullptr, transposed.get()));

@@ -20,17 +20,18 @@ struct gemm_desc {
   type b = type::f32;
   type c = type::f32;
   bool accumulate = false;  ///< C += A * B: C begins each sum (desc.beta = one)
-  /// f32 only: by products of bf16 pieces, which tiles multiply faster than vectors multiply f32.
-  math how = math::f32;
+  /// f32 only: by products of bf16 pieces.
+  math compute = math::f32;
 };
 
 /// The plan of one product: immutable, so any number of threads may call it at once with different memory. It owns
-/// kernels and no data. A call allocates nothing.
+/// kernels (by pieces also a list of where they lie, so it moves and is not copied) and no data. A call allocates
+/// nothing.
 ///
 /// B is packed once and may then serve many calls. Each element of C is one sum in the order of the contract, of all of
 /// k in one entry: the same bits for any rows, threads and backend. With pieces it is order::tile over the products
-/// that docs/numerics.md lists, chunk after chunk of 32 k. Errors are invalid_argument with the argument's name, found
-/// before anything is written.
+/// that docs/numerics.md lists, chunk after chunk of 32 k. With k = 0 nothing is read but C, and A and B may be
+/// anything. Errors are invalid_argument with the argument's name, found before anything is written.
 class gemm {
  public:
   /// Errors: invalid_argument or unsupported with the field of the desc, or what make_kernel says; out_of_memory.
@@ -46,6 +47,7 @@ class gemm {
 
   const gemm_desc& description() const noexcept { return d_; }
   std::string_view backend() const noexcept { return product_->backend(); }
+  brgemm::order order() const noexcept { return product_->order(); }
   /// Of B as pack_b writes it, or of its pieces; align them to 64.
   index packed_b_bytes() const noexcept { return product_->packed_bytes(); }
   /// For the pieces of A: bytes that a call needs besides its arguments, 0 for math::f32; align them to 64.
@@ -54,18 +56,21 @@ class gemm {
   /// B (k,n) where `stored` is plain, (n,k) where it is transposed, rows of adjacent elements, to the panels that
   /// kernels read, or to pieces. packed: packed_b_bytes(); overlaps nothing.
   template <class T>
-  result<void> pack_b(executor_ref threads, const view<const T, 2>& b, layout stored, void* packed) const noexcept {
-    if (auto r = check_b(element_traits<T>::value, stored, {b.extent(0), b.extent(1), b.stride(0), b.stride(1)}); !r) {
-      return r;
-    }
-    const bool empty = d_.k == 0;
+  requires element<std::remove_const_t<T>> result<void> pack_b(executor_ref threads, const view<T, 2>& b, layout stored,
+                                                               void* packed)
+  const noexcept {
+    constexpr type t = element_traits<std::remove_const_t<T>>::value;
+    if (auto r = check_b(t, stored, {b.extent(0), b.extent(1), b.stride(0), b.stride(1)}); !r) return r;
+    if (d_.k == 0) return {};
     const detail::buffer written[] = {{"packed", packed, packed_b_bytes(), size_of(d_.b)}};
-    const detail::buffer read[] = {empty ? detail::buffer{"b", nullptr, 0} : detail::buffer_of("b", b)};
+    const detail::buffer read[] = {detail::buffer_of("b", b)};
     if (auto r = detail::check_buffers(written, read); !r) return r;
-    if (d_.how == math::f32) {
+    if (d_.compute == math::f32) {
       detail::pack_panels(threads, {d_.b, d_.k, d_.n, stored, b.data(), b.stride(0), packed, 0}, nullptr);
-    } else if constexpr (std::is_same_v<T, float>) {
-      split_panels(threads, b.data(), b.stride(0), stored, static_cast<std::uint32_t*>(packed));
+    } else if constexpr (t == type::f32) {
+      const index panel_step = block_width(d_.n) * (stored == layout::transposed ? b.stride(0) : 1);
+      detail::split_panels(threads, d_.compute, b.data(), b.stride(0), panel_step, stored, d_.k, d_.n,
+                           static_cast<std::uint32_t*>(packed));
     }
     return {};
   }
@@ -74,25 +79,54 @@ class gemm {
   /// workspace_bytes(), null where that is 0. c and workspace overlap nothing.
   result<void> operator()(executor_ref threads, index rows, const void* a, const void* packed_b, void* c,
                           void* workspace = nullptr) const noexcept {
-    if (rows < 1 || rows > d_.m) {
-      return error(errc::invalid_argument, "rows", "rows is %ld; this plan takes 1..%ld", rows, d_.m);
-    }
-    const index bytes_of_a = d_.k == 0 ? 0 : ((rows - 1) * lda() + d_.k) * size_of(d_.a);
-    const detail::buffer written[] = {{"c", c, ((rows - 1) * ldc() + d_.n) * size_of(d_.c), size_of(d_.c)},
-                                      {"workspace", workspace, pieces_bytes(rows)}};
-    const detail::buffer read[] = {{"a", a, bytes_of_a, size_of(d_.a)},
-                                   {"packed_b", packed_b, packed_b_bytes(), size_of(d_.b)}};
+    if (auto r = check_rows(rows); !r) return r;
+    const detail::buffer written[] = {buffer_of_c(rows, c), {"workspace", workspace, pieces_bytes(rows)}};
+    const detail::buffer read[] = {buffer_of_a(rows, a), buffer_of_b(packed_b)};
     if (auto r = detail::check_buffers(written, read); !r) return r;
-    if (d_.how != math::f32 && d_.k != 0) {
-      detail::split_matrix(threads, d_.how, static_cast<const float*>(a), plain_tiling(d_.k, lda()), rows, d_.k,
-                           static_cast<std::uint16_t*>(workspace));
-      a = workspace;
+    if (d_.compute != math::f32) split(threads, rows, a, workspace);
+    multiply(threads, rows, d_.compute == math::f32 ? a : workspace, packed_b, c);
+    return {};
+  }
+
+  /// The same for views of plain matrices, with shapes, types and strides checked.
+  template <class A, class C>
+  requires element<std::remove_const_t<A>> && element<C> result<void>
+  operator()(executor_ref threads, const view<A, 2>& a, const void* packed_b, const view<C, 2>& c,
+             void* workspace = nullptr) const noexcept {
+    constexpr type type_of_a = element_traits<std::remove_const_t<A>>::value;
+    if (auto r = check_view("a", type_of_a, d_.a, {a.extent(0), a.extent(1), a.stride(0), a.stride(1)}, d_.k, lda());
+        !r) {
+      return r;
     }
-    detail::row_product_arguments call;
-    call.a = a;
-    call.b = packed_b;
-    call.c = c;
-    (*product_)(threads, rows, call);
+    if (auto r = check_view("c", element_traits<C>::value, d_.c, {c.extent(0), c.extent(1), c.stride(0), c.stride(1)},
+                            d_.n, ldc());
+        !r) {
+      return r;
+    }
+    if (a.extent(0) != c.extent(0)) {
+      return error(errc::invalid_argument, "c", "a has %ld rows, c has %ld", a.extent(0), c.extent(0));
+    }
+    return (*this)(threads, a.extent(0), a.data(), packed_b, c.data(), workspace);
+  }
+
+  /// Pieces of an A that meets several B: split_a once, then multiply_pieces for each B. Not for math::f32.
+  /// pieces: workspace_bytes(); overlaps nothing.
+  result<void> split_a(executor_ref threads, index rows, const void* a, void* pieces) const noexcept {
+    if (auto r = check_pieces("split_a", rows); !r) return r;
+    const detail::buffer written[] = {{"pieces", pieces, pieces_bytes(rows)}};
+    const detail::buffer read[] = {buffer_of_a(rows, a)};
+    if (auto r = detail::check_buffers(written, read); !r) return r;
+    split(threads, rows, a, pieces);
+    return {};
+  }
+  /// As operator(), with `pieces` from split_a of a plan of the same k and math.
+  result<void> multiply_pieces(executor_ref threads, index rows, const void* pieces, const void* packed_b,
+                               void* c) const noexcept {
+    if (auto r = check_pieces("multiply_pieces", rows); !r) return r;
+    const detail::buffer written[] = {buffer_of_c(rows, c)};
+    const detail::buffer read[] = {{"pieces", pieces, pieces_bytes(rows)}, buffer_of_b(packed_b)};
+    if (auto r = detail::check_buffers(written, read); !r) return r;
+    multiply(threads, rows, pieces, packed_b, c);
     return {};
   }
 
@@ -127,22 +161,33 @@ class gemm {
       return error(errc::invalid_argument, p.name, "%s is %ld, with rows of %ld: 0, or %ld..2^29", p.name, p.value,
                    p.columns, p.columns);
     }
-    if (static_cast<int>(d.how) >= math_count) {
-      return error(errc::invalid_argument, "how", "how is %d, which is no kind of math", static_cast<int>(d.how));
-    }
+    if (auto r = detail::check_enumerator("compute", static_cast<int>(d.compute), math_count); !r) return r;
     const struct {
       const char* name;
       type value;
     } types[] = {{"a", d.a}, {"b", d.b}, {"c", d.c}};
     for (const auto& t : types) {
-      if (!is_known(t.value)) {
-        return error(errc::invalid_argument, t.name, "%s is %d, which is no type", t.name, static_cast<int>(t.value));
-      }
-      if (d.how == math::f32 || t.value == type::f32) continue;
+      if (auto r = detail::check_enumerator(t.name, static_cast<int>(t.value), type_count); !r) return r;
+      if (d.compute == math::f32 || t.value == type::f32) continue;
       return error(errc::unsupported, t.name, "%s is %s; products of pieces are of f32", t.name,
                    name_of(t.value).data());
     }
+    if (d.accumulate && detail::is_8bit(d.c)) {
+      return error(errc::unsupported, "accumulate", "accumulate is true and c is %s", name_of(d.c).data());
+    }
     return {};
+  }
+
+  static result<void> check_view(const char* name, type element, type wanted, const matrix& v, index columns,
+                                 index ld) noexcept {
+    if (element != wanted) {
+      return error(errc::invalid_argument, name, "%s has elements of %s; this plan has %s", name,
+                   name_of(element).data(), name_of(wanted).data());
+    }
+    if (v.columns == columns && v.step == 1 && (v.ld == ld || v.rows == 1)) return {};
+    return error(errc::invalid_argument, name,
+                 "%s is (%ld,%ld) with strides (%ld,%ld); this plan has rows of %ld, %ld apart", name, v.rows,
+                 v.columns, v.ld, v.step, columns, ld);
   }
 
   result<void> check_b(type element, layout stored, const matrix& b) const noexcept {
@@ -163,10 +208,42 @@ class gemm {
                  b.columns, b.ld, b.step, rows, columns, columns);
   }
 
+  result<void> check_rows(index rows) const noexcept {
+    if (rows >= 1 && rows <= d_.m) return {};
+    return error(errc::invalid_argument, "rows", "rows is %ld; this plan takes 1..%ld", rows, d_.m);
+  }
+  result<void> check_pieces(const char* call, index rows) const noexcept {
+    if (d_.compute != math::f32) return check_rows(rows);
+    return error(errc::invalid_argument, "compute", "%s is for products of pieces, and compute is 0, f32", call);
+  }
+  detail::buffer buffer_of_a(index rows, const void* a) const noexcept {
+    if (d_.k == 0) return {"a", nullptr, 0};
+    return {"a", a, ((rows - 1) * lda() + d_.k) * size_of(d_.a), size_of(d_.a)};
+  }
+  detail::buffer buffer_of_b(const void* packed_b) const noexcept {
+    if (d_.k == 0) return {"packed_b", nullptr, 0};
+    return {"packed_b", packed_b, packed_b_bytes(), size_of(d_.b)};
+  }
+  detail::buffer buffer_of_c(index rows, const void* c) const noexcept {
+    return {"c", c, ((rows - 1) * ldc() + d_.n) * size_of(d_.c), size_of(d_.c)};
+  }
+
+  void split(executor_ref threads, index rows, const void* a, void* pieces) const noexcept {
+    detail::split_matrix(threads, d_.compute, static_cast<const float*>(a), plain_tiling(d_.k, lda()), rows, d_.k,
+                         static_cast<std::uint16_t*>(pieces));
+  }
+  void multiply(executor_ref threads, index rows, const void* a, const void* packed_b, void* c) const noexcept {
+    detail::row_product_arguments call;
+    call.a = a;
+    call.b = packed_b;
+    call.c = c;
+    (*product_)(threads, rows, call);
+  }
+
   index lda() const noexcept { return d_.lda != 0 ? d_.lda : std::max<index>(d_.k, 1); }
   index ldc() const noexcept { return d_.ldc != 0 ? d_.ldc : d_.n; }
-  /// Elements of a row of A's pieces.
-  index pieces() const noexcept { return d_.how == math::f32 ? 0 : detail::split_elements(d_.k, d_.how); }
+  /// Elements from a row of A's pieces to the next.
+  index pieces() const noexcept { return d_.compute == math::f32 ? 0 : detail::split_pitch(d_.k, d_.compute); }
   index pieces_bytes(index rows) const noexcept { return rows * pieces() * size_of(type::bf16); }
 
   detail::row_product_desc product_desc() const noexcept {
@@ -175,25 +252,15 @@ class gemm {
     p.n = d_.n;
     p.k = d_.k;
     p.k_entry = std::max<index>(d_.k, 1);
-    p.how = d_.how;
+    p.compute = d_.compute;
     p.beta = d_.accumulate ? beta_kind::one : beta_kind::zero;
-    p.a = d_.how == math::f32 ? d_.a : type::bf16;
-    p.b = d_.how == math::f32 ? d_.b : type::bf16;
+    p.a = d_.compute == math::f32 ? d_.a : type::bf16;
+    p.b = d_.compute == math::f32 ? d_.b : type::bf16;
     p.c = d_.c;
-    const index ld = d_.how == math::f32 ? lda() : std::max<index>(pieces(), detail::split_chunk);
+    const index ld = d_.compute == math::f32 ? lda() : std::max<index>(pieces(), detail::split_chunk);
     p.a_tiles = {ld, block_rows * ld, 0};
     p.c_tiles = plain_tiling(d_.n, ldc());
     return p;
-  }
-
-  void split_panels(executor_ref threads, const float* from, index ld, layout stored,
-                    std::uint32_t* to) const noexcept {
-    const index width = block_width(d_.n);
-    parallel_for(threads, {panels(d_.n)}, [&](index panel) {
-      const index column = panel * width;
-      detail::split_panel(d_.how, from + (stored == layout::transposed ? column * ld : column), ld, stored, d_.k,
-                          std::min(d_.n - column, width), width, to + panel * pieces() / 2 * width);
-    });
   }
 
   gemm_desc d_;

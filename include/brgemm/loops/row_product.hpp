@@ -33,8 +33,9 @@ struct row_product_desc {
   index rows = 1;  ///< the most rows of a call
   index n = 1;
   index k = 1;
-  index k_entry = 1;     ///< k of one batch entry: k itself, or a block of A, which divides k
-  math how = math::f32;  ///< else A and B are pieces of f32 (split.hpp), and a and b are bf16; k_entry does not count
+  index k_entry = 1;  ///< k of one batch entry: k itself, or a block of A, which divides k
+  math compute =
+      math::f32;  ///< else A and B are pieces of f32 (split.hpp), and a and b are bf16; k_entry does not count
   beta_kind beta = beta_kind::zero;
   type a = type::f32;
   type c = type::f32;
@@ -73,12 +74,11 @@ inline void pack_panels(loops::executor_ref threads, const packing& b, std::int3
 /// The batch of products of pieces: for each chunk of k, whose pieces begin where `a_at` and `b_at` say (elements), one
 /// entry for each pair, in their order.
 template <class A, class B>
-result<std::unique_ptr<offset_pair[]>> list_products(math how, index chunks, index piece_of_a, index piece_of_b,
-                                                     A&& a_at, B&& b_at) noexcept {
-  const std::span<const pair_of_pieces> pairs = products_of(how);
+result<std::unique_ptr<offset_pair[]>> list_products(std::span<const pair_of_pieces> pairs, index chunks,
+                                                     index piece_of_a, index piece_of_b, A&& a_at, B&& b_at) noexcept {
   const std::size_t count = static_cast<std::size_t>(chunks) * pairs.size();
   std::unique_ptr<offset_pair[]> list(new (std::nothrow) offset_pair[count]);
-  if (!list) return error(errc::out_of_memory, "how", "no memory for a list of %zu products of pieces", count);
+  if (!list) return error(errc::out_of_memory, "compute", "no memory for a list of %zu products of pieces", count);
   offset_pair* next = list.get();
   for (index chunk = 0; chunk < chunks; ++chunk) {
     for (const pair_of_pieces& p : pairs) *next++ = {a_at(chunk) + p.a * piece_of_a, b_at(chunk) + p.b * piece_of_b};
@@ -97,7 +97,7 @@ struct row_product_arguments {
   const std::int32_t* column_sums = nullptr;  ///< (ceil(n/w) * w)
 };
 
-/// Rows times panels of weights. Each element is one chain of the whole k: the same bits for a row alone or in a batch.
+/// Rows times panels of weights. Each element is one sum over the whole k: the same bits for a row alone or in a batch.
 class row_product {
  public:
   static result<row_product> make(const row_product_desc& d, const options& how) noexcept {
@@ -106,8 +106,8 @@ class row_product {
     p.width_ = loops::block_width(d.n);
     p.panel_bytes_ = (d.k + k_group_of(d.a) - 1) / k_group_of(d.a) * k_group_of(d.a) * p.width_ * size_of(d.b);
     p.entries_ = d.k / d.k_entry;
-    if (d.how != math::f32) {
-      p.panel_bytes_ = split_elements(d.k, d.how) * p.width_ * size_of(d.b);
+    if (d.compute != math::f32) {
+      p.panel_bytes_ = split_elements(d.k, d.compute) * p.width_ * size_of(d.b);
       if (auto r = p.list_pieces(); !r) return r.error();
     }
     const index full_panels = d.n / p.width_;
@@ -133,8 +133,10 @@ class row_product {
       const index first = block * loops::block_rows;
       const index here = rows - first < loops::block_rows ? rows - first : loops::block_rows;
       arguments call;
-      call.a = static_cast<const char*>(x.a) + block * d_.a_tiles.row_step * size_of(d_.a);
-      call.b = static_cast<const char*>(x.b) + panel * panel_bytes_;
+      if (entries_ > 0) {
+        call.a = static_cast<const char*>(x.a) + block * d_.a_tiles.row_step * size_of(d_.a);
+        call.b = static_cast<const char*>(x.b) + panel * panel_bytes_;
+      }
       call.c = static_cast<char*>(x.c) + d_.c_tiles.offset(block, panel) * size_of(d_.c);
       call.batch = entries_;
       call.pairs = products_.get();
@@ -153,6 +155,7 @@ class row_product {
   const row_product_desc& description() const noexcept { return d_; }
   index packed_bytes() const noexcept { return panel_bytes_ * loops::panels(d_.n); }
   std::string_view backend() const noexcept { return any().backend(); }
+  brgemm::order order() const noexcept { return any().order(); }
 
  private:
   row_product() = default;
@@ -162,11 +165,11 @@ class row_product {
     k.m = whole_rows || d_.rows > loops::block_rows ? loops::block_rows : d_.rows;
     k.m_extent = whole_rows ? extent_kind::fixed : extent_kind::at_call;
     k.n = n;
-    k.k = d_.how == math::f32 ? d_.k_entry : split_chunk;
+    k.k = d_.compute == math::f32 ? d_.k_entry : split_chunk;
     k.lda = d_.a_tiles.ld;
     k.ldb = width_;
     k.ldc = d_.c_tiles.ld;
-    if (d_.how == math::f32) {
+    if (d_.compute == math::f32) {
       k.stride_a = d_.a_tiles.column_step;
       k.stride_b = d_.k_entry * width_;
     } else {
@@ -183,13 +186,13 @@ class row_product {
     return k;
   }
   result<void> list_pieces() noexcept {
-    const index chunk = split_chunk * pieces_of(d_.how);
+    const index chunk = split_chunk * pieces_of(d_.compute);
     auto list = detail::list_products(
-        d_.how, chunks_of(d_.k), split_chunk, split_chunk * width_, [&](index i) { return i * chunk; },
+        products_of(d_.compute), chunks_of(d_.k), split_chunk, split_chunk * width_, [&](index i) { return i * chunk; },
         [&](index i) { return i * chunk * width_; });
     if (!list) return list.error();
     products_ = std::move(*list);
-    entries_ = chunks_of(d_.k) * static_cast<index>(products_of(d_.how).size());
+    entries_ = chunks_of(d_.k) * static_cast<index>(products_of(d_.compute).size());
     return {};
   }
 

@@ -5,15 +5,19 @@
 #include <algorithm>
 #include <bit>
 #include <cstring>
+#include <iterator>
 #include <span>
 
 #include "../core/desc.hpp"
+#include "../kernel/pack.hpp"
 #include "blocks.hpp"
 #include "elementwise.hpp"
 
 namespace brgemm::inline abi_0 {
 
-/// How loops multiply matrices of f32.
+/// How loops multiply matrices of f32. Pieces are for AMX tiles (`options::backend` "amx"): on vectors alone they take
+/// at least six (three) times the products of f32, to the same bits. docs/numerics.md has their bounds and their range:
+/// an element that is not finite, or rounds to an infinity, gives NaN.
 enum class math : std::uint8_t {
   f32,     ///< one fma a term
   bf16x2,  ///< two pieces an element, the three products of pieces above 2^-16
@@ -31,6 +35,12 @@ constexpr index pieces_of(math how) noexcept { return how == math::f32 ? 1 : how
 
 /// Elements of bf16 that k elements of f32 become: (ceil(k/32), pieces, 32), the missing ones of the last chunk zero.
 constexpr index split_elements(index k, math how) noexcept { return chunks_of(k) * split_chunk * pieces_of(how); }
+
+/// Elements from one row of pieces of A to the next: not so many bytes that rows fall on the same lines of the caches.
+constexpr index split_pitch(index k, math how) noexcept {
+  const index elements = split_elements(k, how);
+  return elements % 2048 == 0 ? elements + split_chunk : elements;
+}
 
 /// Which piece of A meets which of B.
 struct pair_of_pieces {
@@ -61,12 +71,14 @@ BRGEMM_ALWAYS_INLINE inline float widened(std::uint16_t bits) noexcept {
 /// 32 elements to (Pieces, 32). What a piece leaves is exact.
 template <int Pieces>
 BRGEMM_ALWAYS_INLINE inline void split_into(const float* from, std::uint16_t* to) noexcept {
-  for (index i = 0; i < split_chunk; ++i) {
-    float left = from[i];
-    for (int piece = 0; piece < Pieces; ++piece) {
-      const std::uint16_t bits = bf16_bits(left);
-      to[piece * split_chunk + i] = bits;
-      left -= widened(bits);
+  alignas(64) float left[split_chunk];
+  std::memcpy(left, from, sizeof left);
+  for (int piece = 0; piece < Pieces; ++piece, to += split_chunk) {
+    BRGEMM_INDEPENDENT
+    for (index i = 0; i < split_chunk; ++i) {
+      const std::uint16_t bits = bf16_bits(left[i]);
+      to[i] = bits;
+      left[i] -= widened(bits);
     }
   }
 }
@@ -94,12 +106,13 @@ void split_rows(const float* from, const loops::tiling& t, index width, index ro
   });
 }
 
-/// A matrix (rows, k) of f32 in blocks as `t` says, width block_width(k), to (rows, ceil(k/32), pieces, 32).
+/// A matrix (rows, k) of f32 in blocks as `t` says, width block_width(k), to rows (ceil(k/32), pieces, 32)
+/// split_pitch apart.
 inline void split_matrix(loops::executor_ref threads, math how, const float* from, const loops::tiling& t, index rows,
                          index k, std::uint16_t* to) noexcept {
   constexpr index columns = 8 * split_chunk;  // of one task
   const index width = loops::block_width(k);
-  const index ld = split_elements(k, how);
+  const index ld = split_pitch(k, how);
   loops::parallel_for(threads, {loops::row_blocks(rows), (k + columns - 1) / columns}, [&](index block, index part) {
     const index row = block * loops::block_rows;
     const index height = std::min(rows - row, loops::block_rows);
@@ -110,46 +123,56 @@ inline void split_matrix(loops::executor_ref threads, math how, const float* fro
 }
 
 /// A chunk (32, width) of f32, rows `width` apart, to (Pieces, 16, width, 2): each piece as pack_b interleaves bf16.
+/// What is left of the chunk stays in it.
 template <int Pieces>
-void split_chunk_of_panel(const float* from, index width, std::uint32_t* to) noexcept {
+void split_chunk_of_panel(float* chunk, index width, std::uint32_t* to) noexcept {
   widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
-    for (index pair = 0; pair < split_chunk / 2; ++pair) {
-      const float* const even = from + 2 * pair * width;
-      std::uint32_t* const row = to + pair * width;
+    for (index row = 0; row < Pieces * split_chunk / 2; ++row) {
+      float* const even = chunk + row % (split_chunk / 2) * 2 * width;
+      float* const odd = even + width;
+      std::uint32_t* const pairs = to + row * width;
+      BRGEMM_INDEPENDENT
       for (index j = 0; j < width; ++j) {
-        float low = even[j];
-        float high = even[width + j];
-        for (int piece = 0; piece < Pieces; ++piece) {
-          const std::uint16_t low_bits = bf16_bits(low);
-          const std::uint16_t high_bits = bf16_bits(high);
-          row[piece * (split_chunk / 2) * width + j] = low_bits | static_cast<std::uint32_t>(high_bits) << 16;
-          low -= widened(low_bits);
-          high -= widened(high_bits);
-        }
+        const std::uint16_t low = bf16_bits(even[j]);
+        const std::uint16_t high = bf16_bits(odd[j]);
+        pairs[j] = low | static_cast<std::uint32_t>(high) << 16;
+        even[j] -= widened(low);
+        odd[j] -= widened(high);
       }
     }
   });
 }
 
-inline void split_chunk_of_panel(math how, const float* from, index width, std::uint32_t* to) noexcept {
-  how == math::bf16x3 ? split_chunk_of_panel<3>(from, width, to) : split_chunk_of_panel<2>(from, width, to);
+inline void split_chunk_of_panel(math how, float* chunk, index width, std::uint32_t* to) noexcept {
+  how == math::bf16x3 ? split_chunk_of_panel<3>(chunk, width, to) : split_chunk_of_panel<2>(chunk, width, to);
 }
 
-/// Columns of B, (k, columns) where stored plain, (columns, k) where transposed, to one panel (ceil(k/32), pieces, 16,
-/// width, 2); what B lacks of it is zero.
-inline void split_panel(math how, const float* from, index ld_from, layout stored, index k, index columns, index width,
-                        std::uint32_t* to) noexcept {
-  alignas(64) float chunk[split_chunk * loops::largest_block_width] = {};
-  for (index first = 0; first < k; first += split_chunk, to += split_chunk / 2 * pieces_of(how) * width) {
-    const index rows = std::min(k - first, split_chunk);
-    for (index r = 0; r < split_chunk; ++r) {
-      for (index j = 0; j < columns; ++j) {
-        const index at = stored == layout::plain ? (first + r) * ld_from + j : j * ld_from + first + r;
-        chunk[r * width + j] = r < rows ? from[at] : 0;
-      }
-    }
-    split_chunk_of_panel(how, chunk, width, to);
+/// At most 32 rows of B and `columns` <= width of it, stored plain or transposed, to one chunk of a panel of pieces;
+/// what they lack of it is zero.
+inline void split_chunk_of_b(math how, const float* from, index ld_from, layout stored, index rows, index columns,
+                             index width, std::uint32_t* to) noexcept {
+  alignas(64) float chunk[split_chunk * loops::largest_block_width];
+  if (rows < split_chunk || columns < width) std::fill(std::begin(chunk), std::end(chunk), 0.0f);
+  if (stored == layout::plain) {
+    copy_rows(from, ld_from, chunk, width, rows, columns);
+  } else {
+    transpose_unaligned(from, ld_from * 4, chunk, width * 4, columns, rows);
   }
+  split_chunk_of_panel(how, chunk, width, to);
+}
+
+/// All of B, (k,n) where stored plain, (n,k) where transposed, to panels of pieces (ceil(n/w), ceil(k/32), pieces, 16,
+/// w, 2), w = block_width(n); what B lacks of them is zero. Panel i of B begins i * panel_step behind `from`.
+inline void split_panels(loops::executor_ref threads, math how, const float* from, index ld_from, index panel_step,
+                         layout stored, index k, index n, std::uint32_t* to) noexcept {
+  const index width = loops::block_width(n);
+  const index chunks = chunks_of(k);
+  const index chunk_words = split_chunk / 2 * pieces_of(how) * width;
+  loops::parallel_for(threads, {loops::panels(n), chunks}, [&](index panel, index i) {
+    const float* const first = from + panel * panel_step + i * split_chunk * (stored == layout::plain ? ld_from : 1);
+    split_chunk_of_b(how, first, ld_from, stored, std::min(k - i * split_chunk, split_chunk),
+                     std::min(n - panel * width, width), width, to + (panel * chunks + i) * chunk_words);
+  });
 }
 
 }  // namespace detail

@@ -10,7 +10,8 @@ namespace brgemm::inline abi_0::detail {
 /// step alone has the bits that it has fused.
 class block_epilogue {
  public:
-  static result<block_epilogue> make(index features, index ld, type element, const tiled_step& step,
+  /// `compute`: of a layer by pieces, so that a backend for bf16 only makes this kernel too.
+  static result<block_epilogue> make(index features, index ld, type element, math compute, const tiled_step& step,
                                      const options& how) noexcept {
     block_epilogue p;
     p.width_ = nn::block_width(features);
@@ -24,8 +25,10 @@ class block_epilogue {
       d.k = 0;
       d.ldb = d.n;
       d.ldc = ld;
-      d.a = d.b = d.c = element;
-      d.layout_b = k_group_of(element) > 1 ? layout::interleaved : layout::plain;
+      d.c = element;
+      d.a = d.b = compute == math::f32 ? element : type::bf16;
+      if (compute != math::f32) d.sums = order::tile;
+      d.layout_b = k_group_of(d.a) > 1 ? layout::interleaved : layout::plain;
       d.beta = beta_kind::one;
       append(d, step.op);
       if (auto r = make_into(p.kernels_[full], d, how); !r) return r.error();

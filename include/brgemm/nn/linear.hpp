@@ -22,8 +22,8 @@ struct linear_desc {
   /// Type of y: f32 for f32; bf16 or f32 for bf16; f32, bf16, u8, s8 or s32 for u8 and s8. s32 is the exact sum over k
   /// of (x - zero_x) * w, modulo 2^32: no scale, no bias, no activation.
   type y = type::f32;
-  /// f32 only: products of bf16 pieces in every direction (docs/numerics.md).
-  math how = math::f32;
+  /// f32 only: by products of bf16 pieces, in every direction.
+  math compute = math::f32;
   activation act = activation::none;
   bool bias = true;
   bool training = false;                    ///< plan the backward passes; forward then writes `saved` for them
@@ -44,11 +44,13 @@ struct quantisation {
 };
 
 /// The plan of one layer: immutable, so any number of threads may call it at once with different memory. It owns
-/// kernels and no data; every buffer is the caller's, its size is asked from the plan. A call allocates nothing.
+/// kernels (by pieces also lists of where they lie, so it moves and is not copied) and no data; every buffer is the
+/// caller's, its size is asked from the plan. A call allocates nothing.
 ///
 /// Parameters are f32 in panels (ceil(out/w), in, w), w = block_width(out), zero beyond `out`; gradients of parameters
-/// and optimizer states have the same layout. For f32 the kernels read the parameters themselves as weights; for bf16
-/// `prepare` makes the weights from them. The bias and its gradient are (out) f32.
+/// and optimizer states have the same layout. For f32 by math::f32 the kernels read the parameters themselves as
+/// weights; for bf16, and for f32 by pieces, `prepare` makes the weights from them. The bias and its gradient are (out)
+/// f32.
 ///
 /// Sums go in the order of the contract: the same bits for a row alone or in a batch and for any number of threads.
 /// Errors are invalid_argument with the argument's name, found before anything is written.
@@ -69,11 +71,11 @@ class linear {
   index saved_bytes() const noexcept { return d_.training ? saved_bytes(d_.act, d_.y_storage, d_.out, d_.rows) : 0; }
   index input_saved_bytes() const noexcept { return saved_bytes(d_.input_act, d_.x_storage, d_.in, d_.rows); }
   /// Bytes that forward needs for the pieces of x, 0 for math::f32; align them to 64.
-  index pieces_of_x_bytes() const noexcept { return pieces_bytes(d_.in, d_.rows); }
+  index forward_workspace_bytes() const noexcept { return pieces_bytes(d_.in, d_.rows); }
   /// Bytes that backward_data needs for the pieces of dz, 0 for math::f32; align them to 64.
-  index pieces_of_dz_bytes() const noexcept { return d_.training ? pieces_bytes(d_.out, d_.rows) : 0; }
+  index backward_data_workspace_bytes() const noexcept { return d_.training ? pieces_bytes(d_.out, d_.rows) : 0; }
   /// Bytes that backward_weights needs besides its arguments; align them to 64.
-  index workspace_bytes() const noexcept { return x_copy_bytes() + z_copy_bytes(); }
+  index backward_weights_workspace_bytes() const noexcept { return x_copy_bytes() + z_copy_bytes(); }
 
   /// Brings weights from a framework's storage into the panels that kernels read. T is float for the parameters (of f32
   /// and bf16 layers), bf16 or int8 for weights of a layer with that type of weights.
@@ -96,9 +98,10 @@ class linear {
   // Of the calls below: 1 <= rows <= description().rows. A buffer is what lies from the first to the last of its
   // elements; one that is written overlaps no other. Pointers are multiples of their elements' size.
 
-  /// y = act(x * W + b). x (rows, in), y (rows, out) in the plan's storage; `weights` in panels; bias (out) or null
-  /// where the desc has none; saved: saved_bytes(), null where that is 0; q for u8 and s8; workspace:
-  /// pieces_of_x_bytes(), null where that is 0. y must not overlap the others.
+  /// y = act(x * W + b). x (rows, in), y (rows, out) in the plan's storage; `weights` in panels: of f32 the parameters,
+  /// of bf16 and by pieces what `prepare` made; bias (out) or null where the desc has none; saved: saved_bytes(), null
+  /// where that is 0; q for u8 and s8; workspace: forward_workspace_bytes(), null where that is 0. y must not overlap
+  /// the others.
   result<void> forward(loops::executor_ref threads, index rows, const void* x, const void* weights, const float* bias,
                        void* y, void* saved = nullptr, const quantisation& q = {},
                        void* workspace = nullptr) const noexcept;
@@ -124,12 +127,12 @@ class linear {
 
   /// dx = (dz * W^T) * input_act'. dz in y's storage, dx in x's, both of the type `data`; transposed from `prepare`;
   /// input_saved: what the layer before wrote to `saved`, null where input_act is none; workspace:
-  /// pieces_of_dz_bytes(), null where that is 0.
+  /// backward_data_workspace_bytes(), null where that is 0.
   result<void> backward_data(loops::executor_ref threads, index rows, const void* dz, const void* transposed, void* dx,
                              const void* input_saved = nullptr, void* workspace = nullptr) const noexcept;
 
   /// dw = x^T * dz, in the layout of the parameters, zero beyond `out` as they are, and db = column sums of dz (db may
-  /// be null). Sums over the rows are one chain in ascending order.
+  /// be null). Sums go over the rows in ascending order.
   result<void> backward_weights(loops::executor_ref threads, index rows, const void* x, const void* dz, float* dw,
                                 float* db, void* workspace) const noexcept;
 
@@ -155,13 +158,13 @@ class linear {
     if (a == activation::relu) return extent_of(s, mask_tiling(s, features), rows, (features + 7) / 8);
     return bytes_of(s, features, features, type::f32, rows);
   }
-  bool has_pieces() const noexcept { return d_.how != math::f32; }
+  bool has_pieces() const noexcept { return d_.compute != math::f32; }
   index pieces_bytes(index features, index rows) const noexcept {
-    return has_pieces() ? rows * detail::split_elements(features, d_.how) * size_of(type::bf16) : 0;
+    return has_pieces() ? rows * detail::split_pitch(features, d_.compute) * size_of(type::bf16) : 0;
   }
   /// Blocks of 64 rows of pieces.
   tiling pieces_tiles(index features) const noexcept {
-    const index ld = detail::split_elements(features, d_.how);
+    const index ld = detail::split_pitch(features, d_.compute);
     return {ld, block_rows * ld, 0};
   }
   static index alignment_of_saved(activation a) noexcept { return a == activation::relu ? 1 : 4; }
@@ -172,11 +175,11 @@ class linear {
   tiling z_blocks() const noexcept { return copies_z() ? copy_tiles(d_.out) : blocked_tiling(d_.out); }
   tiling copy_tiles(index features) const noexcept {
     const tiling t = column_tiling(features, d_.rows);
-    const index pieces = detail::pieces_of(d_.how);
+    const index pieces = detail::pieces_of(d_.compute);
     return {t.ld, t.row_step * pieces, t.column_step * pieces};
   }
   index copy_bytes(index features) const noexcept {
-    const index bytes = has_pieces() ? detail::pieces_of(d_.how) * size_of(type::bf16) : size_of(d_.data);
+    const index bytes = has_pieces() ? detail::pieces_of(d_.compute) * size_of(type::bf16) : size_of(d_.data);
     return row_blocks(d_.rows) * blocked_tiling(features).row_step * bytes;
   }
   index x_copy_bytes() const noexcept { return d_.training && copies_x() ? (copy_bytes(d_.in) + 63) / 64 * 64 : 0; }
@@ -210,7 +213,6 @@ class linear {
 
   void pair_weights(loops::executor_ref threads, const float* from, std::uint32_t* to) const noexcept;
   void transpose_weights(loops::executor_ref threads, const float* parameters, void* to) const noexcept;
-  void split_weights(loops::executor_ref threads, const float* parameters, std::uint32_t* to) const noexcept;
   void split_transposed(loops::executor_ref threads, const float* parameters, std::uint32_t* to) const noexcept;
   void copy_x(loops::executor_ref threads, index rows, const void* x, void* to) const noexcept;
   void copy_z(loops::executor_ref threads, index rows, const void* dz, void* to) const noexcept;

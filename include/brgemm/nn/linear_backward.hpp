@@ -111,7 +111,7 @@ inline detail::row_product_desc linear::backward_desc() const noexcept {
   b.a = b.b = b.c = d_.data;
   b.a_tiles = y_tiles();
   if (has_pieces()) {
-    b.how = d_.how;
+    b.compute = d_.compute;
     b.a = b.b = type::bf16;
     b.a_tiles = pieces_tiles(d_.out);
   }
@@ -132,7 +132,7 @@ inline result<void> linear::backward_data(loops::executor_ref threads, index row
                                   alignment_of_saved(d_.input_act)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
   if (has_pieces()) {
-    detail::split_matrix(threads, d_.how, static_cast<const float*>(dz), y_tiles(), rows, d_.out,
+    detail::split_matrix(threads, d_.compute, static_cast<const float*>(dz), y_tiles(), rows, d_.out,
                          static_cast<std::uint16_t*>(workspace));
     dz = workspace;
   }
@@ -152,11 +152,10 @@ inline result<void> linear::backward_weights(loops::executor_ref threads, index 
   if (auto r = check_backward("backward_weights", rows); !r) return r;
   const detail::buffer written[] = {{"dw", dw, parameters() * 4},
                                     {"db", db, db != nullptr ? d_.out * 4 : 0},
-                                    {"workspace", workspace, workspace_bytes()}};
+                                    {"workspace", workspace, backward_weights_workspace_bytes()}};
   const detail::buffer read[] = {{"x", x, bytes_of_x(rows), size_of(d_.data)},
                                  {"dz", dz, bytes_of_z(rows), size_of(d_.data)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  const void* const summed_dz = dz;
   if (copies_x()) {
     copy_x(threads, rows, x, workspace);
     x = workspace;
@@ -166,7 +165,7 @@ inline result<void> linear::backward_weights(loops::executor_ref threads, index 
     copy_z(threads, rows, dz, to);
     dz = to;
   }
-  (*gradient_)(threads, rows, x, dz, has_pieces() ? summed_dz : dz, dw, db);
+  (*gradient_)(threads, rows, x, dz, dw, db);
   return {};
 }
 
@@ -175,8 +174,8 @@ inline result<void> linear::backward_weights(loops::executor_ref threads, index 
 inline void linear::copy_x(loops::executor_ref threads, index rows, const void* x, void* to) const noexcept {
   if (has_pieces()) {
     return detail::for_each_tile(threads, rows, d_.in, [&](index block, index panel, index height, index width) {
-      detail::split_columns(d_.how, static_cast<const float*>(x) + x_tiles().offset(block, panel), x_tiles().ld, height,
-                            width, static_cast<std::uint16_t*>(to) + x_blocks().offset(block, panel));
+      detail::split_columns(d_.compute, static_cast<const float*>(x) + x_tiles().offset(block, panel), x_tiles().ld,
+                            height, width, static_cast<std::uint16_t*>(to) + x_blocks().offset(block, panel));
     });
   }
   detail::copy_blocks(threads, rows, d_.in, d_.data, x, x_tiles(), to, x_blocks(), detail::transposed_copy);
@@ -187,9 +186,14 @@ inline void linear::copy_x(loops::executor_ref threads, index rows, const void* 
 inline void linear::copy_z(loops::executor_ref threads, index rows, const void* dz, void* to) const noexcept {
   if (has_pieces()) {
     return detail::for_each_tile(threads, rows, d_.out, [&](index block, index panel, index height, index width) {
-      detail::split_panel(d_.how, static_cast<const float*>(dz) + y_tiles().offset(block, panel), y_tiles().ld,
-                          layout::plain, height, width, block_width(d_.out),
-                          static_cast<std::uint32_t*>(to) + z_blocks().offset(block, panel) / 2);
+      const float* from = static_cast<const float*>(dz) + y_tiles().offset(block, panel);
+      auto* pieces = static_cast<std::uint32_t*>(to) + z_blocks().offset(block, panel) / 2;
+      for (index r = 0; r < height; r += detail::split_chunk) {
+        detail::split_chunk_of_b(d_.compute, from, y_tiles().ld, layout::plain,
+                                 std::min(height - r, detail::split_chunk), width, z_blocks().ld, pieces);
+        from += detail::split_chunk * y_tiles().ld;
+        pieces += detail::split_chunk / 2 * detail::pieces_of(d_.compute) * z_blocks().ld;
+      }
     });
   }
   detail::copy_blocks(threads, rows, d_.out, d_.data, dz, y_tiles(), to, z_blocks(), detail::paired_copy);

@@ -21,7 +21,7 @@ inline detail::row_product_desc linear::forward_desc() const noexcept {
   f.a_tiles = x_tiles();
   f.c_tiles = y_tiles();
   if (has_pieces()) {
-    f.how = d_.how;
+    f.compute = d_.compute;
     f.a = f.b = type::bf16;
     f.a_tiles = pieces_tiles(d_.in);
   }
@@ -54,7 +54,7 @@ inline result<void> linear::forward(loops::executor_ref threads, index rows, con
                                  {"column_sums", q.column_sums, is_8bit() ? d_.out * 4 : 0}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
   if (has_pieces()) {
-    detail::split_matrix(threads, d_.how, static_cast<const float*>(x), x_tiles(), rows, d_.in,
+    detail::split_matrix(threads, d_.compute, static_cast<const float*>(x), x_tiles(), rows, d_.in,
                          static_cast<std::uint16_t*>(workspace));
     x = workspace;
   }

@@ -25,7 +25,7 @@ inline result<void> linear::check(const linear_desc& d) noexcept {
                      {"y", static_cast<int>(d.y), type_count},
                      {"act", static_cast<int>(d.act), activation_count},
                      {"input_act", static_cast<int>(d.input_act), activation_count},
-                     {"how", static_cast<int>(d.how), math_count},
+                     {"compute", static_cast<int>(d.compute), math_count},
                      {"x_storage", static_cast<int>(d.x_storage), 2},
                      {"y_storage", static_cast<int>(d.y_storage), 2}};
   for (const auto& e : enumerators) {
@@ -67,9 +67,9 @@ inline result<void> linear::check_types(const linear_desc& d) noexcept {
   if (!y_fits) {
     return error(errc::unsupported, "y", "y is %s with data of %s", name_of(d.y).data(), name_of(d.data).data());
   }
-  if (d.how != math::f32 && d.data != type::f32) {
-    return error(errc::unsupported, "how", "how is %d and data is %s; products of pieces are of f32",
-                 static_cast<int>(d.how), name_of(d.data).data());
+  if (d.compute != math::f32 && d.data != type::f32) {
+    return error(errc::unsupported, "compute", "compute is %d and data is %s; products of pieces are of f32",
+                 static_cast<int>(d.compute), name_of(d.data).data());
   }
   if (d.y == type::s32 && d.bias) {
     return error(errc::unsupported, "bias", "bias is true and y is s32, which is stored as summed");
@@ -96,14 +96,13 @@ inline result<linear> linear::plan(const linear_desc& d, const options& how) noe
   if (!backward) return backward.error();
   l.backward_.emplace(std::move(*backward));
   if (d.act != activation::none) {
-    auto step =
-        detail::block_epilogue::make(d.out, l.y_tiles().ld, d.data, backward_step(d.act, d.y_storage, d.out), how);
+    auto step = detail::block_epilogue::make(d.out, l.y_tiles().ld, d.data, d.compute,
+                                             backward_step(d.act, d.y_storage, d.out), how);
     if (!step) return step.error();
     l.activation_.emplace(std::move(*step));
   }
-  const tiling summed_z = d.how != math::f32 ? l.y_tiles() : l.z_blocks();
   auto gradient =
-      detail::gradient_product::make(d.rows, d.in, d.out, d.data, d.how, {l.x_blocks(), l.z_blocks(), summed_z}, how);
+      detail::gradient_product::make(d.rows, d.in, d.out, d.data, d.compute, l.x_blocks(), l.z_blocks(), how);
   if (!gradient) return gradient.error();
   l.gradient_.emplace(std::move(*gradient));
   return l;

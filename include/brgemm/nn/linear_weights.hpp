@@ -31,7 +31,11 @@ template <class T>
 result<void> linear::pack_weights(loops::executor_ref threads, const view<const T, 2>& w, layout stored, T* packed,
                                   std::int32_t* column_sums) const noexcept {
   constexpr type t = element_traits<T>::value;
-  if (t != type::f32 && (has_pieces() || t != forward_->description().b)) {
+  if (t != type::f32 && has_pieces()) {
+    return error(errc::invalid_argument, "w", "weights of %s for a layer of f32 by pieces, which prepare makes of f32",
+                 name_of(t).data());
+  }
+  if (t != type::f32 && t != forward_->description().b) {
     return error(errc::invalid_argument, "w", "weights of %s for a layer whose kernels read %s", name_of(t).data(),
                  name_of(forward_->description().b).data());
   }
@@ -87,7 +91,10 @@ inline result<void> linear::prepare(loops::executor_ref threads, const float* pa
   if (auto r = detail::check_buffers(written, read); !r) return r;
   auto* const words = static_cast<std::uint32_t*>(weights);
   if (is_bf16) pair_weights(threads, parameters, words);
-  if (has_pieces()) split_weights(threads, parameters, words);
+  if (has_pieces()) {
+    const index width = block_width(d_.out);
+    detail::split_panels(threads, d_.compute, parameters, width, d_.in * width, layout::plain, d_.in, d_.out, words);
+  }
   if (transposed == nullptr) return {};
   if (has_pieces()) {
     split_transposed(threads, parameters, static_cast<std::uint32_t*>(transposed));
@@ -129,24 +136,13 @@ inline void linear::transpose_weights(loops::executor_ref threads, const float* 
   });
 }
 
-/// Panels of f32 (in, w) to panels of pieces (ceil(in/32), pieces, 16, w, 2).
-inline void linear::split_weights(loops::executor_ref threads, const float* parameters,
-                                  std::uint32_t* to) const noexcept {
-  const index width = block_width(d_.out);
-  const index panel_words = detail::split_elements(d_.in, d_.how) / 2 * width;
-  loops::parallel_for(threads, {panels(d_.out)}, [&](index panel) {
-    detail::split_panel(d_.how, parameters + panel * d_.in * width, width, layout::plain, d_.in, width, width,
-                        to + panel * panel_words);
-  });
-}
-
 /// Panels (ceil(out/w), in, w), w = block_width(out), to panels of pieces (ceil(in/v), ceil(out/32), pieces, 16, v, 2),
 /// v = block_width(in).
 inline void linear::split_transposed(loops::executor_ref threads, const float* parameters,
                                      std::uint32_t* to) const noexcept {
   const index width = block_width(d_.out);
   const index width_t = block_width(d_.in);
-  const index chunk_words = detail::split_chunk / 2 * detail::pieces_of(d_.how) * width_t;
+  const index chunk_words = detail::split_chunk / 2 * detail::pieces_of(d_.compute) * width_t;
   const index chunks = detail::chunks_of(d_.out);
   loops::parallel_for(threads, {panels(d_.in), chunks}, [&](index block, index chunk) {
     alignas(64) float turned[detail::split_chunk * loops::largest_block_width] = {};
@@ -158,7 +154,7 @@ inline void linear::split_transposed(loops::executor_ref threads, const float* p
       const float* const from = parameters + (o / width * d_.in + block * width_t) * width + o % width;
       detail::transpose_words(from, width, turned + (o - first) * width_t, width_t, rows, columns);
     }
-    detail::split_chunk_of_panel(d_.how, turned, width_t, to + (block * chunks + chunk) * chunk_words);
+    detail::split_chunk_of_panel(d_.compute, turned, width_t, to + (block * chunks + chunk) * chunk_words);
   });
 }
 

@@ -219,7 +219,8 @@ inline void mlp::place(const mlp_desc& d) noexcept {
     p.saved_at = take(p.plan->saved_bytes());
     const index y_elements = p.plan->y_bytes() / size_of(layer_of.y);
     p.dz_at = take(y_elements * size_of(data_));
-    workspace = workspace > p.plan->workspace_bytes() ? workspace : p.plan->workspace_bytes();
+    workspace =
+        workspace > p.plan->backward_weights_workspace_bytes() ? workspace : p.plan->backward_weights_workspace_bytes();
   }
   workspace_at_ = take(workspace);
 }
@@ -345,7 +346,7 @@ inline result<void> mlp::backward(loops::executor_ref threads, const view<const 
     const part& p = at(l);
     float* const dw = floats(gradients_at_) + p.parameters_at;
     float* const db = floats(gradients_at_) + p.bias_at;
-    void* const workspace = p.plan->workspace_bytes() > 0 ? bytes(workspace_at_) : nullptr;
+    void* const workspace = p.plan->backward_weights_workspace_bytes() > 0 ? bytes(workspace_at_) : nullptr;
     if (auto r = p.plan->backward_weights(threads, forward_rows_, bytes(p.x_at), dz, dw, db, workspace); !r) return r;
     if (l == 0) break;
     const part& before = at(l - 1);
