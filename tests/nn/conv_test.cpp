@@ -60,6 +60,18 @@ class tensor {
   std::byte* data_;
 };
 
+/// Calls each(image, place) for each pixel.
+template <class Each>
+void for_pixels(index images, const index (&sizes)[3], Each each) {
+  for (index image = 0; image < images; ++image) {
+    for (index z = 0; z < sizes[0]; ++z) {
+      for (index h = 0; h < sizes[1]; ++h) {
+        for (index w = 0; w < sizes[2]; ++w) each(image, {z, h, w});
+      }
+    }
+  }
+}
+
 /// One layer with data; z is what backward_data reads, dx what it writes; weights are (out, in/groups, D, R, S), or
 /// (groups, D, R, S, in/groups, out/groups).
 struct problem {
@@ -151,6 +163,41 @@ struct problem {
   }
 };
 
+/// dW (groups, taps, in/groups, out/groups) and, behind it, db (out): sums over the images, then the pixels of y.
+std::vector<float> expected_update(const problem& p) {
+  const conv_desc& d = p.d;
+  const index in = d.in / d.groups;
+  const index out = d.out / d.groups;
+  std::vector<float> sums(static_cast<std::size_t>(d.out * in * p.taps() + d.out));
+  index pixel = 0;
+  const index outputs[3] = {d.axes[0].out(), d.axes[1].out(), d.axes[2].out()};
+  for_pixels(d.images, outputs, [&](index image, const index(&place)[3]) {
+    const auto z_at = [&](index k) { return p.z.get(d.data, pixel * d.out + k); };
+    for (index k = 0; k < d.out; ++k) sums[static_cast<std::size_t>(d.out * in * p.taps() + k)] += z_at(k);
+    const index kernels[3] = {d.axes[0].kernel, d.axes[1].kernel, d.axes[2].kernel};
+    index tap = 0;
+    for_pixels(1, kernels, [&](index, const index(&taps)[3]) {
+      index from = image;
+      bool seen = true;
+      for (int i = 0; i < 3; ++i) {
+        const conv_axis& a = d.axes[i];
+        const index at = place[i] * a.stride - a.pad_before + taps[i] * a.dilation;
+        seen = seen && at >= 0 && at < a.in;
+        from = from * a.in + at;
+      }
+      for (index k = 0; seen && k < d.out; ++k) {
+        for (index c = 0; c < in; ++c) {
+          float& sum = sums[static_cast<std::size_t>(((k / out * p.taps() + tap) * in + c) * out + k % out)];
+          sum = std::fma(p.x.get(d.data, from * d.in + k / out * in + c), z_at(k), sum);
+        }
+      }
+      ++tap;
+    });
+    ++pixel;
+  });
+  return sums;
+}
+
 conv_desc draw_desc(std::mt19937& random) {
   const auto from = [&](index low, index high) {
     return low + static_cast<index>(random() % static_cast<std::uint32_t>(high - low + 1));
@@ -171,14 +218,8 @@ conv_desc draw_desc(std::mt19937& random) {
   return d;
 }
 
-problem draw(std::mt19937& random, type data) {
-  conv_desc d = draw_desc(random);
-  d.data = data;
-  if (data == type::bf16) d.y = random() % 2 == 0 ? type::bf16 : type::f32;
-  d.training = true;
-  // A shorter last chunk needs a result that sums can rest in.
-  if (d.y == type::bf16 && d.in / d.groups > 64) d.in = d.groups * 64;
-  if (data == type::bf16 && d.out / d.groups > 64) d.out = d.groups * 128;
+problem draw_data(std::mt19937& random, const conv_desc& d) {
+  const type data = d.data;
   const auto layer = conv::plan(d);
   EXPECT_TRUE(layer) << text_of(d) << ": " << layer.error().message();
   const guard side = random() % 2 == 0 ? guard::before : guard::after;
@@ -200,6 +241,17 @@ problem draw(std::mt19937& random, type data) {
   return p;
 }
 
+problem draw(std::mt19937& random, type data) {
+  conv_desc d = draw_desc(random);
+  d.data = data;
+  if (data == type::bf16) d.y = random() % 2 == 0 ? type::bf16 : type::f32;
+  d.training = true;
+  // A shorter last chunk needs a result that sums can rest in.
+  if (d.y == type::bf16 && d.in / d.groups > 64) d.in = d.groups * 64;
+  if (data == type::bf16 && d.out / d.groups > 64) d.out = d.groups * 128;
+  return draw_data(random, d);
+}
+
 void run(const problem& p, const tensor& y, const tensor& dx, int threads, std::string_view backend = "") {
   const auto layer = conv::plan(p.d, {.backend = backend});
   ASSERT_TRUE(layer) << layer.error().message();
@@ -216,18 +268,6 @@ void run(const problem& p, const tensor& y, const tensor& dx, int threads, std::
   dx.fill(std::byte{0xee});
   const auto back = layer->backward_data(*pool, p.d.images, p.z.data(), transposed.data(), dx.data());
   ASSERT_TRUE(back) << back.error().message();
-}
-
-/// Calls each(image, place) for each pixel.
-template <class Each>
-void for_pixels(index images, const index (&sizes)[3], Each each) {
-  for (index image = 0; image < images; ++image) {
-    for (index z = 0; z < sizes[0]; ++z) {
-      for (index h = 0; h < sizes[1]; ++h) {
-        for (index w = 0; w < sizes[2]; ++w) each(image, {z, h, w});
-      }
-    }
-  }
 }
 
 void expect_bits(const problem& p) {
@@ -256,6 +296,50 @@ TEST(Conv, HasTheBitsOfThePlainLoops) {
     run(p, p.y, p.dx, 1 + i % 3);
     expect_bits(p);
     if (testing::Test::HasFatalFailure()) return;
+  }
+}
+
+bool same_bits(const std::vector<float>& x, const std::vector<float>& y) {
+  return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0;
+}
+
+std::vector<float> update_of(const problem& p, int threads, std::string_view backend = "") {
+  const auto layer = conv::plan(p.d, {.backend = backend});
+  auto pool = loops::thread_pool::make(threads);
+  EXPECT_TRUE(layer && pool);
+  const tensor sums((layer->weights() + p.d.out) * 4, guard::after);
+  sums.fill(std::byte{0xff});
+  auto* const dw = static_cast<float*>(sums.data());
+  const auto done = layer->backward_weights(*pool, p.d.images, p.x.data(), p.z.data(), dw, dw + layer->weights());
+  EXPECT_TRUE(done) << done.error().message();
+  return {dw, dw + layer->weights() + p.d.out};
+}
+
+TEST(Conv, UpdateHasTheBitsOfThePlainLoops) {
+  std::mt19937 random(4);
+  for (int i = 0; i < 300; ++i) {
+    const problem p = draw(random, type::f32);
+    const auto right = expected_update(p);
+    ASSERT_TRUE(same_bits(update_of(p, 1 + i % 4), right)) << text_of(p.d);
+    if (i % 8 != 0) continue;
+    backend::for_each([&](const backend::entry& e) {
+      if (!e.runs_here()) return;
+      EXPECT_TRUE(same_bits(update_of(p, 2, e.name), right)) << text_of(p.d) << ' ' << e.name;
+    });
+  }
+}
+
+// Several bands of rows, whole blocks of channels and what is left of them.
+TEST(Conv, UpdateOfLargerImages) {
+  for (const index channels : {64, 70}) {
+    conv_desc d;
+    d.images = 2, d.in = channels, d.out = 150 - channels;
+    d.axes[1] = {40, 3, 1, 1, 1, 1};
+    d.axes[2] = {45, 3, 2, 1, 0, 1};
+    d.training = true;
+    std::mt19937 random(5);
+    const problem p = draw_data(random, d);
+    EXPECT_TRUE(same_bits(update_of(p, 2), expected_update(p))) << text_of(d);
   }
 }
 
@@ -384,6 +468,36 @@ TEST(Conv, WrongArgumentsOfTheGradient) {
   fails("transposed", {"null"}, 2, z.data(), nullptr, dx.data());
   fails("dx", {"null", "168"}, 2, z.data(), transposed.data(), nullptr);
   fails("dx", {"overlaps dz"}, 2, dx.data() + 1, transposed.data(), dx.data());
+}
+
+TEST(Conv, WrongArgumentsOfTheUpdate) {
+  conv_desc d;
+  d.images = 2, d.in = 3, d.out = 5, d.training = true;
+  d.axes[2] = {7, 3, 1, 1, 1, 1};
+  const auto layer = conv::plan(d);
+  ASSERT_TRUE(layer);
+  constexpr loops::serial alone;
+  std::vector<float> x(2 * 7 * 3), z(2 * 7 * 5), dw(5 * 3 * 3, 7.0f), db(5, 7.0f);
+  const auto fails = [&](const char* field, std::vector<std::string> words, index images, const void* px,
+                         const void* pz, float* pw, float* pb) {
+    expect_error(layer->backward_weights(alone, images, px, pz, pw, pb), errc::invalid_argument, field, words);
+    EXPECT_EQ(dw, std::vector<float>(dw.size(), 7.0f));
+    EXPECT_EQ(db, std::vector<float>(db.size(), 7.0f));
+  };
+  fails("images", {"3", "1..2"}, 3, x.data(), z.data(), dw.data(), db.data());
+  fails("x", {"null", "168"}, 2, nullptr, z.data(), dw.data(), db.data());
+  fails("dz", {"null", "280"}, 2, x.data(), nullptr, dw.data(), db.data());
+  fails("dw", {"null", "180"}, 2, x.data(), z.data(), nullptr, db.data());
+  fails("dw", {"overlaps db"}, 2, x.data(), z.data(), dw.data(), dw.data() + 1);
+  fails("db", {"no multiple of 4"}, 2, x.data(), z.data(), dw.data(),
+        reinterpret_cast<float*>(reinterpret_cast<char*>(db.data()) + 1));
+  fails("dw", {"overlaps x"}, 2, dw.data() - 1, z.data(), dw.data(), db.data());
+  d.training = false;
+  expect_error(conv::plan(d)->backward_weights(alone, 1, x.data(), z.data(), dw.data(), nullptr),
+               errc::invalid_argument, "training", {"true"});
+  d.training = true, d.data = type::bf16;
+  expect_error(conv::plan(d)->backward_weights(alone, 1, x.data(), z.data(), dw.data(), nullptr), errc::unsupported,
+               "data", {"bf16", "f32"});
 }
 
 }  // namespace

@@ -1,10 +1,12 @@
-// A convolution over one, two or three spatial axes: y = act(x * W + b), and its gradient by x; f32 and bf16.
+// A convolution over one, two or three spatial axes: y = act(x * W + b), and its gradient by x, f32 and bf16; by W and
+// b, f32.
 #pragma once
 
 #include <optional>
 
 #include "activation.hpp"
 #include "conv_pass.hpp"
+#include "conv_update.hpp"
 
 namespace brgemm::inline abi_0::nn {
 
@@ -26,7 +28,7 @@ struct conv_desc {
   type y = type::f32;     ///< f32; with bf16 data also bf16
   activation act = activation::none;
   bool bias = true;
-  bool training = false;  ///< plan the backward pass by data
+  bool training = false;  ///< plan the backward passes: by data, and of f32 by the weights
   friend bool operator==(const conv_desc&, const conv_desc&) = default;
 };
 
@@ -50,6 +52,8 @@ class conv {
   std::string_view backend() const noexcept { return forward_->backend(); }
   index x_bytes() const noexcept { return d_.images * forward_->image_in() * size_of(d_.data); }
   index y_bytes() const noexcept { return d_.images * forward_->image_out() * size_of(d_.y); }
+  /// Elements of dw: (groups, D, R, S, in/groups, out/groups), as conv_weights::out_last.
+  index weights() const noexcept { return d_.out * in() * taps(); }
   index weights_bytes() const noexcept { return forward_->packed_bytes(); }
   index transposed_bytes() const noexcept { return backward_ ? backward_->packed_bytes() : 0; }
 
@@ -68,6 +72,12 @@ class conv {
   result<void> backward_data(loops::executor_ref threads, index images, const void* dz, const void* transposed,
                              void* dx) const noexcept;
 
+  /// dw (weights()) and db (out), f32, db null where it is not wanted: sums over the first `images` images of x and dz,
+  /// which are as in forward and backward_data. Each is one chain over the images, then the pixels of y in row-major
+  /// order. Errors also: unsupported "data" but for f32.
+  result<void> backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw,
+                                float* db) const noexcept;
+
  private:
   conv() = default;
   static result<void> check(const conv_desc& d) noexcept;
@@ -83,6 +93,7 @@ class conv {
   conv_desc d_;
   std::optional<detail::conv_pass> forward_;
   std::optional<detail::conv_pass> backward_;
+  std::optional<detail::conv_update> update_;
 };
 
 inline result<void> conv::forward(loops::executor_ref threads, index images, const void* x, const void* weights,
@@ -94,6 +105,23 @@ inline result<void> conv::forward(loops::executor_ref threads, index images, con
                                  {"bias", bias, d_.bias ? d_.out * 4 : 0}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
   (*forward_)(threads, images, x, weights, y, {bias});
+  return {};
+}
+
+inline result<void> conv::backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz,
+                                           float* dw, float* db) const noexcept {
+  if (!backward_) {
+    return error(errc::invalid_argument, "training", "backward_weights needs a plan with training = true");
+  }
+  if (!update_) {
+    return error(errc::unsupported, "data", "backward_weights is of f32, and data is %s", name_of(d_.data).data());
+  }
+  if (auto r = check_images(images); !r) return r;
+  const detail::buffer written[] = {{"dw", dw, weights() * 4}, {"db", db, db != nullptr ? d_.out * 4 : 0}};
+  const detail::buffer read[] = {{"x", x, images * forward_->image_in() * 4},
+                                 {"dz", dz, images * forward_->image_out() * 4}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  (*update_)(threads, images, static_cast<const float*>(x), static_cast<const float*>(dz), dw, db);
   return {};
 }
 

@@ -107,6 +107,11 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   auto backward = detail::conv_pass::make(pass, how);
   if (!backward) return backward.error();
   c.backward_.emplace(*std::move(backward));
+  if (d.data != type::f32) return c;
+  auto update = detail::conv_update::make(d.groups, c.in(), c.out(),
+                                          {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out}, how);
+  if (!update) return update.error();
+  c.update_.emplace(*std::move(update));
   return c;
 }
 
