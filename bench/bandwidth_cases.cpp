@@ -14,7 +14,7 @@ void run_bandwidth(benchmark::State& state, std::int64_t bytes, int threads, con
     const read_bandwidth read(data.data(), most, threads);
     effort e = s.kernels;
     e.sample_seconds = std::max(e.sample_seconds, 2e-3);
-    const auto seconds = interleave({{"ceiling", [&read](std::int64_t times) { read(times); }}}, e);
+    const auto seconds = interleave({{"ceiling", [&read](std::int64_t times) { read(0, times); }}}, e);
     state.counters["bytes"] = read.bytes();
     state.counters["bytes per second"] = read.bytes() / median(seconds[0]);
     state.SetIterationTime(median(seconds[0]));
