@@ -162,12 +162,10 @@ result<void> expected_result(const layer& l, const plain_matrices& from, const b
   return (*plain)->deliver(to);
 }
 
-// Of the first `count` contestants one stays, as quick as the quickest of them in each round.
+// Of the first `count` contestants the quickest stays.
 void keep_the_quickest(std::vector<contestant>& contestants, std::vector<std::vector<double>>& seconds, int count) {
   for (int i = 1; i < count; ++i) {
-    for (std::size_t round = 0; round < seconds[0].size(); ++round) {
-      seconds[0][round] = std::min(seconds[0][round], seconds[1][round]);
-    }
+    if (median(seconds[1]) < median(seconds[0])) std::swap(seconds[0], seconds[1]);
     contestants.erase(contestants.begin() + 1);
     seconds.erase(seconds.begin() + 1);
   }
