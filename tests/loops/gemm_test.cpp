@@ -13,6 +13,7 @@
 
 #include "nn/bad_input.hpp"
 #include "support/features.hpp"
+#include "support/pieces.hpp"
 
 namespace brgemm_test {
 namespace {
@@ -192,38 +193,9 @@ TEST(Gemm, OtherTypes) {
 
 // ---- pieces ----
 
-/// The pieces of x, by the scalar conversion.
-std::vector<float> pieces_of(float x, math how) {
-  std::vector<float> pieces;
-  for (int i = 0; i < (how == math::bf16x3 ? 3 : 2); ++i) {
-    pieces.push_back(to_f32(to_bf16(x)));
-    x -= pieces.back();
-  }
-  return pieces;
-}
-
-/// The products in the order of docs/numerics.md: pieces of A and of B, counted from 1.
-const std::vector<std::pair<int, int>>& products_of(math how) {
-  static const std::vector<std::pair<int, int>> six = {{3, 1}, {2, 2}, {1, 3}, {1, 2}, {2, 1}, {1, 1}};
-  static const std::vector<std::pair<int, int>> three = {{1, 2}, {2, 1}, {1, 1}};
-  return how == math::bf16x3 ? six : three;
-}
-
-/// One element of C as docs/numerics.md writes it; no value may be so small that bf16 instructions flush it.
-float sum_of_pieces(const product& p, index i, index j, float sum) {
-  for (index first = 0; first < p.d.k; first += 32) {
-    for (const auto& [pa, pb] : products_of(p.d.compute)) {
-      float even = 0, odd = 0;
-      for (index l = first; l < std::min(first + 32, p.d.k); ++l) {
-        const float x = pieces_of(p.a_at(i, l), p.d.compute)[static_cast<std::size_t>(pa - 1)];
-        const float y = pieces_of(p.b_at(l, j), p.d.compute)[static_cast<std::size_t>(pb - 1)];
-        float& chain = l % 2 == 0 ? even : odd;
-        chain = std::fma(x, y, chain);
-      }
-      sum += even + odd;
-    }
-  }
-  return sum;
+float sum_of_pieces_at(const product& p, index i, index j, float c) {
+  return sum_of_pieces(
+      p.d.compute, p.d.k, c, [&](index l) { return p.a_at(i, l); }, [&](index l) { return p.b_at(l, j); });
 }
 
 TEST(Gemm, PiecesAreSummedAsDocumented) {
@@ -239,7 +211,7 @@ TEST(Gemm, PiecesAreSummedAsDocumented) {
       d.compute = how;
       d.accumulate = d.n % 2 == 0;
       const product p(d, 5);
-      const auto right = expected(p, [&p](index i, index j, float c) { return sum_of_pieces(p, i, j, c); });
+      const auto right = expected(p, [&p](index i, index j, float c) { return sum_of_pieces_at(p, i, j, c); });
       for (const std::string_view backend : backends) {
         if (emulated && backend == backend::amx.name && d.m * d.n * d.k > 300000) continue;
         EXPECT_TRUE(same_bits(result_of(p, {backend, 1, layout::plain}), right))

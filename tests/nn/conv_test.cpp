@@ -449,10 +449,15 @@ TEST(Conv, WrongArguments) {
   expect_error(layer->backward_data(alone, 1, y.data(), weights.data(), x.data()), invalid, "training", {"true"});
 }
 
-TEST(Conv, WrongArgumentsOfTheGradient) {
+conv_desc small_training() {
   conv_desc d;
   d.images = 2, d.in = 3, d.out = 5, d.training = true;
   d.axes[2] = {7, 3, 1, 1, 1, 1};
+  return d;
+}
+
+TEST(Conv, WrongArgumentsOfTheGradient) {
+  conv_desc d = small_training();
   const auto layer = conv::plan(d);
   ASSERT_TRUE(layer);
   constexpr loops::serial alone;
@@ -471,9 +476,7 @@ TEST(Conv, WrongArgumentsOfTheGradient) {
 }
 
 TEST(Conv, WrongArgumentsOfTheUpdate) {
-  conv_desc d;
-  d.images = 2, d.in = 3, d.out = 5, d.training = true;
-  d.axes[2] = {7, 3, 1, 1, 1, 1};
+  conv_desc d = small_training();
   const auto layer = conv::plan(d);
   ASSERT_TRUE(layer);
   constexpr loops::serial alone;

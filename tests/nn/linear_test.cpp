@@ -2,19 +2,18 @@
 // gradients against finite differences and values made elsewhere; what is wrong is named.
 #include <gtest/gtest.h>
 
-#include <algorithm>
 #include <brgemm/nn/linear.hpp>
 #include <cmath>
 #include <cstring>
 #include <functional>
 #include <random>
-#include <span>
 #include <string>
 #include <vector>
 
 #include "npz.hpp"
 #include "support/backends.hpp"
 #include "support/features.hpp"
+#include "support/pieces.hpp"
 
 namespace brgemm {  // so that index is not the one of <strings.h>
 namespace {
@@ -55,32 +54,10 @@ float chain_of_pairs(index count, A&& a, B&& b) {
   return sum;
 }
 
-/// The products of docs/numerics.md in each chunk of 32 k.
-template <class A, class B>
-float sum_of_pieces(math how, index count, A&& a, B&& b) {
-  static constexpr std::pair<int, int> six[] = {{3, 1}, {2, 2}, {1, 3}, {1, 2}, {2, 1}, {1, 1}};
-  static constexpr std::pair<int, int> three[] = {{1, 2}, {2, 1}, {1, 1}};
-  const auto split = [](float x, float(&pieces)[4]) {
-    for (int piece = 1; piece <= 3; ++piece) x -= pieces[piece] = to_f32(to_bf16(x));
-  };
-  float sum = 0;
-  for (index first = 0; first < count; first += 32) {
-    const index here = std::min<index>(count - first, 32);
-    float x[32][4], y[32][4];
-    for (index i = 0; i < here; ++i) split(a(first + i), x[i]), split(b(first + i), y[i]);
-    for (const auto& [p, q] : how == math::bf16x3 ? std::span<const std::pair<int, int>>(six) : three) {
-      float chains[2] = {};
-      for (index i = 0; i < here; ++i) chains[i % 2] = std::fma(x[i][p], y[i][q], chains[i % 2]);
-      sum += chains[0] + chains[1];
-    }
-  }
-  return sum;
-}
-
 /// sum over k of a(k) * b(k) in the order of the contract: one chain, for bf16 in pairs, of pieces as documented.
 template <class A, class B>
 float sum_of(const nn::linear_desc& d, index count, A&& a, B&& b) {
-  if (d.compute != math::f32) return sum_of_pieces(d.compute, count, a, b);
+  if (d.compute != math::f32) return brgemm_test::sum_of_pieces(d.compute, count, 0, a, b);
   if (d.data != type::f32) return chain_of_pairs(count, a, b);
   float sum = 0;
   for (index i = 0; i < count; ++i) sum = std::fma(a(i), b(i), sum);
