@@ -5,6 +5,7 @@
 #include <limits>
 #include <span>
 
+#include "../core/desc.hpp"
 #include "../core/result.hpp"
 #include "../core/types.hpp"
 #include "../core/view.hpp"
@@ -24,6 +25,25 @@ template <class T>
 buffer buffer_of(const char* name, const view<T, 2>& v) noexcept {
   return {name, v.data(), ((v.extent(0) - 1) * v.stride(0) + v.extent(1)) * static_cast<index>(sizeof(T)),
           static_cast<index>(alignof(T))};
+}
+
+/// A matrix (rows, columns), (columns, rows) where it is stored transposed, with rows of adjacent elements.
+template <class T>
+result<void> check_stored(const char* name, const view<T, 2>& v, layout stored, index rows, index columns) noexcept {
+  if (stored != layout::plain && stored != layout::transposed) {
+    return error(errc::invalid_argument, "stored", "stored is %d; plain (0) or transposed (1)",
+                 static_cast<int>(stored));
+  }
+  constexpr index largest = index{1} << 29;
+  const index lines = stored == layout::transposed ? columns : rows;
+  const index width = stored == layout::transposed ? rows : columns;
+  if (v.extent(0) == lines && v.extent(1) == width && v.stride(1) == 1 && v.stride(0) >= width &&
+      v.stride(0) <= largest) {
+    return {};
+  }
+  return error(errc::invalid_argument, name,
+               "%s is (%ld,%ld) with strides (%ld,%ld); needed is (%ld,%ld) with strides (%ld..2^29,1)", name,
+               v.extent(0), v.extent(1), v.stride(0), v.stride(1), lines, width, width);
 }
 
 inline result<void> check_buffer(const buffer& b) noexcept {

@@ -60,7 +60,8 @@ class gemm {
                                                                void* packed)
   const noexcept {
     constexpr type t = element_traits<std::remove_const_t<T>>::value;
-    if (auto r = check_b(t, stored, {b.extent(0), b.extent(1), b.stride(0), b.stride(1)}); !r) return r;
+    if (auto r = check_type("b", t, d_.b); !r) return r;
+    if (auto r = detail::check_stored("b", b, stored, d_.k, d_.n); !r) return r;
     if (d_.k == 0) return {};
     const detail::buffer written[] = {{"packed", packed, packed_b_bytes(), size_of(d_.b)}};
     const detail::buffer read[] = {detail::buffer_of("b", b)};
@@ -93,16 +94,8 @@ class gemm {
   requires element<std::remove_const_t<A>> && element<C> result<void>
   operator()(executor_ref threads, const view<A, 2>& a, const void* packed_b, const view<C, 2>& c,
              void* workspace = nullptr) const noexcept {
-    constexpr type type_of_a = element_traits<std::remove_const_t<A>>::value;
-    if (auto r = check_view("a", type_of_a, d_.a, {a.extent(0), a.extent(1), a.stride(0), a.stride(1)}, d_.k, lda());
-        !r) {
-      return r;
-    }
-    if (auto r = check_view("c", element_traits<C>::value, d_.c, {c.extent(0), c.extent(1), c.stride(0), c.stride(1)},
-                            d_.n, ldc());
-        !r) {
-      return r;
-    }
+    if (auto r = check_view("a", a, d_.a, d_.k, lda()); !r) return r;
+    if (auto r = check_view("c", c, d_.c, d_.n, ldc()); !r) return r;
     if (a.extent(0) != c.extent(0)) {
       return error(errc::invalid_argument, "c", "a has %ld rows, c has %ld", a.extent(0), c.extent(0));
     }
@@ -133,12 +126,6 @@ class gemm {
  private:
   gemm() = default;
 
-  struct matrix {
-    index rows;
-    index columns;
-    index ld;
-    index step;
-  };
   static constexpr index largest_size = index{1} << 29;  // no product of two, in bytes and whole blocks, passes 2^63
 
   static result<void> check(const gemm_desc& d) noexcept {
@@ -178,34 +165,18 @@ class gemm {
     return {};
   }
 
-  static result<void> check_view(const char* name, type element, type wanted, const matrix& v, index columns,
-                                 index ld) noexcept {
-    if (element != wanted) {
-      return error(errc::invalid_argument, name, "%s has elements of %s; this plan has %s", name,
-                   name_of(element).data(), name_of(wanted).data());
-    }
-    if (v.columns == columns && v.step == 1 && (v.ld == ld || v.rows == 1)) return {};
-    return error(errc::invalid_argument, name,
-                 "%s is (%ld,%ld) with strides (%ld,%ld); this plan has rows of %ld, %ld apart", name, v.rows,
-                 v.columns, v.ld, v.step, columns, ld);
+  static result<void> check_type(const char* name, type element, type wanted) noexcept {
+    if (element == wanted) return {};
+    return error(errc::invalid_argument, name, "%s has elements of %s; this plan has %s", name, name_of(element).data(),
+                 name_of(wanted).data());
   }
-
-  result<void> check_b(type element, layout stored, const matrix& b) const noexcept {
-    if (element != d_.b) {
-      return error(errc::invalid_argument, "b", "b has elements of %s; this plan has %s", name_of(element).data(),
-                   name_of(d_.b).data());
-    }
-    if (stored != layout::plain && stored != layout::transposed) {
-      return error(errc::invalid_argument, "stored", "stored is %d; plain (0) or transposed (1)",
-                   static_cast<int>(stored));
-    }
-    const bool transposed = stored == layout::transposed;
-    const index rows = transposed ? d_.n : d_.k;
-    const index columns = transposed ? d_.k : d_.n;
-    if (b.rows == rows && b.columns == columns && b.step == 1 && b.ld >= columns && b.ld <= largest_size) return {};
-    return error(errc::invalid_argument, "b",
-                 "b is (%ld,%ld) with strides (%ld,%ld); needed is (%ld,%ld) with strides (%ld..2^29,1)", b.rows,
-                 b.columns, b.ld, b.step, rows, columns, columns);
+  template <class T>
+  static result<void> check_view(const char* name, const view<T, 2>& v, type wanted, index columns, index ld) noexcept {
+    if (auto r = check_type(name, element_traits<std::remove_const_t<T>>::value, wanted); !r) return r;
+    if (v.extent(1) == columns && v.stride(1) == 1 && (v.stride(0) == ld || v.extent(0) == 1)) return {};
+    return error(errc::invalid_argument, name,
+                 "%s is (%ld,%ld) with strides (%ld,%ld); this plan has rows of %ld, %ld apart", name, v.extent(0),
+                 v.extent(1), v.stride(0), v.stride(1), columns, ld);
   }
 
   result<void> check_rows(index rows) const noexcept {

@@ -137,7 +137,6 @@ class linear {
                                 float* db, void* workspace) const noexcept;
 
  private:
-  friend class mlp;  // check_weights, before it writes
   linear() = default;
 
   index ldx() const noexcept { return d_.ldx != 0 ? d_.ldx : d_.in; }
@@ -201,8 +200,6 @@ class linear {
     return error(errc::invalid_argument, "training", "%s needs a plan with training = true", call);
   }
   result<void> check_backward(const char* call, index rows) const noexcept;
-  template <class T>
-  result<void> check_weights(const view<T, 2>& w, layout stored) const noexcept;
   template <class T>
   result<void> check_view(const char* name, const view<const T, 2>& v, index features, index ld,
                           type wanted) const noexcept;

@@ -8,25 +8,6 @@
 
 namespace brgemm::inline abi_0::nn {
 
-/// w is (in,out), or (out,in) where it is stored transposed; rows of adjacent elements.
-template <class T>
-result<void> linear::check_weights(const view<T, 2>& w, layout stored) const noexcept {
-  if (stored != layout::plain && stored != layout::transposed) {
-    return error(errc::invalid_argument, "stored", "stored is %d; plain (0) or transposed (1)",
-                 static_cast<int>(stored));
-  }
-  const bool transposed = stored == layout::transposed;
-  const index rows = transposed ? d_.out : d_.in;
-  const index columns = transposed ? d_.in : d_.out;
-  if (w.extent(0) != rows || w.extent(1) != columns || w.stride(1) != 1 || w.stride(0) < columns ||
-      w.stride(0) > largest_size) {
-    return error(errc::invalid_argument, "w",
-                 "w is (%ld,%ld) with strides (%ld,%ld); needed is (%ld,%ld) with strides (%ld..2^29,1)", w.extent(0),
-                 w.extent(1), w.stride(0), w.stride(1), rows, columns, columns);
-  }
-  return {};
-}
-
 template <class T>
 result<void> linear::pack_weights(loops::executor_ref threads, const view<const T, 2>& w, layout stored, T* packed,
                                   std::int32_t* column_sums) const noexcept {
@@ -42,7 +23,7 @@ result<void> linear::pack_weights(loops::executor_ref threads, const view<const 
   if (t == type::f32 && is_8bit()) {
     return error(errc::invalid_argument, "w", "weights of f32 for a layer whose kernels read s8: quantise them first");
   }
-  if (auto r = check_weights(w, stored); !r) return r;
+  if (auto r = detail::check_stored("w", w, stored, d_.in, d_.out); !r) return r;
   const bool sums = column_sums != nullptr;
   if (sums && t != type::s8) return error(errc::invalid_argument, "column_sums", "column_sums is for weights of s8");
   const index width = block_width(d_.out);
@@ -57,7 +38,7 @@ result<void> linear::pack_weights(loops::executor_ref threads, const view<const 
 
 inline result<void> linear::unpack_parameters(loops::executor_ref threads, const float* parameters,
                                               const view<float, 2>& w, layout stored) const noexcept {
-  if (auto r = check_weights(w, stored); !r) return r;
+  if (auto r = detail::check_stored("w", w, stored, d_.in, d_.out); !r) return r;
   const detail::buffer written[] = {detail::buffer_of("w", w)};
   const detail::buffer read[] = {{"parameters", parameters, this->parameters() * 4}};
   if (auto r = detail::check_buffers(written, read); !r) return r;

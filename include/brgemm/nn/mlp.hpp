@@ -228,7 +228,8 @@ inline void mlp::place(const mlp_desc& d) noexcept {
 inline result<void> mlp::set(loops::executor_ref threads, index l, const view<const float, 2>& w, layout stored,
                              std::span<const float> bias) noexcept {
   if (auto r = check_layer(l, bias.size()); !r) return r;
-  if (auto r = layer(l).check_weights(w, stored); !r) return r;
+  const linear_desc& d = layer(l).description();
+  if (auto r = detail::check_stored("w", w, stored, d.in, d.out); !r) return r;
   const detail::buffer of_bias{"bias", bias.data(), static_cast<index>(bias.size_bytes())};
   for (const detail::buffer& given : {detail::buffer_of("w", w), of_bias}) {  // which may overlap: both are read
     if (auto r = detail::check_buffers({given}, {all_memory()}); !r) return r;
@@ -244,7 +245,8 @@ inline result<void> mlp::get(loops::executor_ref threads, index l, const view<fl
   if (gradient && !training_) {
     return error(errc::invalid_argument, "training", "gradients need a network made with training = true");
   }
-  if (auto r = layer(l).check_weights(w, stored); !r) return r;
+  const linear_desc& d = layer(l).description();
+  if (auto r = detail::check_stored("w", w, stored, d.in, d.out); !r) return r;
   const detail::buffer given[] = {detail::buffer_of("w", w),
                                   {"bias", bias.data(), static_cast<index>(bias.size_bytes())}};
   if (auto r = detail::check_buffers(given, {all_memory()}); !r) return r;
