@@ -207,7 +207,7 @@ void run_linear(benchmark::State& state, const layer& l, const settings& s) {
     effort e = s.layers;
     // Starting threads is then little, and a cache that others have filled holds the weights as far as it can.
     e.sample_seconds = std::max(e.sample_seconds, l.threads > 1 || reading ? 8e-3 : 2e-3);
-    if (l.threads > 1) e.settle_seconds = 30e-3;
+    if (l.threads > 1) e.settled = true;
     if (reading) e.warm_share = 1;
     const double work = reading ? static_cast<double>(weights_bytes) : 2.0 * static_cast<double>(l.rows * l.in * l.out);
     auto seconds = interleave(contestants, e);

@@ -2,6 +2,8 @@
 // the clock meets all of them. What is compared is compared within a round; medians are taken over the rounds.
 #pragma once
 
+#include <time.h>
+
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -21,8 +23,8 @@ struct contestant {
 struct effort {
   int rounds = 15;
   double sample_seconds = 500e-6;  ///< how long one contestant runs in one round, at least
-  double settle_seconds = 0;       ///< pause before each sample: other libraries' idle threads spin for a while
   double warm_share = 1. / 16;     ///< calls before each sample, of those in it: for caches and branch predictors
+  bool settled = false;            ///< each sample begins when no other thread of the process runs
 };
 
 inline double median(std::vector<double> v) {
@@ -40,8 +42,20 @@ inline double seconds_of(const std::function<void(std::int64_t)>& run, std::int6
   return taken.count();
 }
 
+/// Seconds of CPU that all threads of the process have taken together.
+inline double cpu_seconds() {
+  timespec t = {};
+  clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+  return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
+}
+
+/// Other libraries' idle threads look for work for a while: waits until they sleep, at most 0.6 s.
 inline void settle(const effort& e) {
-  if (e.settle_seconds > 0) std::this_thread::sleep_for(std::chrono::duration<double>(e.settle_seconds));
+  for (int i = 0; e.settled && i < 200; ++i) {
+    const double before = cpu_seconds();
+    std::this_thread::sleep_for(std::chrono::milliseconds(3));
+    if (cpu_seconds() - before < 0.3e-3) return;
+  }
 }
 
 /// How many calls last `e.sample_seconds`. The less of two times each: one that something else disturbed counts little.

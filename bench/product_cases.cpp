@@ -79,7 +79,7 @@ void run_product(benchmark::State& state, const product& p, const settings& s) {
         [&] { return agrees(ours.c, theirs, brgemm::type::f32, p.m * p.n, tolerance); }, tasks, contestants);
     effort e = s.layers;
     e.sample_seconds = std::max(e.sample_seconds, p.threads > 1 ? 8e-3 : 2e-3);
-    if (p.threads > 1) e.settle_seconds = 30e-3;
+    if (p.threads > 1) e.settled = true;
     const double work = 2.0 * static_cast<double>(p.m * p.n * p.k);
     report(state, contestants, interleave(contestants, e), work, limit.operations * p.threads / products_of(p.compute));
   }

@@ -64,7 +64,7 @@ void run_step(benchmark::State& state, const step& t, const settings& s) {
     const std::vector<contestant> contestants = {on_threads(limit, t.threads), ours};
     effort e = s.layers;
     e.sample_seconds = std::max(e.sample_seconds, 50e-3);
-    if (t.threads > 1) e.settle_seconds = 30e-3;
+    if (t.threads > 1) e.settled = true;
     const auto seconds = interleave(contestants, e);
     if (failed) return state.SkipWithError("a step failed");
     report(state, contestants, seconds, network->step_operations(t.batch), limit.operations * t.threads);
