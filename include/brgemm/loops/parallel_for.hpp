@@ -3,6 +3,7 @@
 
 #include <emmintrin.h>
 #include <pthread.h>
+#include <sched.h>
 
 #include <array>
 #include <atomic>
@@ -90,7 +91,7 @@ class thread_pool {
     s.generation.fetch_add(1, std::memory_order_release);
     s.generation.notify_all();
     s.run_part(0);
-    wait_while(s.unfinished, s.patience, [](int left) { return left != 0; });
+    wait_while(s.unfinished, [](int left) { return left != 0; });
     s.busy.store(false, std::memory_order_release);
   }
 
@@ -110,7 +111,6 @@ class thread_pool {
     range_task task = nullptr;
     void* context = nullptr;
     index count = 0;
-    int patience = most_patience;  ///< of the thread that runs
     alignas(64) std::atomic<int> generation = 0;
     alignas(64) std::atomic<int> unfinished = 0;
     std::array<worker, max_threads> workers = {};
@@ -129,33 +129,33 @@ class thread_pool {
     }
   };
 
-  /// Looks for a short while (a step of a network calls again within microseconds), then sleeps. The while is halved
-  /// where looking was in vain, so that threads do not take the cores from other work that is there.
+  /// Looks for a while (a step of a network calls again within microseconds), then sleeps. It looks between pauses at
+  /// first, then between yields, which give the core to other work that is there: the thread it waits for, perhaps. Of
+  /// two threads on one core that both want to run the system moves one; where they sleep in turn it sees no need to.
   template <class Condition>
-  static int wait_while(std::atomic<int>& value, int& patience, Condition goes_on) noexcept {
-    for (int i = 0; i < patience; ++i) {
-      if (const int v = value.load(std::memory_order_acquire); !goes_on(v)) {
-        patience = patience < most_patience / 2 ? 2 * patience : most_patience;
-        return v;
+  static int wait_while(std::atomic<int>& value, Condition goes_on) noexcept {
+    for (int i = 0; i < pauses + yields; ++i) {
+      if (const int v = value.load(std::memory_order_acquire); !goes_on(v)) return v;
+      if (i < pauses) {
+        _mm_pause();
+      } else {
+        sched_yield();
       }
-      _mm_pause();
     }
-    patience = patience > 2 * least_patience ? patience / 2 : least_patience;
     for (;;) {
       const int v = value.load(std::memory_order_acquire);
       if (!goes_on(v)) return v;
       value.wait(v, std::memory_order_acquire);
     }
   }
-  static constexpr int least_patience = 50;  // pauses of some 40 cycles
-  static constexpr int most_patience = 3000;
+  static constexpr int pauses = 100;   // of some 40 cycles
+  static constexpr int yields = 1000;  // of some 0.3 us where nothing else wants to run
 
   static void* work(void* argument) noexcept {
     const worker& w = *static_cast<worker*>(argument);
     state& s = *w.pool;
-    int patience = most_patience;
     for (int seen = 0;;) {
-      seen = wait_while(s.generation, patience, [seen](int now) { return now == seen; });
+      seen = wait_while(s.generation, [seen](int now) { return now == seen; });
       if (s.stop.load(std::memory_order_relaxed)) return nullptr;
       s.run_part(w.number);
       if (s.unfinished.fetch_sub(1, std::memory_order_acq_rel) == 1) s.unfinished.notify_one();
