@@ -197,17 +197,18 @@ inline void unpin(record* r) noexcept {
   count(r->shards[number].released, number, std::memory_order_release);
 }
 
-/// A pin, if the record is live. Without membarrier the counter and `live` are sequentially consistent.
-inline bool pin(record* r) noexcept {
-  const unsigned number = this_shard();
+/// A pin, if the record is live; counted under the thread's number, this_shard(). Without membarrier the counter and
+/// `live` are sequentially consistent.
+inline bool pin(record* r, unsigned number) noexcept {
+  shard& s = r->shards[number];
   if (cache.asymmetric.load(std::memory_order_relaxed)) {
-    count(r->shards[number].acquired, number, std::memory_order_relaxed);
+    count(s.acquired, number, std::memory_order_relaxed);
     std::atomic_signal_fence(std::memory_order_seq_cst);
   } else {
-    r->shards[number].acquired.fetch_add(1, std::memory_order_seq_cst);
+    s.acquired.fetch_add(1, std::memory_order_seq_cst);
   }
   if (r->live.load(std::memory_order_seq_cst)) return true;
-  unpin(r);
+  count(s.released, number, std::memory_order_release);
   return false;
 }
 
@@ -219,6 +220,7 @@ template <std::size_t bytes, class... Y>
 [[gnu::always_inline]] inline bool same_bytes(const void* x, const Y*... y) noexcept {
   static_assert(bytes % sizeof(sixteen_bytes) == 0);
   sixteen_bytes differences = {};
+#pragma GCC unroll 16  // which -O2 would not do
   for (std::size_t i = 0; i < bytes / sizeof(sixteen_bytes); ++i) {
     differences |= (static_cast<const sixteen_bytes*>(x)[i] ^ ... ^ reinterpret_cast<const sixteen_bytes*>(y)[i]);
   }
@@ -235,8 +237,7 @@ inline bool matches(const record& r, cache_key key) noexcept {
   return same_bytes<sizeof wanted.epilogue>(wanted.epilogue, r.description.epilogue);
 }
 
-inline void count_hit(record* r) noexcept {
-  const unsigned number = this_shard();
+inline void count_hit(record* r, unsigned number) noexcept {
   shard& s = r->shards[number];
   count(s.hits, number, std::memory_order_relaxed);
   const std::uint64_t now = cache.clock.load(std::memory_order_relaxed) | 1;
@@ -247,7 +248,7 @@ inline void count_hit(record* r) noexcept {
 
 /// Of the part of a desc that is in use (the comparison is of all of it). A sum of products of two words each, which
 /// the CPU forms side by side; after the last product the upper bits, which choose the bucket, depend on all of it.
-inline std::uint64_t bucket_hash(cache_key key) noexcept {
+[[gnu::always_inline]] inline std::uint64_t bucket_hash(cache_key key) noexcept {
   constexpr std::size_t head = offsetof(desc, epilogue) / 8;
   constexpr std::size_t step = sizeof(epilogue_op) / 8;
   static_assert(head == 10 && step == 3);
@@ -260,6 +261,7 @@ inline std::uint64_t bucket_hash(cache_key key) noexcept {
     return w;
   };
   std::uint64_t h = key.circumstances;
+#pragma GCC unroll 8
   for (std::size_t i = 0; i < head; i += 2) h += (word(i) + odd[i]) * (word(i + 1) + odd[i + 1]);
   const std::size_t words = head + std::min<std::size_t>(key.description->epilogue_size, max_epilogue) * step;
   for (std::size_t i = head; i < words; i += step) {
@@ -271,10 +273,10 @@ inline std::uint64_t bucket_hash(cache_key key) noexcept {
 inline std::atomic<record*>& bucket_of(std::uint64_t hash) noexcept { return cache.buckets[hash >> bucket_shift]; }
 
 /// Pins a record that may have been evicted, or made another, since it was seen; if it is still the one.
-inline bool pin_if(record* r, cache_key key, std::uint64_t hash) noexcept {
-  if (r->hash.load(std::memory_order_relaxed) != hash || !pin(r)) return false;
+inline bool pin_if(record* r, cache_key key, std::uint64_t hash, unsigned number) noexcept {
+  if (r->hash.load(std::memory_order_relaxed) != hash || !pin(r, number)) return false;
   if (matches(*r, key)) return true;
-  unpin(r);
+  count(r->shards[number].released, number, std::memory_order_release);
   return false;
 }
 
@@ -283,7 +285,7 @@ inline bool pin_if(record* r, cache_key key, std::uint64_t hash) noexcept {
 inline record* find_pinned(cache_key key, std::uint64_t hash) noexcept {
   record* r = bucket_of(hash).load(std::memory_order_acquire);
   for (int steps = 0; r != nullptr && steps < 64; ++steps) {
-    if (pin_if(r, key, hash)) return r;
+    if (pin_if(r, key, hash, this_shard())) return r;
     r = r->next.load(std::memory_order_acquire);
   }
   return nullptr;
@@ -737,7 +739,7 @@ inline record* find_or_begin(cache_key key, std::uint64_t hash, bool& mine) noex
       record* r = find_locked(key, hash);
       if (r != nullptr && r->state == record_state::ready) {
         pin_again(r);
-        count_hit(r);
+        count_hit(r, this_shard());
         return r;
       }
       if (r != nullptr) {

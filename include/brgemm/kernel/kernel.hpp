@@ -192,7 +192,7 @@ inline result<const backend::entry*> choose_backend(const desc& d, std::uint32_t
 [[gnu::noinline]] inline result<kernel> make_permitted(cache_key key, std::uint64_t hash) noexcept {
   record* const found = find_pinned(key, hash);
   if (found != nullptr) {
-    count_hit(found);
+    count_hit(found, this_shard());
     return kernel_access::make(found);
   }
   const auto made = obtain(key, hash, [&key] { return choose_backend(*key.description, key.backend()); });
@@ -221,8 +221,9 @@ inline result<kernel> make_kernel(const desc& d, const options& o = {}) noexcept
   const detail::cache_key key(d, static_cast<std::uint32_t>(number));
   const std::uint64_t hash = detail::bucket_hash(key);
   detail::record* const first = detail::bucket_of(hash).load(std::memory_order_acquire);
-  if (first != nullptr && detail::pin_if(first, key, hash)) {
-    detail::count_hit(first);
+  const unsigned thread = detail::this_shard();
+  if (first != nullptr && detail::pin_if(first, key, hash, thread)) {
+    detail::count_hit(first, thread);
     return kernel_access::make(first);
   }
   return detail::make_permitted(key, hash);
