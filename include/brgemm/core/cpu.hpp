@@ -154,7 +154,9 @@ inline std::string_view hidden_by_environment() noexcept {
   return list != nullptr ? std::string_view(list) : std::string_view();
 }
 
-[[gnu::noinline, gnu::cold]] inline cpu_features initial_cpu() noexcept { return hide(detect_cpu(), hidden_by_environment()); }
+[[gnu::noinline, gnu::cold]] inline cpu_features initial_cpu() noexcept {
+  return hide(detect_cpu(), hidden_by_environment());
+}
 
 inline std::atomic<std::uint32_t>& visible_features() noexcept {
   static std::atomic<std::uint32_t> bits{initial_cpu().bits};
