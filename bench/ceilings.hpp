@@ -140,7 +140,7 @@ class read_bandwidth {
     for (const way w : ways[wide ? 1 : 0]) {
       candidates.push_back({"", [this, w](std::int64_t times) { run(w, times); }});
     }
-    const auto seconds = interleave(candidates, {9, 10e-3, 0});
+    const auto seconds = interleave(candidates, {.rounds = 9, .sample_seconds = 10e-3, .settled = threads > 1});
     std::vector<std::pair<double, way>> by_time;
     for (std::size_t i = 0; i < seconds.size(); ++i) by_time.emplace_back(median(seconds[i]), ways[wide ? 1 : 0][i]);
     std::sort(by_time.begin(), by_time.end());

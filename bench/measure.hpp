@@ -24,7 +24,7 @@ struct effort {
   int rounds = 15;
   double sample_seconds = 500e-6;  ///< how long one contestant runs in one round, at least
   double warm_share = 1. / 16;     ///< calls before each sample, of those in it: for caches and branch predictors
-  bool settled = false;            ///< each sample begins when no other thread of the process runs
+  bool settled = false;            ///< each sample begins when the process's other threads have gone to sleep
 };
 
 inline double median(std::vector<double> v) {
@@ -49,7 +49,8 @@ inline double cpu_seconds() {
   return static_cast<double>(t.tv_sec) + 1e-9 * static_cast<double>(t.tv_nsec);
 }
 
-/// Other libraries' idle threads look for work for a while: waits until they sleep, at most 0.6 s.
+/// Other libraries' idle threads look for work for a while: waits until they take less than a tenth of a core, at most
+/// 0.6 s.
 inline void settle(const effort& e) {
   for (int i = 0; e.settled && i < 200; ++i) {
     const double before = cpu_seconds();

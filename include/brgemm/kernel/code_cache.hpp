@@ -192,13 +192,13 @@ inline void pin_again(record* r) noexcept {
 }
 
 /// What was done with the kernel happens before its eviction.
-inline void unpin(record* r) noexcept {
-  const unsigned number = shard_for(r);
+inline void unpin(record* r, unsigned number) noexcept {
   count(r->shards[number].released, number, std::memory_order_release);
 }
+inline void unpin(record* r) noexcept { unpin(r, shard_for(r)); }
 
-/// A pin, if the record is live; counted under the thread's number, this_shard(). Without membarrier the counter and
-/// `live` are sequentially consistent.
+/// A pin, if the record is live; of this cache's own records, so that `number` is this_shard(). Without membarrier the
+/// counter and `live` are sequentially consistent.
 inline bool pin(record* r, unsigned number) noexcept {
   shard& s = r->shards[number];
   if (cache.asymmetric.load(std::memory_order_relaxed)) {
@@ -208,7 +208,7 @@ inline bool pin(record* r, unsigned number) noexcept {
     s.acquired.fetch_add(1, std::memory_order_seq_cst);
   }
   if (r->live.load(std::memory_order_seq_cst)) return true;
-  count(s.released, number, std::memory_order_release);
+  unpin(r, number);
   return false;
 }
 
@@ -276,7 +276,7 @@ inline std::atomic<record*>& bucket_of(std::uint64_t hash) noexcept { return cac
 inline bool pin_if(record* r, cache_key key, std::uint64_t hash, unsigned number) noexcept {
   if (r->hash.load(std::memory_order_relaxed) != hash || !pin(r, number)) return false;
   if (matches(*r, key)) return true;
-  count(r->shards[number].released, number, std::memory_order_release);
+  unpin(r, number);
   return false;
 }
 

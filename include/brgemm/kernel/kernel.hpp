@@ -221,10 +221,12 @@ inline result<kernel> make_kernel(const desc& d, const options& o = {}) noexcept
   const detail::cache_key key(d, static_cast<std::uint32_t>(number));
   const std::uint64_t hash = detail::bucket_hash(key);
   detail::record* const first = detail::bucket_of(hash).load(std::memory_order_acquire);
-  const unsigned thread = detail::this_shard();
-  if (first != nullptr && detail::pin_if(first, key, hash, thread)) {
-    detail::count_hit(first, thread);
-    return kernel_access::make(first);
+  if (first != nullptr) {
+    const unsigned shard = detail::this_shard();
+    if (detail::pin_if(first, key, hash, shard)) {
+      detail::count_hit(first, shard);
+      return kernel_access::make(first);
+    }
   }
   return detail::make_permitted(key, hash);
 }

@@ -7,6 +7,7 @@
 
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <concepts>
 #include <memory>
 #include <tuple>
@@ -134,22 +135,21 @@ class thread_pool {
   /// two threads on one core that both want to run the system moves one; where they sleep in turn it sees no need to.
   template <class Condition>
   static int wait_while(std::atomic<int>& value, Condition goes_on) noexcept {
-    for (int i = 0; i < pauses + yields; ++i) {
+    for (int i = 0; i < 100; ++i) {  // some 40 cycles each
       if (const int v = value.load(std::memory_order_acquire); !goes_on(v)) return v;
-      if (i < pauses) {
-        _mm_pause();
-      } else {
-        sched_yield();
-      }
+      _mm_pause();
     }
+    const auto end = std::chrono::steady_clock::now() + std::chrono::microseconds(300);
+    do {
+      if (const int v = value.load(std::memory_order_acquire); !goes_on(v)) return v;
+      sched_yield();
+    } while (std::chrono::steady_clock::now() < end);
     for (;;) {
       const int v = value.load(std::memory_order_acquire);
       if (!goes_on(v)) return v;
       value.wait(v, std::memory_order_acquire);
     }
   }
-  static constexpr int pauses = 100;   // of some 40 cycles
-  static constexpr int yields = 1000;  // of some 0.3 us where nothing else wants to run
 
   static void* work(void* argument) noexcept {
     const worker& w = *static_cast<worker*>(argument);
