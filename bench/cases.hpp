@@ -43,6 +43,9 @@ void add_peers(benchmark::State& state, const settings& s,
 void report(benchmark::State& state, const std::vector<contestant>& contestants,
             const std::vector<std::vector<double>>& seconds, double work, double ceiling_work);
 
+/// "forward", "backward_data", "backward_weights".
+const char* name_of(peer_pass p);
+
 /// MATH of a problem; and products of pieces for one of f32.
 brgemm::math math_of(const std::string& word);
 double products_of(brgemm::math how);

@@ -1,4 +1,4 @@
-// Convolutions over height and width, forward, without bias and activation:
+// Convolutions over height and width, without bias and activation: forward, backward by data, and of f32 weight update:
 //   conv TYPE IMAGES IN OUT GROUPS HEIGHT WIDTH KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_H PAD_W THREADS
 // Ours reads and writes (images, height, width, channels) in place; oneDNN has every tensor in the layout that it likes
 // best, brought there outside the timing. Work is counted without the taps that padding hides.
@@ -19,16 +19,18 @@ struct layer {
   peer_type type;
   nn::conv_desc d;
   int threads;
+  peer_pass pass;
 };
 
-layer layer_of(const problem& p) {
-  layer l{p.words[1] == "bf16" ? peer_type::bf16 : peer_type::f32, {}, static_cast<int>(p.number(14))};
+layer layer_of(const problem& p, peer_pass pass) {
+  layer l{p.words[1] == "bf16" ? peer_type::bf16 : peer_type::f32, {}, static_cast<int>(p.number(14)), pass};
   l.d.images = p.number(2), l.d.in = p.number(3), l.d.out = p.number(4), l.d.groups = p.number(5);
   for (std::size_t i = 0; i < 2; ++i) {
     l.d.axes[i + 1] = {p.number(6 + i), p.number(8 + i), p.number(10 + i), 1, p.number(12 + i), p.number(12 + i)};
   }
   l.d.data = l.d.y = l.type == peer_type::bf16 ? brgemm::type::bf16 : brgemm::type::f32;
   l.d.bias = false;
+  l.d.training = pass != peer_pass::forward;
   return l;
 }
 
@@ -45,55 +47,133 @@ double operations_of(const nn::conv_desc& d) {
   return work;
 }
 
-peer_conv problem_of(const layer& l, const buffer& x, const buffer& w, const buffer& y) {
-  const nn::conv_axis& h = l.d.axes[1];
-  const nn::conv_axis& v = l.d.axes[2];
-  return {l.type,
-          l.d.images,
-          l.d.in,
-          l.d.out,
-          l.d.groups,
-          {h.in, v.in},
-          {h.kernel, v.kernel},
-          {h.stride, v.stride},
-          {h.pad_before, v.pad_before},
-          l.threads,
-          x.data(),
-          w.data(),
-          y.data()};
-}
+// A layer of ours made ready: the plan, what it reads, in the peers' layouts too, and its result.
+class planned_conv {
+ public:
+  static brgemm::result<std::unique_ptr<planned_conv>> make(const layer& l) {
+    auto plan = nn::conv::plan(l.d);
+    if (!plan) return plan.error();
+    const auto executor = brgemm::loops::openmp::make(l.threads);
+    if (!executor) return executor.error();
+    std::unique_ptr<planned_conv> made(new planned_conv(l, *std::move(plan), *executor));
+    if (auto r = made->load(); !r) return r.error();
+    return made;
+  }
+
+  brgemm::result<void> run() const {
+    switch (l_.pass) {
+      case peer_pass::forward:
+        return plan_.forward(threads_, l_.d.images, x_.data(), packed_.data(), nullptr, result_.data());
+      case peer_pass::backward_data:
+        return plan_.backward_data(threads_, l_.d.images, y_.data(), transposed_.data(), result_.data());
+      case peer_pass::backward_weights: break;
+    }
+    return plan_.backward_weights(threads_, l_.d.images, x_.as<float>(), y_.as<float>(), result_.as<float>(), nullptr);
+  }
+
+  brgemm::type result_type() const { return l_.pass == peer_pass::backward_weights ? brgemm::type::f32 : l_.d.data; }
+  std::int64_t result_size() const {
+    switch (l_.pass) {
+      case peer_pass::forward: return plan_.y_bytes() / brgemm::size_of(l_.d.y);
+      case peer_pass::backward_data: return plan_.x_bytes() / brgemm::size_of(l_.d.data);
+      case peer_pass::backward_weights: break;
+    }
+    return plan_.weights();
+  }
+
+  // The same for a peer, which writes to `to`.
+  peer_conv problem(const buffer& to) const {
+    const nn::conv_axis& h = l_.d.axes[1];
+    const nn::conv_axis& v = l_.d.axes[2];
+    const auto pick = [&](peer_pass writes, const buffer& own) { return l_.pass == writes ? to.data() : own.data(); };
+    return {l_.type,
+            l_.pass,
+            l_.d.images,
+            l_.d.in,
+            l_.d.out,
+            l_.d.groups,
+            {h.in, v.in},
+            {h.kernel, v.kernel},
+            {h.stride, v.stride},
+            {h.pad_before, v.pad_before},
+            l_.threads,
+            pick(peer_pass::backward_data, x_),
+            pick(peer_pass::backward_weights, w_),
+            pick(peer_pass::forward, y_)};
+  }
+
+  // The result in the peers' layout: dw (groups, kernel_h, kernel_w, in, out) becomes (groups, out, in, kernel_h,
+  // kernel_w), in and out of a group.
+  void deliver(const buffer& to) const {
+    if (l_.pass != peer_pass::backward_weights) {
+      std::memcpy(to.data(), result_.data(), static_cast<std::size_t>(result_size() * brgemm::size_of(result_type())));
+      return;
+    }
+    const std::int64_t in = l_.d.in / l_.d.groups, out = l_.d.out / l_.d.groups;
+    const std::int64_t taps = l_.d.axes[1].kernel * l_.d.axes[2].kernel;
+    const float* from = result_.as<float>();
+    for (std::int64_t g = 0; g < l_.d.groups; ++g) {
+      for (std::int64_t t = 0; t < taps; ++t) {
+        for (std::int64_t i = 0; i < in; ++i) {
+          for (std::int64_t o = 0; o < out; ++o) to.as<float>()[((g * out + o) * in + i) * taps + t] = *from++;
+        }
+      }
+    }
+  }
+
+ private:
+  planned_conv(const layer& l, nn::conv plan, brgemm::loops::openmp executor)
+      : l_(l),
+        plan_(std::move(plan)),
+        executor_(executor),
+        threads_(executor_),
+        x_(plan_.x_bytes()),
+        w_(plan_.weights() * 4),
+        y_(plan_.y_bytes()),
+        packed_(plan_.weights_bytes()),
+        transposed_(plan_.transposed_bytes()),
+        result_(std::max({plan_.x_bytes(), plan_.y_bytes(), plan_.weights() * 4})) {}
+
+  brgemm::result<void> load() {
+    fill(x_, l_.d.data, plan_.x_bytes() / brgemm::size_of(l_.d.data), 1);
+    fill(w_, l_.d.data, plan_.weights(), 2);
+    fill(y_, l_.d.data, plan_.y_bytes() / brgemm::size_of(l_.d.data), 3);
+    const buffer wide(plan_.weights() * 4);
+    for (std::int64_t i = 0; i < plan_.weights(); ++i) {
+      wide.as<float>()[i] = static_cast<float>(value_of(w_, l_.d.data, i));
+    }
+    return plan_.pack_weights(threads_, wide.as<float>(), nn::conv_weights::out_first, packed_.data(),
+                              l_.d.training ? transposed_.data() : nullptr);
+  }
+
+  layer l_;
+  nn::conv plan_;
+  brgemm::loops::openmp executor_;
+  brgemm::loops::executor_ref threads_;
+  buffer x_, w_, y_, packed_, transposed_, result_;
+};
 
 void run_conv(benchmark::State& state, const layer& l, const settings& s) {
   for ([[maybe_unused]] auto _ : state) {
-    const auto plan = nn::conv::plan(l.d);
-    if (!plan) return state.SkipWithError(plan.error().message().data());
-    const auto executor = brgemm::loops::openmp::make(l.threads);
-    if (!executor) return state.SkipWithError(executor.error().message().data());
-    const std::int64_t weights = l.d.out * (l.d.in / l.d.groups) * l.d.axes[1].kernel * l.d.axes[2].kernel;
-    const std::int64_t outputs = plan->y_bytes() / brgemm::size_of(l.d.y);
-    const buffer x(plan->x_bytes()), w(weights * 4), wide(weights * 4), packed(plan->weights_bytes());
-    const buffer y(plan->y_bytes()), theirs(plan->y_bytes());
-    fill(x, l.d.data, plan->x_bytes() / brgemm::size_of(l.d.data), 1);
-    fill(w, l.d.data, weights, 2);
-    for (std::int64_t i = 0; i < weights; ++i) wide.as<float>()[i] = static_cast<float>(value_of(w, l.d.data, i));
-    if (auto r = plan->pack_weights(*executor, wide.as<float>(), nn::conv_weights::out_first, packed.data()); !r) {
-      return state.SkipWithError(r.error().message().data());
-    }
-    const auto run = [&] { return plan->forward(*executor, l.d.images, x.data(), packed.data(), nullptr, y.data()); };
-    if (auto r = run(); !r) return state.SkipWithError(r.error().message().data());
+    const auto ours = planned_conv::make(l);
+    if (!ours) return state.SkipWithError(ours.error().message().data());
+    if (auto r = (*ours)->run(); !r) return state.SkipWithError(r.error().message().data());
+    const std::int64_t size = (*ours)->result_size();
+    const buffer expected(size * 4), theirs(size * 4);
+    (*ours)->deliver(expected);
 
     const ceiling limit = ceiling_of(l.type);
-    std::vector<contestant> contestants = {on_threads(limit, l.threads), {"ours", [&run](std::int64_t times) {
-                                                                            for (std::int64_t i = 0; i < times; ++i) {
-                                                                              run();
-                                                                            }
-                                                                          }}};
+    std::vector<contestant> contestants = {on_threads(limit, l.threads)};
+    contestants.push_back({"ours", [&ours](std::int64_t times) {
+                             for (std::int64_t i = 0; i < times; ++i) (*ours)->run();
+                           }});
     std::vector<std::unique_ptr<peer_task>> tasks;
-    const peer_conv problem = problem_of(l, x, w, theirs);
+    const peer_conv problem = (*ours)->problem(theirs);
+    const double tolerance = l.type == peer_type::bf16 ? 2e-2 : 1e-4;
     add_peers(
         state, s,
-        [&](const peer_api& peer, char* reason, std::size_t size) { return peer.make_conv(problem, reason, size); },
-        [&] { return agrees(y, theirs, l.d.y, outputs, l.type == peer_type::bf16 ? 2e-2 : 1e-4); }, tasks, contestants);
+        [&](const peer_api& peer, char* reason, std::size_t room) { return peer.make_conv(problem, reason, room); },
+        [&] { return agrees(expected, theirs, (*ours)->result_type(), size, tolerance); }, tasks, contestants);
     effort e = s.layers;
     e.sample_seconds = std::max(e.sample_seconds, l.threads > 1 ? 8e-3 : 2e-3);
     if (l.threads > 1) e.settled = true;
@@ -109,8 +189,12 @@ bool add_conv(const problem& p, const settings& s) {
                      p.words[3] + "to" + p.words[4] + "/kernel" + p.words[8] + "x" + p.words[9];
   if (p.words[5] != "1") name += "/groups" + p.words[5];
   if (p.words[10] != "1" || p.words[11] != "1") name += "/stride" + p.words[10] + "x" + p.words[11];
-  name += "/threads" + p.words[14] + "/forward";
-  add_case(s, name, [l = layer_of(p), &s](benchmark::State& state) { run_conv(state, l, s); });
+  name += "/threads" + p.words[14] + "/";
+  for (const peer_pass pass : {peer_pass::forward, peer_pass::backward_data, peer_pass::backward_weights}) {
+    const layer l = layer_of(p, pass);
+    if (pass == peer_pass::backward_weights && l.type == peer_type::bf16) continue;  // not there yet
+    add_case(s, name + name_of(pass), [l, &s](benchmark::State& state) { run_conv(state, l, s); });
+  }
   return true;
 }
 

@@ -26,15 +26,6 @@ struct layer {
   peer_pass pass;
 };
 
-const char* name_of(peer_pass p) {
-  switch (p) {
-    case peer_pass::forward: return "forward";
-    case peer_pass::backward_data: return "backward_data";
-    case peer_pass::backward_weights: break;
-  }
-  return "backward_weights";
-}
-
 brgemm::type type_of(const layer& l) { return l.type == peer_type::bf16 ? brgemm::type::bf16 : brgemm::type::f32; }
 brgemm::type result_type_of(const layer& l) {
   return l.pass == peer_pass::backward_weights ? brgemm::type::f32 : type_of(l);

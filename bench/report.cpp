@@ -5,6 +5,15 @@
 
 namespace bench {
 
+const char* name_of(peer_pass p) {
+  switch (p) {
+    case peer_pass::forward: return "forward";
+    case peer_pass::backward_data: return "backward_data";
+    case peer_pass::backward_weights: break;
+  }
+  return "backward_weights";
+}
+
 void add_peers(benchmark::State& state, const settings& s,
                const std::function<peer_task*(const peer_api&, char* reason, std::size_t size)>& make,
                const std::function<bool()>& agrees, std::vector<std::unique_ptr<peer_task>>& tasks,

@@ -246,32 +246,82 @@ bench::peer_task* make_linear(const peer_linear& p, char* reason, std::size_t si
   return best.release();
 }
 
-auto convolution_of(const memory::desc& x, const memory::desc& w, const memory::desc& y, const peer_conv& p) {
-  const memory::dims strides(p.stride, p.stride + 2);
-  const memory::dims pad(p.pad, p.pad + 2);
-  constexpr auto kind = dnnl::prop_kind::forward_inference;
-  constexpr auto direct = dnnl::algorithm::convolution_direct;
-#if DNNL_VERSION_MAJOR >= 3
-  return dnnl::convolution_forward::primitive_desc(cpu(), kind, direct, x, w, y, strides, pad, pad);
-#else
-  return dnnl::convolution_forward::primitive_desc({kind, direct, x, w, y, strides, pad, pad}, cpu());
-#endif
-}
+struct conv_shapes {
+  memory::desc x, w, y;
+};
 
-bench::peer_task* make_conv(const peer_conv& p, char* reason, std::size_t size) try {
-  auto made = std::make_unique<primitive_task>(p.threads);
+// Everything in its plain layout (`plain`), or in whichever the primitive likes best.
+conv_shapes shapes_of(const peer_conv& p, bool plain, memory::data_type weights) {
   const auto t = type_of(p.type);
-  const memory::dims x = {p.images, p.in, p.size[0], p.size[1]};
   memory::dims y = {p.images, p.out, 0, 0};
   for (int i = 0; i < 2; ++i) y[2 + i] = (p.size[i] + 2 * p.pad[i] - p.kernel[i]) / p.stride[i] + 1;
   memory::dims w = {p.out, p.in, p.kernel[0], p.kernel[1]};
   if (p.groups > 1) w = {p.groups, p.out / p.groups, p.in / p.groups, p.kernel[0], p.kernel[1]};
+  const tag order = plain ? tag::nhwc : tag::any;
+  const tag weights_order = !plain ? tag::any : p.groups > 1 ? tag::goihw : tag::oihw;
+  return {{{p.images, p.in, p.size[0], p.size[1]}, t, order}, {w, weights, weights_order}, {y, t, order}};
+}
+
+// What descriptors of convolutions have besides their tensors.
+struct conv_geometry {
+  memory::dims strides, pad;
+  explicit conv_geometry(const peer_conv& p) : strides(p.stride, p.stride + 2), pad(p.pad, p.pad + 2) {}
+};
+
+constexpr auto direct = dnnl::algorithm::convolution_direct;
+#if DNNL_VERSION_MAJOR >= 3
+auto forward_of(const conv_shapes& s, const conv_geometry& g, dnnl::prop_kind kind) {
+  return dnnl::convolution_forward::primitive_desc(cpu(), kind, direct, s.x, s.w, s.y, g.strides, g.pad, g.pad);
+}
+auto backward_data_of(const conv_shapes& s, const conv_geometry& g) {
+  return dnnl::convolution_backward_data::primitive_desc(cpu(), direct, s.x, s.w, s.y, g.strides, g.pad, g.pad,
+                                                         forward_of(s, g, dnnl::prop_kind::forward_training));
+}
+auto backward_weights_of(const conv_shapes& s, const conv_shapes& hint, const conv_geometry& g) {
+  return dnnl::convolution_backward_weights::primitive_desc(cpu(), direct, s.x, s.w, s.y, g.strides, g.pad, g.pad,
+                                                            forward_of(hint, g, dnnl::prop_kind::forward_training));
+}
+#else
+auto forward_of(const conv_shapes& s, const conv_geometry& g, dnnl::prop_kind kind) {
+  return dnnl::convolution_forward::primitive_desc({kind, direct, s.x, s.w, s.y, g.strides, g.pad, g.pad}, cpu());
+}
+auto backward_data_of(const conv_shapes& s, const conv_geometry& g) {
+  return dnnl::convolution_backward_data::primitive_desc({direct, s.x, s.w, s.y, g.strides, g.pad, g.pad}, cpu(),
+                                                         forward_of(s, g, dnnl::prop_kind::forward_training));
+}
+auto backward_weights_of(const conv_shapes& s, const conv_shapes& hint, const conv_geometry& g) {
+  return dnnl::convolution_backward_weights::primitive_desc({direct, s.x, s.w, s.y, g.strides, g.pad, g.pad}, cpu(),
+                                                            forward_of(hint, g, dnnl::prop_kind::forward_training));
+}
+#endif
+
+bench::peer_task* make_conv(const peer_conv& p, char* reason, std::size_t size) try {
+  auto made = std::make_unique<primitive_task>(p.threads);
+  const auto t = type_of(p.type);
+  const auto weights = p.pass == peer_pass::backward_weights ? memory::data_type::f32 : t;
+  const conv_shapes plain = shapes_of(p, true, weights);
+  const conv_shapes any = shapes_of(p, false, weights);
+  const conv_geometry geometry(p);
   made->limit([&] {
-    const auto pd = convolution_of({x, t, tag::any}, {w, t, tag::any}, {y, t, tag::any}, p);
-    made->bind(DNNL_ARG_SRC, {x, t, tag::nhwc}, pd.src_desc(), p.x, true);
-    made->bind(DNNL_ARG_WEIGHTS, {w, t, p.groups > 1 ? tag::goihw : tag::oihw}, pd.weights_desc(), p.w, true);
-    made->bind(DNNL_ARG_DST, {y, t, tag::nhwc}, pd.dst_desc(), p.y, false);
-    made->primitive = dnnl::convolution_forward(pd);
+    if (p.pass == peer_pass::forward) {
+      const auto pd = forward_of(any, geometry, dnnl::prop_kind::forward_inference);
+      made->bind(DNNL_ARG_SRC, plain.x, pd.src_desc(), p.x, true);
+      made->bind(DNNL_ARG_WEIGHTS, plain.w, pd.weights_desc(), p.w, true);
+      made->bind(DNNL_ARG_DST, plain.y, pd.dst_desc(), p.y, false);
+      made->primitive = dnnl::convolution_forward(pd);
+    } else if (p.pass == peer_pass::backward_data) {
+      const auto pd = backward_data_of(any, geometry);
+      made->bind(DNNL_ARG_DIFF_SRC, plain.x, pd.diff_src_desc(), p.x, false);
+      made->bind(DNNL_ARG_WEIGHTS, plain.w, pd.weights_desc(), p.w, true);
+      made->bind(DNNL_ARG_DIFF_DST, plain.y, pd.diff_dst_desc(), p.y, true);
+      made->primitive = dnnl::convolution_backward_data(pd);
+    } else {
+      const auto pd = backward_weights_of(any, shapes_of(p, false, t), geometry);
+      made->bind(DNNL_ARG_SRC, plain.x, pd.src_desc(), p.x, true);
+      made->bind(DNNL_ARG_DIFF_WEIGHTS, plain.w, pd.diff_weights_desc(), p.w, false);
+      made->bind(DNNL_ARG_DIFF_DST, plain.y, pd.diff_dst_desc(), p.y, true);
+      made->primitive = dnnl::convolution_backward_weights(pd);
+    }
   });
   return made.release();
 } catch (const std::exception& e) {
