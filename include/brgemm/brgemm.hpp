@@ -15,3 +15,5 @@
 #include "loops/parallel_for.hpp"
 #include "nn/conv.hpp"
 #include "nn/mlp.hpp"
+#include "nn/norm.hpp"
+#include "nn/pool.hpp"

@@ -4,6 +4,7 @@
 
 #include <numeric>
 
+#include "../core/result.hpp"
 #include "../core/types.hpp"
 
 namespace brgemm::inline abi_0::detail {
@@ -21,6 +22,35 @@ struct conv_axis {
   }
   friend constexpr bool operator==(const conv_axis&, const conv_axis&) = default;
 };
+
+constexpr const char* name_of_axis(int i) noexcept {
+  constexpr const char* names[3] = {"axes[0]", "axes[1]", "axes[2]"};
+  return names[i];
+}
+
+/// Axis i of a desc: sizes in their ranges, and a window that fits x and its padding.
+inline result<void> check_axis(const conv_axis& a, int i) noexcept {
+  const struct {
+    const char* name;
+    index value;
+    index least;
+  } fields[] = {{"in", a.in, 1},
+                {"kernel", a.kernel, 1},
+                {"stride", a.stride, 1},
+                {"dilation", a.dilation, 1},
+                {"pad_before", a.pad_before, 0},
+                {"pad_after", a.pad_after, 0}};
+  for (const auto& f : fields) {
+    if (f.value >= f.least && f.value <= index{1} << 29) continue;
+    return error(errc::invalid_argument, name_of_axis(i), "%s.%s is %ld; it must be in %ld..2^29", name_of_axis(i),
+                 f.name, f.value, f.least);
+  }
+  const index extent = a.dilation * (a.kernel - 1) + 1;
+  if (extent <= a.in + a.pad_before + a.pad_after) return {};
+  return error(errc::invalid_argument, name_of_axis(i),
+               "%s: a kernel of %ld with dilation %ld spans %ld, more than %ld and its padding of %ld and %ld",
+               name_of_axis(i), a.kernel, a.dilation, extent, a.in, a.pad_before, a.pad_after);
+}
 
 /// Outputs first + j * out_step, j < count. They see the taps tap + n * tap_step, n < taps, which may be none, at the
 /// inputs in + j * in_step + n * in_tap_step. Backward by data the outputs are x, the inputs dy.

@@ -23,35 +23,13 @@ inline result<void> conv::check(const conv_desc& d) noexcept {
   if (d.out % d.groups != 0) {
     return error(errc::invalid_argument, "out", "out is %ld, no multiple of groups, %ld", d.out, d.groups);
   }
-  static constexpr const char* names[3] = {"axes[0]", "axes[1]", "axes[2]"};
   double x = static_cast<double>(d.images) * static_cast<double>(d.in) * 8;
   double y = static_cast<double>(d.images) * static_cast<double>(d.out) * 8;
   const index in = d.in / d.groups;
   double w = static_cast<double>(d.out + 64) * static_cast<double>(in + 64) * 8;
   for (int i = 0; i < 3; ++i) {
     const conv_axis& a = d.axes[i];
-    const struct {
-      const char* name;
-      index value;
-      index least;
-    } fields[] = {{"in", a.in, 1},
-                  {"kernel", a.kernel, 1},
-                  {"stride", a.stride, 1},
-                  {"dilation", a.dilation, 1},
-                  {"pad_before", a.pad_before, 0},
-                  {"pad_after", a.pad_after, 0}};
-    for (const auto& f : fields) {
-      if (f.value < f.least || f.value > largest) {
-        return error(errc::invalid_argument, names[i], "%s.%s is %ld; it must be in %ld..2^29", names[i], f.name,
-                     f.value, f.least);
-      }
-    }
-    const index extent = a.dilation * (a.kernel - 1) + 1;
-    if (extent > a.in + a.pad_before + a.pad_after) {
-      return error(errc::invalid_argument, names[i],
-                   "%s: a kernel of %ld with dilation %ld spans %ld, more than %ld and its padding of %ld and %ld",
-                   names[i], a.kernel, a.dilation, extent, a.in, a.pad_before, a.pad_after);
-    }
+    if (auto r = detail::check_axis(a, i); !r) return r;
     x *= static_cast<double>(a.in);
     y *= static_cast<double>(a.out());
     w *= static_cast<double>(a.kernel);

@@ -1,0 +1,371 @@
+// Batch normalisation: y = act((x - mean) / sqrt(variance + epsilon) * gamma + beta) in each channel, and its
+// gradients.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "../loops/buffers.hpp"
+#include "../loops/elementwise.hpp"
+#include "activation.hpp"
+
+namespace brgemm::inline abi_0::nn {
+
+/// What a layer computes. x and y are (pixels, channels), f32, channels adjacent: for pictures pixels is
+/// images * height * width.
+struct batch_norm_desc {
+  index pixels = 1;  ///< the most of one call
+  index channels = 1;
+  activation act = activation::none;  ///< none or relu
+  float epsilon = 1e-5f;
+  float momentum = 0.1f;  ///< share of a batch in the running statistics, as PyTorch counts it
+  friend bool operator==(const batch_norm_desc&, const batch_norm_desc&) = default;
+};
+
+/// A checked desc (Ioffe and Szegedy, 2015): any number of threads may call it at once with different memory. It owns
+/// nothing and allocates nothing.
+///
+/// All calls compute y = act(fma(x, scale, shift)) with scale = gamma / sqrt(variance + epsilon) and shift = beta -
+/// mean * scale, both in double, then f32. Sums over pixels are cut into leaves of leaf_pixels() from the first pixel
+/// on, each one f32 chain in ascending order from +0; the leaves are added in double, in ascending order. The variance
+/// in a leaf is taken about its own mean, so a large mean cancels nothing. Equal bits for any number of threads.
+///
+/// Errors of calls are invalid_argument with the argument's name, found before anything is written. Buffers that are
+/// written overlap no other, but dx may be dy.
+class batch_norm {
+ public:
+  /// Errors: invalid_argument with the field: sizes below 1, tensors beyond 2^62 bytes, another activation, epsilon not
+  /// above 0 or momentum outside 0..1.
+  static result<batch_norm> plan(const batch_norm_desc& d) noexcept;
+
+  const batch_norm_desc& description() const noexcept { return d_; }
+  index leaf_pixels() const noexcept { return std::clamp<index>(8192 / d_.channels, 16, 512); }
+  index x_bytes() const noexcept { return d_.pixels * d_.channels * 4; }
+  /// What forward keeps for backward: mean, 1 / sqrt(variance + epsilon), scale and shift, each (channels).
+  index saved_bytes() const noexcept { return 4 * d_.channels * 4; }
+  /// What forward and backward write to beside their results.
+  index workspace_bytes() const noexcept { return workspace_bytes(d_.pixels); }
+
+  /// Training: x's first `pixels` (2 or more) pixels, with their own mean and variance. running_mean and
+  /// running_variance (channels), both null where they are not kept, become running + momentum * (batch - running);
+  /// the batch's variance is there over pixels - 1.
+  result<void> forward(loops::executor_ref threads, index pixels, const float* x, const float* gamma, const float* beta,
+                       float* running_mean, float* running_variance, float* y, float* saved,
+                       void* workspace) const noexcept;
+
+  /// After forward: the gradients by x, gamma and beta from dy, that by y. The derivative of relu is 0 where y is.
+  result<void> backward(loops::executor_ref threads, index pixels, const float* x, const float* dy, const float* saved,
+                        float* dx, float* dgamma, float* dbeta, void* workspace) const noexcept;
+
+  /// scale and shift for given statistics, those that ran along in training, say. All (channels).
+  result<void> fold(const float* gamma, const float* beta, const float* mean, const float* variance, float* scale,
+                    float* shift) const noexcept;
+  /// y = act(fma(x, scale, shift)).
+  result<void> inference(loops::executor_ref threads, index pixels, const float* x, const float* scale,
+                         const float* shift, float* y) const noexcept;
+
+ private:
+  static constexpr index panel = 16;
+
+  /// The chains of a leaf, each (leaves, channels).
+  struct leaf_sums {
+    float* first;
+    float* second;
+  };
+
+  explicit batch_norm(const batch_norm_desc& d) noexcept : d_(d) {}
+  index leaves(index pixels) const noexcept { return (pixels + leaf_pixels() - 1) / leaf_pixels(); }
+  index pixels_of(index leaf, index pixels) const noexcept {
+    return std::min(leaf_pixels(), pixels - leaf * leaf_pixels());
+  }
+  index workspace_bytes(index pixels) const noexcept { return (2 * leaves(pixels) + 2) * d_.channels * 4; }
+  leaf_sums sums_in(void* workspace, index pixels) const noexcept {
+    auto* const floats = static_cast<float*>(workspace);
+    return {floats, floats + leaves(pixels) * d_.channels};
+  }
+  result<void> check_pixels(index pixels, index least) const noexcept {
+    if (pixels >= least && pixels <= d_.pixels) return {};
+    return error(errc::invalid_argument, "pixels", "pixels is %ld; this plan takes %ld..%ld", pixels, least, d_.pixels);
+  }
+
+  /// Calls each(leaf, its first element, its pixels), marked BRGEMM_ALWAYS_INLINE, for all leaves, spread over threads.
+  template <class Each>
+  void for_leaves(loops::executor_ref threads, index pixels, const Each& each) const noexcept {
+    loops::parallel_for(threads, {leaves(pixels)}, [&](index leaf) {
+      detail::widest_vectors(
+          [&]() BRGEMM_ALWAYS_INLINE { each(leaf, leaf * leaf_pixels() * d_.channels, pixels_of(leaf, pixels)); });
+    });
+  }
+  /// Calls each(first channel, channels) for panels of the channels, spread over threads.
+  template <class Each>
+  void for_panels(loops::executor_ref threads, const Each& each) const noexcept {
+    loops::parallel_for(threads, {(d_.channels + panel - 1) / panel},
+                        [&](index i) { each(i * panel, std::min(panel, d_.channels - i * panel)); });
+  }
+  static void fold_one(float gamma, float beta, double mean, double inverse, float& scale, float& shift) noexcept {
+    const double exact = static_cast<double>(gamma) * inverse;
+    scale = static_cast<float>(exact);
+    shift = static_cast<float>(__builtin_fma(-mean, exact, static_cast<double>(beta)));
+  }
+  /// What y is at least; NaN, which is never compared as true, without relu.
+  float least() const noexcept { return d_.act == activation::relu ? 0.0f : __builtin_nanf(""); }
+  void measure(loops::executor_ref threads, index pixels, const float* x, leaf_sums s) const noexcept;
+  void combine(loops::executor_ref threads, index pixels, leaf_sums s, const float* gamma, const float* beta,
+               float* running_mean, float* running_variance, float* saved) const noexcept;
+  void apply(loops::executor_ref threads, index pixels, const float* x, const float* scale, const float* shift,
+             float* y) const noexcept;
+  void sum_gradients(loops::executor_ref threads, index pixels, const float* x, const float* dy, const float* saved,
+                     leaf_sums s) const noexcept;
+  void spread(loops::executor_ref threads, index pixels, const float* x, const float* dy, const float* saved,
+              const float* factor, const float* constant, float* dx) const noexcept;
+
+  batch_norm_desc d_;
+};
+
+inline result<batch_norm> batch_norm::plan(const batch_norm_desc& d) noexcept {
+  const struct {
+    const char* name;
+    index value;
+    index largest;
+  } sizes[] = {{"pixels", d.pixels, index{1} << 59}, {"channels", d.channels, index{1} << 29}};
+  for (const auto& s : sizes) {
+    if (s.value >= 1 && s.value <= s.largest) continue;
+    return error(errc::invalid_argument, s.name, "%s is %ld; it must be in 1..%ld", s.name, s.value, s.largest);
+  }
+  if (d.pixels > (index{1} << 59) / d.channels) {
+    return error(errc::invalid_argument, "pixels", "%ld pixels of %ld channels, more than 2^59 elements", d.pixels,
+                 d.channels);
+  }
+  if (d.act != activation::none && d.act != activation::relu) {
+    return error(errc::invalid_argument, "act", "act is %d; none (0) or relu (1)", static_cast<int>(d.act));
+  }
+  if (!(d.epsilon > 0) || !std::isfinite(d.epsilon)) {
+    return error(errc::invalid_argument, "epsilon", "epsilon is %g; it must be above 0 and finite",
+                 static_cast<double>(d.epsilon));
+  }
+  if (!(d.momentum >= 0 && d.momentum <= 1)) {
+    return error(errc::invalid_argument, "momentum", "momentum is %g; it must be in 0..1",
+                 static_cast<double>(d.momentum));
+  }
+  return batch_norm(d);
+}
+
+/// Each leaf's mean, and the sum of squares about it.
+inline void batch_norm::measure(loops::executor_ref threads, index pixels, const float* x, leaf_sums s) const noexcept {
+  const index channels = d_.channels;
+  for_leaves(threads, pixels, [&](index leaf, index first, index count) BRGEMM_ALWAYS_INLINE {
+    float* __restrict const mean = s.first + leaf * channels;
+    float* __restrict const squares = s.second + leaf * channels;
+    std::fill(mean, mean + channels, 0.0f);
+    std::fill(squares, squares + channels, 0.0f);
+    for (index p = 0; p < count; ++p) {
+      const float* __restrict const from = x + first + p * channels;
+      BRGEMM_INDEPENDENT
+      for (index c = 0; c < channels; ++c) mean[c] += from[c];
+    }
+    const auto number = static_cast<float>(count);
+    BRGEMM_INDEPENDENT
+    for (index c = 0; c < channels; ++c) mean[c] /= number;
+    for (index p = 0; p < count; ++p) {
+      const float* __restrict const from = x + first + p * channels;
+      BRGEMM_INDEPENDENT
+      for (index c = 0; c < channels; ++c) {
+        const float distance = from[c] - mean[c];
+        squares[c] = __builtin_fmaf(distance, distance, squares[c]);
+      }
+    }
+  });
+}
+
+/// The statistics of all leaves together: their means weighted by their pixels; their squares, moved to that mean.
+inline void batch_norm::combine(loops::executor_ref threads, index pixels, leaf_sums s, const float* gamma,
+                                const float* beta, float* running_mean, float* running_variance,
+                                float* saved) const noexcept {
+  const index channels = d_.channels;
+  const auto number = static_cast<double>(pixels);
+  const auto keep = [&](float& running, double batch) {
+    running = static_cast<float>(running + static_cast<double>(d_.momentum) * (batch - running));
+  };
+  for_panels(threads, [&](index c0, index width) {
+    double mean[panel] = {}, squares[panel] = {};
+    detail::widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
+      for (index leaf = 0; leaf < leaves(pixels); ++leaf) {
+        const auto count = static_cast<double>(pixels_of(leaf, pixels));
+        const float* const from = s.first + leaf * channels + c0;
+        for (index c = 0; c < width; ++c) {
+          mean[c] = __builtin_fma(count, static_cast<double>(from[c]), mean[c]);
+        }
+      }
+      for (index c = 0; c < width; ++c) mean[c] /= number;
+      for (index leaf = 0; leaf < leaves(pixels); ++leaf) {
+        const auto count = static_cast<double>(pixels_of(leaf, pixels));
+        const float* const from = s.first + leaf * channels + c0;
+        const float* const about = s.second + leaf * channels + c0;
+        for (index c = 0; c < width; ++c) {
+          const double away = static_cast<double>(from[c]) - mean[c];
+          squares[c] += __builtin_fma(count, away * away, static_cast<double>(about[c]));
+        }
+      }
+    });
+    for (index c = 0; c < width; ++c) {
+      const double inverse = 1 / std::sqrt(squares[c] / number + static_cast<double>(d_.epsilon));
+      saved[c0 + c] = static_cast<float>(mean[c]);
+      saved[channels + c0 + c] = static_cast<float>(inverse);
+      fold_one(gamma[c0 + c], beta[c0 + c], mean[c], inverse, saved[2 * channels + c0 + c],
+               saved[3 * channels + c0 + c]);
+      if (running_mean == nullptr) continue;
+      keep(running_mean[c0 + c], mean[c]);
+      keep(running_variance[c0 + c], squares[c] / (number - 1));
+    }
+  });
+}
+
+inline void batch_norm::apply(loops::executor_ref threads, index pixels, const float* x, const float* scale,
+                              const float* shift, float* y) const noexcept {
+  const index channels = d_.channels;
+  const float least = this->least();
+  for_leaves(threads, pixels, [&](index, index first, index count) BRGEMM_ALWAYS_INLINE {
+    for (index p = 0; p < count; ++p) {
+      const float* __restrict const from = x + first + p * channels;
+      float* __restrict const to = y + first + p * channels;
+      BRGEMM_INDEPENDENT
+      for (index c = 0; c < channels; ++c) {
+        const float value = __builtin_fmaf(from[c], scale[c], shift[c]);
+        to[c] = value < least ? least : value;
+      }
+    }
+  });
+}
+
+/// Each leaf's sums of dz and of dz * (x - mean), dz the gradient before the activation.
+inline void batch_norm::sum_gradients(loops::executor_ref threads, index pixels, const float* x, const float* dy,
+                                      const float* saved, leaf_sums s) const noexcept {
+  const index channels = d_.channels;
+  const float* const scale = saved + 2 * channels;
+  const float* const shift = saved + 3 * channels;
+  const float least = this->least();
+  for_leaves(threads, pixels, [&](index leaf, index first, index count) BRGEMM_ALWAYS_INLINE {
+    float* __restrict const sum = s.first + leaf * channels;
+    float* __restrict const products = s.second + leaf * channels;
+    std::fill(sum, sum + channels, 0.0f);
+    std::fill(products, products + channels, 0.0f);
+    for (index p = 0; p < count; ++p) {
+      const float* __restrict const from = x + first + p * channels;
+      const float* __restrict const gradient = dy + first + p * channels;
+      BRGEMM_INDEPENDENT
+      for (index c = 0; c < channels; ++c) {
+        const float dz = __builtin_fmaf(from[c], scale[c], shift[c]) <= least ? 0.0f : gradient[c];
+        sum[c] += dz;
+        products[c] = __builtin_fmaf(dz, from[c] - saved[c], products[c]);
+      }
+    }
+  });
+}
+
+inline result<void> batch_norm::forward(loops::executor_ref threads, index pixels, const float* x, const float* gamma,
+                                        const float* beta, float* running_mean, float* running_variance, float* y,
+                                        float* saved, void* workspace) const noexcept {
+  if (auto r = check_pixels(pixels, 2); !r) return r;
+  const index vector = d_.channels * 4;
+  const index kept = running_mean != nullptr || running_variance != nullptr ? vector : 0;
+  const detail::buffer written[] = {{"y", y, pixels * vector},
+                                    {"saved", saved, saved_bytes()},
+                                    {"running_mean", running_mean, kept},
+                                    {"running_variance", running_variance, kept},
+                                    {"workspace", workspace, workspace_bytes(pixels)}};
+  const detail::buffer read[] = {{"x", x, pixels * vector}, {"gamma", gamma, vector}, {"beta", beta, vector}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  const leaf_sums sums = sums_in(workspace, pixels);
+  measure(threads, pixels, x, sums);
+  combine(threads, pixels, sums, gamma, beta, running_mean, running_variance, saved);
+  apply(threads, pixels, x, saved + 2 * d_.channels, saved + 3 * d_.channels, y);
+  return {};
+}
+
+inline result<void> batch_norm::fold(const float* gamma, const float* beta, const float* mean, const float* variance,
+                                     float* scale, float* shift) const noexcept {
+  const index vector = d_.channels * 4;
+  const detail::buffer written[] = {{"scale", scale, vector}, {"shift", shift, vector}};
+  const detail::buffer read[] = {
+      {"gamma", gamma, vector}, {"beta", beta, vector}, {"mean", mean, vector}, {"variance", variance, vector}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  for (index c = 0; c < d_.channels; ++c) {
+    const double inverse = 1 / std::sqrt(static_cast<double>(variance[c]) + static_cast<double>(d_.epsilon));
+    fold_one(gamma[c], beta[c], static_cast<double>(mean[c]), inverse, scale[c], shift[c]);
+  }
+  return {};
+}
+
+inline result<void> batch_norm::inference(loops::executor_ref threads, index pixels, const float* x, const float* scale,
+                                          const float* shift, float* y) const noexcept {
+  if (auto r = check_pixels(pixels, 1); !r) return r;
+  const index vector = d_.channels * 4;
+  const detail::buffer written[] = {{"y", y, pixels * vector}};
+  const detail::buffer read[] = {{"x", x, pixels * vector}, {"scale", scale, vector}, {"shift", shift, vector}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  apply(threads, pixels, x, scale, shift, y);
+  return {};
+}
+
+/// With g = sum of dz, h = inverse^2 * sum of dz * (x - mean):  dx = scale * (dz - g / pixels - (x - mean) * h /
+/// pixels).
+inline result<void> batch_norm::backward(loops::executor_ref threads, index pixels, const float* x, const float* dy,
+                                         const float* saved, float* dx, float* dgamma, float* dbeta,
+                                         void* workspace) const noexcept {
+  if (auto r = check_pixels(pixels, 2); !r) return r;
+  const index channels = d_.channels;
+  const detail::buffer given{"dy", dy, pixels * channels * 4};
+  const detail::buffer written[] = {{"dx", dx, pixels * channels * 4},
+                                    {"dgamma", dgamma, channels * 4},
+                                    {"dbeta", dbeta, channels * 4},
+                                    {"workspace", workspace, workspace_bytes(pixels)}};
+  const detail::buffer read[] = {{"x", x, pixels * channels * 4},
+                                 {"saved", saved, saved_bytes()},
+                                 dx == dy ? detail::buffer{"dy", nullptr, 0} : given};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  const leaf_sums sums = sums_in(workspace, pixels);
+  sum_gradients(threads, pixels, x, dy, saved, sums);
+  // Behind the leaves: what the channels multiply x - mean by, and add.
+  float* const factor = sums.first + 2 * leaves(pixels) * channels;
+  float* const constant = factor + channels;
+  for_panels(threads, [&](index c0, index width) {
+    for (index c = c0; c < c0 + width; ++c) {
+      double sum = 0, products = 0;
+      for (index leaf = 0; leaf < leaves(pixels); ++leaf) {
+        sum += static_cast<double>(sums.first[leaf * channels + c]);
+        products += static_cast<double>(sums.second[leaf * channels + c]);
+      }
+      const auto inverse = static_cast<double>(saved[channels + c]);
+      const double share = static_cast<double>(saved[2 * channels + c]) / static_cast<double>(pixels);
+      dbeta[c] = static_cast<float>(sum);
+      dgamma[c] = static_cast<float>(inverse * products);
+      factor[c] = static_cast<float>(-share * (inverse * inverse * products));
+      constant[c] = static_cast<float>(-share * sum);
+    }
+  });
+  spread(threads, pixels, x, dy, saved, factor, constant, dx);
+  return {};
+}
+
+inline void batch_norm::spread(loops::executor_ref threads, index pixels, const float* x, const float* dy,
+                               const float* saved, const float* factor, const float* constant,
+                               float* dx) const noexcept {
+  const index channels = d_.channels;
+  const float* const scale = saved + 2 * channels;
+  const float* const shift = saved + 3 * channels;
+  const float least = this->least();
+  for_leaves(threads, pixels, [&](index, index first, index count) BRGEMM_ALWAYS_INLINE {
+    for (index p = 0; p < count; ++p) {
+      const float* const from = x + first + p * channels;
+      const float* const gradient = dy + first + p * channels;
+      float* const to = dx + first + p * channels;
+      BRGEMM_INDEPENDENT
+      for (index c = 0; c < channels; ++c) {
+        const float dz = __builtin_fmaf(from[c], scale[c], shift[c]) <= least ? 0.0f : gradient[c];
+        to[c] = __builtin_fmaf(scale[c], dz, __builtin_fmaf(from[c] - saved[c], factor[c], constant[c]));
+      }
+    }
+  });
+}
+
+}  // namespace brgemm::inline abi_0::nn

@@ -1,0 +1,292 @@
+// Pooling over one, two or three spatial axes: the largest value or the mean of each window, and their gradients by x.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "../core/validate.hpp"
+#include "../loops/buffers.hpp"
+#include "../loops/elementwise.hpp"
+#include "conv_geometry.hpp"
+
+namespace brgemm::inline abi_0::nn {
+
+enum class pool_kind : std::uint8_t { max, average };
+
+/// What a pooling layer computes. x is (images, depth, height, width, channels), y (images, ..., channels), f32,
+/// channels adjacent. With fewer than three axes leave the first ones as they are: axes[2] is the width.
+struct pool_desc {
+  index images = 1;  ///< the most images of one call
+  index channels = 1;
+  detail::conv_axis axes[3] = {};  ///< the windows, as a convolution has its kernels
+  pool_kind kind = pool_kind::max;
+  bool count_padding = false;  ///< average: divide by all taps of a window, not by those that lie in x
+  friend bool operator==(const pool_desc&, const pool_desc&) = default;
+};
+
+/// One window over all of (depth, height, width): the mean of each channel.
+constexpr pool_desc global_average(index images, index channels, index depth, index height, index width) noexcept {
+  pool_desc d;
+  d.images = images, d.channels = channels;
+  d.axes[0] = {depth, depth}, d.axes[1] = {height, height}, d.axes[2] = {width, width};
+  d.kind = pool_kind::average;
+  return d;
+}
+
+/// A checked desc: any number of threads may call it at once with different memory. It owns nothing, allocates nothing.
+///
+/// A window's taps pass in row-major order; those in the padding are left out. max: the first one that is greater than
+/// all before it, or the first NaN (PyTorch's rule). average: their sum from +0, divided by their number. A pixel's
+/// gradient is the sum from +0 over the outputs that it went to, in row-major order. Equal bits for any number of
+/// threads.
+///
+/// Errors of calls are invalid_argument with the argument's name, found before anything is written. Buffers that are
+/// written overlap no other.
+class pool {
+ public:
+  /// Errors: invalid_argument with the field: sizes below 1, a window without a tap in x or, for max, of more than 256
+  /// taps, tensors beyond 2^62 bytes.
+  static result<pool> plan(const pool_desc& d) noexcept;
+
+  const pool_desc& description() const noexcept { return d_; }
+  index x_bytes() const noexcept { return d_.images * image_in() * 4; }
+  index y_bytes() const noexcept { return d_.images * image_out() * 4; }
+  /// One byte an element of y: the tap that was largest. 0 for averages.
+  index indices_bytes() const noexcept { return d_.kind == pool_kind::max ? d_.images * image_out() : 0; }
+
+  /// y from the first `images` images of x. indices (indices_bytes()) may be null where backward is not called.
+  result<void> forward(loops::executor_ref threads, index images, const float* x, float* y,
+                       std::uint8_t* indices) const noexcept;
+
+  /// dx from dy (as y) and what forward wrote to `indices`, null for averages. An index beyond the window is one that
+  /// no pixel has.
+  result<void> backward(loops::executor_ref threads, index images, const float* dy, const std::uint8_t* indices,
+                        float* dx) const noexcept;
+
+ private:
+  /// The taps first..end-1 of a window lie in x, the first at input `in`.
+  struct window {
+    index first = 0;
+    index end = 0;
+    index in = 0;
+  };
+
+  explicit pool(const pool_desc& d) noexcept : d_(d) {}
+  const detail::conv_axis& axis(int i) const noexcept { return d_.axes[i]; }
+  index image_in() const noexcept { return axis(0).in * axis(1).in * axis(2).in * d_.channels; }
+  index image_out() const noexcept { return axis(0).out() * axis(1).out() * axis(2).out() * d_.channels; }
+  index taps() const noexcept { return axis(0).kernel * axis(1).kernel * axis(2).kernel; }
+  float divisor(const window (&w)[3]) const noexcept {
+    index seen = 1;
+    for (const window& axis : w) seen *= axis.end - axis.first;
+    return static_cast<float>(d_.count_padding ? taps() : seen);
+  }
+
+  static constexpr window window_at(const detail::conv_axis& a, index output) noexcept {
+    const index at_zero = output * a.stride - a.pad_before;
+    window w;
+    w.first = at_zero < 0 ? (-at_zero + a.dilation - 1) / a.dilation : 0;
+    const index reach = at_zero < a.in ? (a.in - 1 - at_zero) / a.dilation + 1 : 0;
+    w.end = reach < a.kernel ? reach : a.kernel;
+    w.in = at_zero + w.first * a.dilation;
+    return w;
+  }
+  /// Calls each(output, tap) in ascending order for the outputs of an axis that see the input.
+  template <class Each>
+  static BRGEMM_ALWAYS_INLINE void for_outputs(const detail::conv_axis& a, index input, const Each& each) noexcept {
+    for (index tap = a.kernel - 1; tap >= 0; --tap) {
+      const index at = input + a.pad_before - tap * a.dilation;
+      if (at >= 0 && at % a.stride == 0 && at / a.stride < a.out()) each(at / a.stride, tap);
+    }
+  }
+
+  /// The rule of max: x comes in y's place.
+  static BRGEMM_ALWAYS_INLINE bool goes_before(float x, float y) noexcept { return x > y || (x != x && y == y); }
+
+  static result<void> check(const pool_desc& d) noexcept;
+  static result<void> check_windows(const pool_desc& d) noexcept;
+  result<void> check_images(index images) const noexcept {
+    if (images >= 1 && images <= d_.images) return {};
+    return error(errc::invalid_argument, "images", "images is %ld; this plan takes 1..%ld", images, d_.images);
+  }
+  /// Calls each(pixel of x, tap) in row-major order for the taps of a window that lie in x.
+  template <class Each>
+  BRGEMM_ALWAYS_INLINE void for_taps(const window (&w)[3], const Each& each) const noexcept {
+    for (index d = w[0].first; d < w[0].end; ++d) {
+      for (index h = w[1].first; h < w[1].end; ++h) {
+        for (index t = w[2].first; t < w[2].end; ++t) {
+          const index row = (w[0].in + (d - w[0].first) * axis(0).dilation) * axis(1).in + w[1].in +
+                            (h - w[1].first) * axis(1).dilation;
+          each(row * axis(2).in + w[2].in + (t - w[2].first) * axis(2).dilation,
+               (d * axis(1).kernel + h) * axis(2).kernel + t);
+        }
+      }
+    }
+  }
+  /// One pixel of y from its window in an image x.
+  BRGEMM_ALWAYS_INLINE void take_largest(const float* x, const window (&w)[3], float* y,
+                                         std::uint8_t* indices) const noexcept;
+  BRGEMM_ALWAYS_INLINE void take_mean(const float* x, const window (&w)[3], float* y) const noexcept;
+  /// One pixel of dx, from those of the image that see it.
+  BRGEMM_ALWAYS_INLINE void sum_gradients(const float* dy, const std::uint8_t* indices, const index (&pixel)[3],
+                                          float* dx) const noexcept;
+
+  pool_desc d_;
+};
+
+inline result<void> pool::check(const pool_desc& d) noexcept {
+  const struct {
+    const char* name;
+    index value;
+  } sizes[] = {{"images", d.images}, {"channels", d.channels}};
+  for (const auto& s : sizes) {
+    if (s.value >= 1 && s.value <= index{1} << 29) continue;
+    return error(errc::invalid_argument, s.name, "%s is %ld; it must be in 1..2^29", s.name, s.value);
+  }
+  if (auto r = detail::check_enumerator("kind", static_cast<int>(d.kind), 2); !r) return r;
+  double bytes = static_cast<double>(d.images) * static_cast<double>(d.channels) * 4;
+  double taps = 1;
+  for (int i = 0; i < 3; ++i) {
+    const detail::conv_axis& a = d.axes[i];
+    if (auto r = detail::check_axis(a, i); !r) return r;
+    bytes *= static_cast<double>(std::max(a.in, a.out()));
+    taps *= static_cast<double>(a.kernel);
+  }
+  if (bytes > 0x1p62) {
+    return error(errc::invalid_argument, "images", "x or y has %g bytes or more, beyond 2^62", bytes);
+  }
+  if (d.kind == pool_kind::max && taps > 256) {
+    return error(errc::invalid_argument, "axes", "a window of %g taps; the index of the largest, a byte, counts 256",
+                 taps);
+  }
+  return check_windows(d);
+}
+
+inline result<void> pool::check_windows(const pool_desc& d) noexcept {
+  for (int i = 0; i < 3; ++i) {
+    const detail::conv_axis& a = d.axes[i];
+    for (index output = 0; output < a.out(); ++output) {
+      if (const window w = window_at(a, output); w.first < w.end) continue;
+      return error(errc::invalid_argument, detail::name_of_axis(i),
+                   "%s: no tap of output %ld's window lies in x (kernel %ld, dilation %ld, padding %ld and %ld)",
+                   detail::name_of_axis(i), output, a.kernel, a.dilation, a.pad_before, a.pad_after);
+    }
+  }
+  return {};
+}
+
+inline result<pool> pool::plan(const pool_desc& d) noexcept {
+  if (auto r = check(d); !r) return r.error();
+  return pool(d);
+}
+
+inline void pool::take_largest(const float* x, const window (&w)[3], float* y, std::uint8_t* indices) const noexcept {
+  const index channels = d_.channels;
+  bool first = true;
+  for_taps(w, [&](index pixel, index number) BRGEMM_ALWAYS_INLINE {
+    const float* __restrict const from = x + pixel * channels;
+    float* __restrict const to = y;
+    const auto tap = static_cast<std::uint8_t>(number);
+    if (first) {
+      std::memcpy(to, from, static_cast<std::size_t>(channels) * sizeof(float));
+      if (indices != nullptr) std::memset(indices, tap, static_cast<std::size_t>(channels));
+      first = false;
+      return;
+    }
+    if (indices != nullptr) {
+      BRGEMM_INDEPENDENT
+      for (index c = 0; c < channels; ++c) indices[c] = goes_before(from[c], to[c]) ? tap : indices[c];
+    }
+    BRGEMM_INDEPENDENT
+    for (index c = 0; c < channels; ++c) to[c] = goes_before(from[c], to[c]) ? from[c] : to[c];
+  });
+}
+
+inline void pool::take_mean(const float* x, const window (&w)[3], float* y) const noexcept {
+  const index channels = d_.channels;
+  std::memset(y, 0, static_cast<std::size_t>(channels) * sizeof(float));
+  index seen = 0;
+  for_taps(w, [&](index pixel, index) BRGEMM_ALWAYS_INLINE {
+    const float* __restrict const from = x + pixel * channels;
+    float* __restrict const to = y;
+    BRGEMM_INDEPENDENT
+    for (index c = 0; c < channels; ++c) to[c] += from[c];
+    ++seen;
+  });
+  const auto number = static_cast<float>(d_.count_padding ? taps() : seen);
+  BRGEMM_INDEPENDENT
+  for (index c = 0; c < channels; ++c) y[c] /= number;
+}
+
+inline void pool::sum_gradients(const float* dy, const std::uint8_t* indices, const index (&pixel)[3],
+                                float* dx) const noexcept {
+  const index channels = d_.channels;
+  std::memset(dx, 0, static_cast<std::size_t>(channels) * sizeof(float));
+  for_outputs(axis(0), pixel[0], [&](index d, index tap_d) BRGEMM_ALWAYS_INLINE {
+    for_outputs(axis(1), pixel[1], [&](index h, index tap_h) BRGEMM_ALWAYS_INLINE {
+      for_outputs(axis(2), pixel[2], [&](index w, index tap_w) BRGEMM_ALWAYS_INLINE {
+        const index at = ((d * axis(1).out() + h) * axis(2).out() + w) * channels;
+        const float* __restrict const from = dy + at;
+        float* __restrict const to = dx;
+        if (d_.kind == pool_kind::max) {
+          const std::uint8_t* __restrict const tap_of = indices + at;
+          const auto tap = static_cast<std::uint8_t>((tap_d * axis(1).kernel + tap_h) * axis(2).kernel + tap_w);
+          BRGEMM_INDEPENDENT
+          for (index c = 0; c < channels; ++c) to[c] += tap_of[c] == tap ? from[c] : 0.0f;
+        } else {
+          const window seen[3] = {window_at(axis(0), d), window_at(axis(1), h), window_at(axis(2), w)};
+          const float number = divisor(seen);
+          BRGEMM_INDEPENDENT
+          for (index c = 0; c < channels; ++c) to[c] += from[c] / number;
+        }
+      });
+    });
+  });
+}
+
+inline result<void> pool::forward(loops::executor_ref threads, index images, const float* x, float* y,
+                                  std::uint8_t* indices) const noexcept {
+  if (auto r = check_images(images); !r) return r;
+  const bool kept = indices != nullptr;
+  const detail::buffer written[] = {
+      {"y", y, images * image_out() * 4},
+      {"indices", indices, kept && d_.kind == pool_kind::max ? images * image_out() : 0, 1}};
+  const detail::buffer read[] = {{"x", x, images * image_in() * 4}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  loops::parallel_for(threads, {images, axis(0).out(), axis(1).out()}, [&](index image, index d, index h) {
+    const float* const from = x + image * image_in();
+    index at = ((image * axis(0).out() + d) * axis(1).out() + h) * axis(2).out() * d_.channels;
+    detail::widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
+      for (index w = 0; w < axis(2).out(); ++w, at += d_.channels) {
+        const window seen[3] = {window_at(axis(0), d), window_at(axis(1), h), window_at(axis(2), w)};
+        if (d_.kind == pool_kind::max) {
+          take_largest(from, seen, y + at, kept ? indices + at : nullptr);
+        } else {
+          take_mean(from, seen, y + at);
+        }
+      }
+    });
+  });
+  return {};
+}
+
+inline result<void> pool::backward(loops::executor_ref threads, index images, const float* dy,
+                                   const std::uint8_t* indices, float* dx) const noexcept {
+  if (auto r = check_images(images); !r) return r;
+  const detail::buffer written[] = {{"dx", dx, images * image_in() * 4}};
+  const detail::buffer read[] = {{"dy", dy, images * image_out() * 4},
+                                 {"indices", indices, d_.kind == pool_kind::max ? images * image_out() : 0, 1}};
+  if (auto r = detail::check_buffers(written, read); !r) return r;
+  loops::parallel_for(threads, {images, axis(0).in, axis(1).in}, [&](index image, index d, index h) {
+    const index from = image * image_out();
+    index at = ((image * axis(0).in + d) * axis(1).in + h) * axis(2).in * d_.channels;
+    detail::widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
+      for (index w = 0; w < axis(2).in; ++w, at += d_.channels) {
+        sum_gradients(dy + from, indices == nullptr ? nullptr : indices + from, {d, h, w}, dx + at);
+      }
+    });
+  });
+  return {};
+}
+
+}  // namespace brgemm::inline abi_0::nn
