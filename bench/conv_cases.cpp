@@ -34,19 +34,6 @@ layer layer_of(const problem& p, peer_pass pass) {
   return l;
 }
 
-// Multiplications and additions, hidden taps left out.
-double operations_of(const nn::conv_desc& d) {
-  double work = 2.0 * static_cast<double>(d.images) * static_cast<double>(d.out) * static_cast<double>(d.in / d.groups);
-  for (const nn::conv_axis& a : d.axes) {
-    double taps = 0;
-    brgemm::detail::for_forward_runs(a, [&](const brgemm::detail::conv_run& r) {
-      taps += static_cast<double>(r.count) * static_cast<double>(r.taps);
-    });
-    work *= taps;
-  }
-  return work;
-}
-
 // A layer of ours made ready: the plan, what it reads, in the peers' layouts too, and its result.
 class planned_conv {
  public:
@@ -80,6 +67,8 @@ class planned_conv {
     }
     return plan_.weights();
   }
+
+  double operations() const { return plan_.operations() * static_cast<double>(l_.d.images); }
 
   // The same for a peer, which writes to `to`.
   peer_conv problem(const buffer& to) const {
@@ -177,7 +166,7 @@ void run_conv(benchmark::State& state, const layer& l, const settings& s) {
     effort e = s.layers;
     e.sample_seconds = std::max(e.sample_seconds, l.threads > 1 ? 8e-3 : 2e-3);
     if (l.threads > 1) e.settled = true;
-    report(state, contestants, interleave(contestants, e), operations_of(l.d), limit.operations * l.threads);
+    report(state, contestants, interleave(contestants, e), (*ours)->operations(), limit.operations * l.threads);
   }
 }
 

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # A network learns pictures: installs what it needs (Debian 12), builds, trains on Fashion-MNIST, tests and draws.
 #
-#   scripts/demo.sh [options of the program: --threads --type f32|bf16 --backend --epochs --layers --seed --resume ...]
+#   scripts/demo.sh [options of the program: --network cnn|mlp --threads --type f32|bf16 --backend --epochs --layers
+#                    --seed --resume ...]
 #
 # Results (checkpoint, history.csv, predictions.csv, pictures.png, learning_curve.png) go to the repository's
 # demo-output/, or where --output says. Ctrl-C ends it with a checkpoint; scripts/demo.sh --resume goes on to the same bits.

@@ -19,9 +19,10 @@ namespace demo {
 
 /// What the user chose; the bits of a run depend on nothing else (not on threads or backend).
 struct settings {
-  std::vector<std::int64_t> layers = {512, 512};  ///< sizes of the hidden layers
+  std::vector<std::int64_t> layers;  ///< mlp: sizes of the hidden layers; cnn: channels of the convolutions
   std::string type = "f32";
-  std::int64_t epochs = 12;
+  std::string network = "cnn";
+  std::int64_t epochs = 0;
   std::int64_t batch = 128;
   std::uint64_t seed = 1;
   double learning_rate = 0.1;
@@ -46,16 +47,17 @@ struct checkpoint {
   progress done;
   std::vector<float> parameters;
   std::vector<float> state;
+  std::vector<float> statistics;  ///< of batch normalisation
   std::int64_t steps = 0;
 };
 
 /// Calls f with every member: one list for writing and reading.
 template <class Checkpoint, class F>
 void each_member(Checkpoint& c, F&& f) {
-  f(c.chosen.layers), f(c.chosen.type), f(c.chosen.epochs), f(c.chosen.batch), f(c.chosen.seed),
+  f(c.chosen.layers), f(c.chosen.type), f(c.chosen.network), f(c.chosen.epochs), f(c.chosen.batch), f(c.chosen.seed),
       f(c.chosen.learning_rate);
   f(c.done.epoch), f(c.done.batch), f(c.done.loss_sum), f(c.done.history);
-  f(c.parameters), f(c.state), f(c.steps);
+  f(c.parameters), f(c.state), f(c.statistics), f(c.steps);
 }
 
 template <class T>
@@ -63,7 +65,7 @@ concept container = requires(T t) {
   t.resize(1);
 };
 
-inline constexpr std::uint64_t checkpoint_magic = 0x32'6d'6d'65'67'72'62;  // "brgemm2"
+inline constexpr std::uint64_t checkpoint_magic = 0x33'6d'6d'65'67'72'62;  // "brgemm3"
 
 inline std::uint64_t checksum_of(std::span<const char> bytes) {
   return crc32_z(0, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size());
@@ -144,7 +146,8 @@ inline void check(const checkpoint& c, std::size_t pictures) {
   const progress& done = c.done;
   for (const std::int64_t size : s.layers) expect(size >= 1 && size <= 1 << 20, "a layer of", size);
   expect(!s.layers.empty(), "hidden layers:", s.layers.size());
-  expect(s.type == "f32" || s.type == "bf16", "type", s.type);
+  expect(s.network == "cnn" || s.network == "mlp", "network", s.network);
+  expect(s.type == "f32" || (s.type == "bf16" && s.network == "mlp"), "type", s.type);
   expect(s.epochs >= 1 && s.epochs <= 10'000, "epochs", s.epochs);
   expect(s.batch >= 1 && s.batch <= 60'000, "batch", s.batch);
   expect(s.learning_rate > 0 && std::isfinite(s.learning_rate), "learning rate", s.learning_rate);

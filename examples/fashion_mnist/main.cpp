@@ -66,19 +66,27 @@ class input {
   float scale_, shift_;
 };
 
+using logits = brgemm::view<const float, 2>;
+logits predict(brgemm::loops::executor_ref threads, brgemm::nn::mlp& network, const input& in) {
+  return take(network.forward(threads, in.x()));
+}
+logits predict(brgemm::loops::executor_ref threads, train::convnet& network, const input& in) {
+  return take(network.predict(threads, in.x()));
+}
+
 /// The class of each picture as the network sees it.
-std::vector<int> predict(brgemm::loops::executor_ref threads, brgemm::nn::mlp& network, input& in,
-                         const pictures& test) {
+template <class Network>
+std::vector<int> predict_all(brgemm::loops::executor_ref threads, Network& network, input& in, const pictures& test) {
   std::vector<std::uint32_t> numbers(test.size());
   std::iota(numbers.begin(), numbers.end(), 0u);
   const auto batch = static_cast<std::size_t>(network.rows());
   std::vector<int> predicted;
   for (std::size_t first = 0; first < test.size(); first += batch) {
     in.load(threads, test, std::span(numbers).subspan(first, std::min(batch, test.size() - first)));
-    const auto logits = take(network.forward(threads, in.x()));
-    for (index r = 0; r < logits.extent(0); ++r) {
-      const float* const row = &logits(r, 0);
-      predicted.push_back(static_cast<int>(std::max_element(row, row + logits.extent(1)) - row));
+    const logits found = predict(threads, network, in);
+    for (index r = 0; r < found.extent(0); ++r) {
+      const float* const row = &found(r, 0);
+      predicted.push_back(static_cast<int>(std::max_element(row, row + found.extent(1)) - row));
     }
   }
   return predicted;
@@ -127,23 +135,57 @@ float rate_at(const settings& s, std::int64_t step, std::int64_t steps) {
   return static_cast<float>(s.learning_rate * (1 - static_cast<double>(step) / static_cast<double>(steps)));
 }
 
+/// The network of the settings, an mlp or a cnn.
+template <class Network>
+Network make_network(const settings& s, const std::string& backend) {
+  if constexpr (std::is_same_v<Network, brgemm::nn::mlp>) {
+    std::vector<index> sizes{picture_size};
+    sizes.insert(sizes.end(), s.layers.begin(), s.layers.end());
+    sizes.push_back(class_names.size());
+    const auto data = s.type == "bf16" ? brgemm::type::bf16 : brgemm::type::f32;
+    return take(Network::make({.rows = s.batch, .sizes = sizes, .data = data}, {.backend = backend}));
+  } else {
+    // 3 x 3 convolutions; behind the first two the largest of 2 x 2 pixels: 28 x 28, 14 x 14, 7 x 7.
+    std::vector<train::convnet_stage> stages;
+    for (const auto channels : s.layers) stages.push_back({.out = channels, .pool = stages.size() < 2 ? 2 : 1});
+    return take(Network::make({.images = s.batch,
+                               .height = picture_side,
+                               .width = picture_side,
+                               .stages = stages,
+                               .classes = class_names.size()},
+                              {.backend = backend}));
+  }
+}
+
+/// What a checkpoint keeps beside parameters.
+std::span<float> statistics_of(brgemm::nn::mlp&) { return {}; }
+std::span<float> statistics_of(train::convnet& network) { return network.statistics(); }
+
 /// A training run; `run` returns false where Ctrl-C ended it.
+template <class Network>
 class training {
  public:
   training(checkpoint& c, const pictures& set, const pictures& test, const std::string& backend,
            brgemm::loops::executor_ref threads, bool resumed)
-      : c_(c), set_(set), test_(test), threads_(threads), in_(set, c.chosen.batch), network_(make(c.chosen, backend)) {
-    trainer_.emplace(take(train::classifier<train::sgd>::make(network_, {.momentum = 0.9f, .weight_decay = 1e-4f})));
+      : c_(c),
+        set_(set),
+        test_(test),
+        threads_(threads),
+        in_(set, c.chosen.batch),
+        network_(make_network<Network>(c.chosen, backend)) {
+    trainer_.emplace(take(trainer::make(network_, {.momentum = 0.9f, .weight_decay = 1e-4f})));
     if (!resumed) {
       train::generator random(c.chosen.seed);
       take(train::initialise(threads, network_, random));
       return;
     }
-    if (c.parameters.size() != network_.parameters().size() || c.state.size() != trainer_->state().size()) {
+    if (c.parameters.size() != network_.parameters().size() || c.state.size() != trainer_->state().size() ||
+        c.statistics.size() != statistics_of(network_).size()) {
       throw std::runtime_error("the checkpoint's parameters do not fit its layers");
     }
     std::copy(c.parameters.begin(), c.parameters.end(), network_.parameters().begin());
     std::copy(c.state.begin(), c.state.end(), trainer_->state().begin());
+    for (std::size_t i = 0; i < c.statistics.size(); ++i) statistics_of(network_)[i] = c.statistics[i];
     trainer_->set_steps(c.steps);
     take(network_.prepare(threads));
   }
@@ -157,19 +199,14 @@ class training {
   void keep() {
     c_.parameters.assign(network_.parameters().begin(), network_.parameters().end());
     c_.state.assign(trainer_->state().begin(), trainer_->state().end());
+    c_.statistics.assign(statistics_of(network_).begin(), statistics_of(network_).end());
     c_.steps = trainer_->steps();
   }
-  std::vector<int> predictions() { return predict(threads_, network_, in_, test_); }
-  brgemm::nn::mlp& network() { return network_; }
+  std::vector<int> predictions() { return predict_all(threads_, network_, in_, test_); }
+  std::string_view backend() const { return network_.backend(); }
 
  private:
-  static brgemm::nn::mlp make(const settings& s, const std::string& backend) {
-    std::vector<index> sizes{picture_size};
-    sizes.insert(sizes.end(), s.layers.begin(), s.layers.end());
-    sizes.push_back(class_names.size());
-    const auto data = s.type == "bf16" ? brgemm::type::bf16 : brgemm::type::f32;
-    return take(brgemm::nn::mlp::make({.rows = s.batch, .sizes = sizes, .data = data}, {.backend = backend}));
-  }
+  using trainer = train::classifier<train::sgd, Network>;
 
   bool run_epoch() {
     const auto batch = static_cast<std::size_t>(c_.chosen.batch);
@@ -219,8 +256,8 @@ class training {
   const pictures& test_;
   brgemm::loops::executor_ref threads_;
   input in_;
-  brgemm::nn::mlp network_;
-  std::optional<train::classifier<train::sgd>> trainer_;
+  Network network_;
+  std::optional<trainer> trainer_;
 };
 
 /// What plot.py draws: the learning curve, and for each test picture its class and the one seen.
@@ -247,6 +284,7 @@ void expect_same_settings(const CLI::App& app, const settings& asked, const sett
     if (app.count(option) == 0 || same) return;
     throw std::runtime_error(std::string(option) + " differs from the checkpoint's, with which --resume goes on");
   };
+  expect("--network", asked.network == kept.network);
   expect("--type", asked.type == kept.type);
   expect("--epochs", asked.epochs == kept.epochs);
   expect("--layers", asked.layers == kept.layers);
@@ -266,6 +304,38 @@ void expect_writable(const std::string& folder) {
   }
 }
 
+/// The whole run, and what the program ends with.
+template <class Network>
+int train_and_test(checkpoint& c, const pictures& set, const pictures& test, const std::string& backend, int threads,
+                   const std::string& output, bool resumed) {
+  auto executor = take(brgemm::loops::default_executor::make(threads));
+  std::signal(SIGINT, [](int) { interrupted = 1; });
+  const auto start = clock::now();
+  training<Network> t(c, set, test, backend, executor, resumed);
+  const settings& s = c.chosen;
+  std::string sizes;
+  for (const auto size : s.layers) sizes += std::to_string(size) + "-";
+  std::printf("%s %zu-%s10, %s, %s, %d thread%s, batch %ld, seed %lu%s\n", s.network.c_str(), picture_size,
+              sizes.c_str(), s.type.c_str(), std::string(t.backend()).c_str(), threads, threads == 1 ? "" : "s",
+              static_cast<long>(s.batch), static_cast<unsigned long>(s.seed), resumed ? ", resumed" : "");
+  std::fflush(stdout);
+  const bool finished = t.run();
+  t.keep();
+  const std::string checkpoint_path = output + "/checkpoint";
+  save(c, checkpoint_path);
+  if (!finished) {
+    std::printf("%sInterrupted in epoch %ld; %s has it all. Go on with --resume.\n",
+                isatty(STDOUT_FILENO) != 0 ? "\n" : "", static_cast<long>(c.done.epoch + 1), checkpoint_path.c_str());
+    return 130;
+  }
+  const std::vector<int> predicted = t.predictions();
+  print_confusion(predicted, test);
+  write_results(output, c.done, predicted, test);
+  std::printf("%.2f %% of %zu test pictures right after %ld epochs, %.1f s\n", 100 * accuracy_of(predicted, test),
+              test.size(), static_cast<long>(s.epochs), seconds_since(start));
+  return 0;
+}
+
 int run(int argc, char** argv) {
   CLI::App app{"Trains a network on Fashion-MNIST with brgemm. Ctrl-C ends it with a checkpoint."};
   checkpoint c;
@@ -274,16 +344,17 @@ int run(int argc, char** argv) {
   std::string backend, data = "/usr/share/datasets/fashion-mnist", output = "demo-output";
   bool resume = false;
   app.add_option("--threads", threads, "threads")->capture_default_str()->check(CLI::Range(1, 1024));
-  app.add_option("--type", s.type, "f32, or bf16 with f32 parameters")
+  app.add_option("--network", s.network, "cnn: convolutions; mlp: fully connected layers")
+      ->capture_default_str()
+      ->check(CLI::IsMember({"cnn", "mlp"}));
+  app.add_option("--type", s.type, "f32, or (mlp) bf16 with f32 parameters")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--backend", backend, "reference, avx2, avx512, ...; the best one without it");
-  app.add_option("--epochs", s.epochs, "passes over the training pictures")
-      ->capture_default_str()
+  app.add_option("--epochs", s.epochs, "passes over the training pictures [cnn 8, mlp 12]")
       ->check(CLI::Range(1, 10000));
-  app.add_option("--layers", s.layers, "sizes of the hidden layers")
+  app.add_option("--layers", s.layers, "channels of the convolutions [32,64,128], sizes of the hidden layers [512,512]")
       ->delimiter(',')
-      ->capture_default_str()
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--batch", s.batch, "pictures a step")->capture_default_str()->check(CLI::Range(1, 60000));
   app.add_option("--learning-rate", s.learning_rate, "at the start; it falls linearly to 0")->capture_default_str();
@@ -297,41 +368,21 @@ int run(int argc, char** argv) {
     throw std::runtime_error("--learning-rate must be a finite number above 0");
   }
 
-  const std::string checkpoint_path = output + "/checkpoint";
+  const bool convolutions = s.network == "cnn";
+  if (s.epochs == 0) s.epochs = convolutions ? 8 : 12;
+  if (s.layers.empty()) s.layers = convolutions ? std::vector<index>{32, 64, 128} : std::vector<index>{512, 512};
   if (resume) {
     const settings asked = s;
-    c = load_checkpoint(checkpoint_path);
+    c = load_checkpoint(output + "/checkpoint");
     expect_same_settings(app, asked, s);
   }
   expect_writable(output);
   const pictures set = load_pictures(data, "train");
   if (resume) check(c, set.size());
   const pictures test = load_pictures(data, "t10k");
-  auto executor = take(brgemm::loops::default_executor::make(threads));
-
-  std::signal(SIGINT, [](int) { interrupted = 1; });
-  const auto start = clock::now();
-  training t(c, set, test, backend, executor, resume);
-  std::string sizes = std::to_string(picture_size);
-  for (const auto size : s.layers) sizes += "-" + std::to_string(size);
-  std::printf("%s-10, %s, %s, %d thread%s, batch %ld, seed %lu%s\n", sizes.c_str(), s.type.c_str(),
-              std::string(t.network().backend()).c_str(), threads, threads == 1 ? "" : "s", static_cast<long>(s.batch),
-              static_cast<unsigned long>(s.seed), resume ? ", resumed" : "");
-  std::fflush(stdout);
-  const bool finished = t.run();
-  t.keep();
-  save(c, checkpoint_path);
-  if (!finished) {
-    std::printf("%sInterrupted in epoch %ld; %s has it all. Go on with --resume.\n",
-                isatty(STDOUT_FILENO) != 0 ? "\n" : "", static_cast<long>(c.done.epoch + 1), checkpoint_path.c_str());
-    return 130;
-  }
-  const std::vector<int> predicted = t.predictions();
-  print_confusion(predicted, test);
-  write_results(output, c.done, predicted, test);
-  std::printf("%.2f %% of %zu test pictures right after %ld epochs, %.1f s\n", 100 * accuracy_of(predicted, test),
-              test.size(), static_cast<long>(s.epochs), seconds_since(start));
-  return 0;
+  if (s.type != "f32" && s.network == "cnn") throw std::runtime_error("--type bf16 needs --network mlp");
+  return s.network == "cnn" ? train_and_test<train::convnet>(c, set, test, backend, threads, output, resume)
+                            : train_and_test<brgemm::nn::mlp>(c, set, test, backend, threads, output, resume);
 }
 
 }  // namespace

@@ -12,7 +12,8 @@
 
 namespace demo {
 
-inline constexpr std::size_t picture_size = 28 * 28;
+inline constexpr std::size_t picture_side = 28;
+inline constexpr std::size_t picture_size = picture_side * picture_side;
 inline constexpr std::array<const char*, 10> class_names = {"T-shirt", "Trouser", "Pullover", "Dress", "Coat",
                                                             "Sandal",  "Shirt",   "Sneaker",  "Bag",   "Boot"};
 

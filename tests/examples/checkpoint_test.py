@@ -13,9 +13,9 @@ import unittest
 import zlib
 
 PROGRAM, DATA = "", "/usr/share/datasets/fashion-mnist"
-SETTINGS = ["--layers", "8", "--batch", "30000", "--epochs", "3", "--seed", "7"]  # two steps an epoch
-# Behind the magic: one size of layers, "f32", and then, 8 bytes each:
-NUMBERS = {name: 8 + 16 + 11 + 8 * i for i, name in enumerate(
+SETTINGS = ["--network", "mlp", "--layers", "8", "--batch", "30000", "--epochs", "3", "--seed", "7"]  # two steps an epoch
+# Behind the magic: one size of layers, "f32", "mlp", and then, 8 bytes each:
+NUMBERS = {name: 8 + 16 + 11 + 11 + 8 * i for i, name in enumerate(
     ["epochs", "batch", "seed", "rate", "done.epoch", "done.batch", "loss", "history"])}
 
 
@@ -74,6 +74,8 @@ class Checkpoint(unittest.TestCase):
         self.refused(sealed(self.body[:-1]), "no whole checkpoint")
         self.refused(sealed(self.body + b"x"), "bytes behind its end")
         self.refused(sealed(self.body.replace(b"f32", b"zzz", 1)), "type zzz")
+        self.refused(sealed(self.body.replace(b"mlp", b"abc", 1)), "network abc")
+        self.refused(sealed(self.body.replace(b"mlp", b"cnn", 1)), "do not fit its layers")
         for value in (0, -4, 1 << 40):
             self.refused(with_number(16, value), f"a layer of {value}")
         self.refused(with_number(8, 1 << 62), "no whole checkpoint")
@@ -96,7 +98,7 @@ class Checkpoint(unittest.TestCase):
             file.write(self.good)
         self.assertEqual(run(self.folder, "--resume", *SETTINGS)[0], 0)
         for option, value in [("--epochs", "4"), ("--layers", "8,8"), ("--seed", "8"), ("--type", "bf16"),
-                              ("--batch", "128"), ("--learning-rate", "0.2")]:
+                              ("--batch", "128"), ("--learning-rate", "0.2"), ("--network", "cnn")]:
             status, error = run(self.folder, "--resume", option, value)
             self.assertEqual(status, 1, option)
             self.assertIn(f"{option} differs from the checkpoint's", error)

@@ -52,6 +52,8 @@ class conv {
   std::string_view backend() const noexcept { return forward_->backend(); }
   index x_bytes() const noexcept { return d_.images * forward_->image_in() * size_of(d_.data); }
   index y_bytes() const noexcept { return d_.images * forward_->image_out() * size_of(d_.y); }
+  /// Multiplications and additions of a forward pass over one image, without the taps that padding hides.
+  double operations() const noexcept;
   /// Elements of dw: (groups, D, R, S, in/groups, out/groups), as conv_weights::out_last.
   index weights() const noexcept { return d_.out * in() * taps(); }
   index weights_bytes() const noexcept { return forward_->packed_bytes(); }

@@ -93,6 +93,17 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   return c;
 }
 
+inline double conv::operations() const noexcept {
+  double products = static_cast<double>(d_.out) * static_cast<double>(in());
+  for (const conv_axis& a : d_.axes) {
+    double seen = 0;
+    detail::for_forward_runs(
+        a, [&](const detail::conv_run& r) { seen += static_cast<double>(r.count) * static_cast<double>(r.taps); });
+    products *= seen;
+  }
+  return 2 * products;
+}
+
 template <class T>
 result<void> conv::pack_weights(loops::executor_ref threads, const T* w, conv_weights stored, void* weights,
                                 void* transposed) const noexcept {

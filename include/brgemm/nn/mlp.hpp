@@ -2,11 +2,11 @@
 #pragma once
 
 #include <memory>
-#include <new>
 #include <span>
 
 #include "../loops/elementwise.hpp"
 #include "linear.hpp"
+#include "planned_memory.hpp"
 #include "rearrange.hpp"
 #include "tiles.hpp"
 
@@ -34,6 +34,7 @@ class mlp {
 
   index rows() const noexcept { return rows_; }
   index layers() const noexcept { return count_; }
+  index classes() const noexcept { return layer(count_ - 1).description().out; }
   const linear& layer(index l) const noexcept { return *at(l).plan; }
   std::string_view backend() const noexcept { return layer(0).backend(); }
 
@@ -89,10 +90,6 @@ class mlp {
     index saved_at = 0;
     index dz_at = 0;
   };
-  static constexpr std::align_val_t alignment{64};
-  struct free_memory {
-    void operator()(char* p) const noexcept { ::operator delete(p, alignment); }
-  };
 
   mlp() = default;
   result<void> check_gradient(const view<const float, 2>& gradient) const noexcept;
@@ -101,19 +98,11 @@ class mlp {
   void load_input(loops::executor_ref threads, const view<const float, 2>& x) noexcept;
 
   part& at(index l) const noexcept { return parts_[static_cast<std::size_t>(l)]; }
-  char* bytes(index offset) const noexcept { return memory_.get() + offset; }
-  float* floats(index offset) const noexcept { return reinterpret_cast<float*>(bytes(offset)); }
+  char* bytes(index offset) const noexcept { return memory_.at(offset); }
+  float* floats(index offset) const noexcept { return memory_.floats(offset); }
   float* weights_of(index l) const noexcept { return floats(parameters_at_) + at(l).parameters_at; }
   float* bias_of(index l) const noexcept { return floats(parameters_at_) + at(l).bias_at; }
   static index whole_lines(index floats) noexcept { return (floats + 15) / 16 * 16; }
-  /// size_ becomes -1, and stays it, where it would pass 2^62.
-  index take(index size) noexcept {
-    const index offset = size_;
-    if (size_ >= 0) size_ += (size + 63) / 64 * 64;
-    if (size_ > index{1} << 62) size_ = -1;
-    return offset;
-  }
-  detail::buffer all_memory() const noexcept { return {"the network's memory", memory_.get(), size_}; }
   result<void> check_layer(index l, std::size_t bias) const noexcept {
     if (l < 0 || l >= count_) {
       return error(errc::invalid_argument, "layer", "layer is %ld; there are layers 0..%ld", l, count_ - 1);
@@ -124,10 +113,9 @@ class mlp {
   }
 
   std::unique_ptr<part[]> parts_;
-  std::unique_ptr<char, free_memory> memory_;
+  detail::planned_memory memory_;
   index rows_ = 0;
   index count_ = 0;
-  index size_ = 0;        ///< bytes of memory
   index parameters_ = 0;  ///< floats
   index parameters_at_ = 0;
   index gradients_at_ = 0;
@@ -186,10 +174,7 @@ inline result<mlp> mlp::make(const mlp_desc& d, const options& how) noexcept {
     m.at(l).plan.emplace(std::move(*plan));
   }
   m.place(d);
-  if (m.size_ < 0) return error(errc::out_of_memory, "sizes", "the network would have more than 2^62 bytes");
-  m.memory_.reset(static_cast<char*>(::operator new(static_cast<std::size_t>(m.size_), alignment, std::nothrow)));
-  if (!m.memory_) return error(errc::out_of_memory, "sizes", "no %ld bytes for the network", m.size_);
-  std::memset(m.memory_.get(), 0, static_cast<std::size_t>(m.size_));
+  if (auto r = m.memory_.allocate("sizes"); !r) return r.error();
   return m;
 }
 
@@ -201,28 +186,28 @@ inline void mlp::place(const mlp_desc& d) noexcept {
     at(l).bias_at = parameters_;
     parameters_ += whole_lines(layer(l).description().out);
     if (parameters_ > index{1} << 59) {
-      size_ = -1;
+      memory_.take((index{1} << 62) + 1);  // more than there can be
       return;
     }
   }
-  parameters_at_ = take(parameters_ * 4);
-  gradients_at_ = take(d.training ? parameters_ * 4 : 0);
+  parameters_at_ = memory_.take(parameters_ * 4);
+  gradients_at_ = memory_.take(d.training ? parameters_ * 4 : 0);
   index workspace = 0;
   for (index l = 0; l < count_; ++l) {
     part& p = at(l);
     const linear_desc& layer_of = p.plan->description();
-    p.x_at = l == 0 ? take(p.plan->x_bytes()) : at(l - 1).y_at;
-    p.y_at = take(p.plan->y_bytes());
-    if (data_ == type::bf16) p.weights_at = take(p.plan->weights_bytes());
+    p.x_at = l == 0 ? memory_.take(p.plan->x_bytes()) : at(l - 1).y_at;
+    p.y_at = memory_.take(p.plan->y_bytes());
+    if (data_ == type::bf16) p.weights_at = memory_.take(p.plan->weights_bytes());
     if (!d.training) continue;
-    if (l > 0) p.transposed_at = take(p.plan->transposed_bytes());
-    p.saved_at = take(p.plan->saved_bytes());
+    if (l > 0) p.transposed_at = memory_.take(p.plan->transposed_bytes());
+    p.saved_at = memory_.take(p.plan->saved_bytes());
     const index y_elements = p.plan->y_bytes() / size_of(layer_of.y);
-    p.dz_at = take(y_elements * size_of(data_));
+    p.dz_at = memory_.take(y_elements * size_of(data_));
     workspace =
         workspace > p.plan->backward_weights_workspace_bytes() ? workspace : p.plan->backward_weights_workspace_bytes();
   }
-  workspace_at_ = take(workspace);
+  workspace_at_ = memory_.take(workspace);
 }
 
 inline result<void> mlp::set(loops::executor_ref threads, index l, const view<const float, 2>& w, layout stored,
@@ -232,7 +217,7 @@ inline result<void> mlp::set(loops::executor_ref threads, index l, const view<co
   if (auto r = detail::check_stored("w", w, stored, d.in, d.out); !r) return r;
   const detail::buffer of_bias{"bias", bias.data(), static_cast<index>(bias.size_bytes())};
   for (const detail::buffer& given : {detail::buffer_of("w", w), of_bias}) {  // which may overlap: both are read
-    if (auto r = detail::check_buffers({given}, {all_memory()}); !r) return r;
+    if (auto r = detail::check_buffers({given}, {memory_.all()}); !r) return r;
   }
   if (auto r = layer(l).pack_weights(threads, w, stored, weights_of(l)); !r) return r;
   std::memcpy(bias_of(l), bias.data(), bias.size_bytes());
@@ -249,7 +234,7 @@ inline result<void> mlp::get(loops::executor_ref threads, index l, const view<fl
   if (auto r = detail::check_stored("w", w, stored, d.in, d.out); !r) return r;
   const detail::buffer given[] = {detail::buffer_of("w", w),
                                   {"bias", bias.data(), static_cast<index>(bias.size_bytes())}};
-  if (auto r = detail::check_buffers(given, {all_memory()}); !r) return r;
+  if (auto r = detail::check_buffers(given, {memory_.all()}); !r) return r;
   const float* const from = floats(gradient ? gradients_at_ : parameters_at_);
   if (auto r = layer(l).unpack_parameters(threads, from + at(l).parameters_at, w, stored); !r) return r;
   std::memcpy(bias.data(), from + at(l).bias_at, bias.size_bytes());

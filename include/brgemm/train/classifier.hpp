@@ -4,6 +4,7 @@
 #include <memory>
 
 #include "../nn/mlp.hpp"
+#include "convnet.hpp"
 #include "initialise.hpp"
 #include "loss.hpp"
 #include "optimizer.hpp"
@@ -34,17 +35,38 @@ inline result<void> initialise(loops::executor_ref threads, nn::mlp& network, ge
   return network.prepare(threads);
 }
 
-/// Trains a network on labelled rows. Owns the optimizer's state, the losses and the gradient by the logits; the
-/// network must outlive it. A step allocates nothing.
-template <optimizer O>
+/// The same for a convolutional network: its weights and those of the last layer by He, the latter drawn in the order
+/// (in,out); gamma 1, beta and bias 0.
+inline result<void> initialise(loops::executor_ref threads, convnet& network, generator& random) noexcept {
+  for (index s = 0; s < network.stages(); ++s) {
+    const std::span<float> weights = network.weights(s);
+    he(random, static_cast<index>(weights.size() / network.gamma(s).size()), weights);
+    for (float& gamma : network.gamma(s)) gamma = 1;
+    for (float& beta : network.beta(s)) beta = 0;
+  }
+  const nn::linear_desc& d = network.last_layer().description();
+  const auto count = static_cast<std::size_t>(d.in * d.out);
+  const std::unique_ptr<float[]> values(new (std::nothrow) float[count]);
+  if (!values) return error(errc::out_of_memory, "layer", "no memory for the %zu first weights", count);
+  he(random, d.in, {values.get(), count});
+  const view<const float, 2> w(values.get(), {d.in, d.out});
+  if (auto r = network.last_layer().pack_weights(threads, w, layout::plain, network.last_weights().data()); !r)
+    return r;
+  for (float& bias : network.last_bias()) bias = 0;
+  return network.prepare(threads);
+}
+
+/// Trains a network, an nn::mlp or a convnet, on labelled rows. Owns the optimizer's state, the losses and the gradient
+/// by the logits; the network must outlive it. A step allocates nothing.
+template <optimizer O, class Network = nn::mlp>
 class classifier {
  public:
   /// Errors: invalid_argument "training" for a network without backward passes, out_of_memory.
-  static result<classifier> make(nn::mlp& network, const O& how) noexcept {
+  static result<classifier> make(Network& network, const O& how) noexcept {
     if (network.gradients().empty()) {
       return error(errc::invalid_argument, "training", "the network was made with training = false");
     }
-    const index classes = network.layer(network.layers() - 1).description().out;
+    const index classes = network.classes();
     classifier c(network, how);
     c.state_size_ = network.parameters().size() * static_cast<std::size_t>(O::states);
     c.state_.reset(new (std::nothrow) float[c.state_size_]());
@@ -57,7 +79,7 @@ class classifier {
   }
 
   /// One step on x (rows, in) with labels (rows); returns the mean loss before the update. Errors as for
-  /// nn::mlp::forward and softmax_cross_entropy; the parameters are then unchanged.
+  /// the network's forward and softmax_cross_entropy; the parameters are then unchanged.
   result<double> step(loops::executor_ref threads, const view<const float, 2>& x,
                       std::span<const std::int32_t> labels) noexcept {
     const auto logits = network_->forward(threads, x);
@@ -81,9 +103,9 @@ class classifier {
   void set_steps(index steps) noexcept { steps_ = steps; }
 
  private:
-  classifier(nn::mlp& network, const O& how) noexcept : network_(&network), how_(how) {}
+  classifier(Network& network, const O& how) noexcept : network_(&network), how_(how) {}
 
-  nn::mlp* network_;
+  Network* network_;
   O how_;
   index steps_ = 0;
   std::size_t state_size_ = 0;
