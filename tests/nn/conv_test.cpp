@@ -310,7 +310,10 @@ std::vector<float> update_of(const problem& p, int threads, std::string_view bac
   const tensor sums((layer->weights() + p.d.out) * 4, guard::after);
   sums.fill(std::byte{0xff});
   auto* const dw = static_cast<float*>(sums.data());
-  const auto done = layer->backward_weights(*pool, p.d.images, p.x.data(), p.z.data(), dw, dw + layer->weights());
+  const index bytes = layer->backward_weights_workspace_bytes();
+  const tensor workspace(bytes, guard::before);
+  const auto done = layer->backward_weights(*pool, p.d.images, p.x.data(), p.z.data(), dw, dw + layer->weights(),
+                                            bytes > 0 ? workspace.data() : nullptr);
   EXPECT_TRUE(done) << done.error().message();
   return {dw, dw + layer->weights() + p.d.out};
 }
@@ -340,6 +343,68 @@ TEST(Conv, UpdateOfLargerImages) {
     std::mt19937 random(5);
     const problem p = draw_data(random, d);
     EXPECT_TRUE(same_bits(update_of(p, 2), expected_update(p))) << text_of(d);
+  }
+}
+
+/// One tap: pixels of y from 0 of all images, in bf16 in pairs.
+std::vector<float> expected_pointwise_update(const problem& p) {
+  const conv_desc& d = p.d;
+  const index in = d.in / d.groups, out = d.out / d.groups;
+  std::vector<index> seen;
+  const index outputs[3] = {d.axes[0].out(), d.axes[1].out(), d.axes[2].out()};
+  for_pixels(d.images, outputs, [&](index image, const index(&place)[3]) {
+    index from = image;
+    for (int i = 0; i < 3; ++i) from = from * d.axes[i].in + place[i] * d.axes[i].stride;
+    seen.push_back(from);
+  });
+  const auto pixels = static_cast<index>(seen.size());
+  std::vector<float> sums;
+  const auto z_at = [&](index pixel, index k) { return p.z.get(d.data, pixel * d.out + k); };
+  for (index g = 0; g < d.groups; ++g) {
+    for (index c = 0; c < in; ++c) {
+      for (index k = 0; k < out; ++k) {
+        float& sum = sums.emplace_back(0.0f);
+        p.add_channels(sum, 0, pixels, [&](index i) {
+          return std::pair{p.x.get(d.data, seen[static_cast<std::size_t>(i)] * d.in + g * in + c),
+                           z_at(i, g * out + k)};
+        });
+      }
+    }
+  }
+  for (index k = 0; k < d.out; ++k) {
+    float& sum = sums.emplace_back(0.0f);
+    p.add_channels(sum, 0, pixels, [&](index i) { return std::pair{1.0f, z_at(i, k)}; });
+  }
+  return sums;
+}
+
+// Layers whose blocks are copied: several bands, images that end within an entry, fewer images than planned.
+TEST(Conv, UpdateOfOneTap) {
+  std::mt19937 random(6);
+  struct shape {
+    type data;
+    index images, groups, in, out, height, width, stride, depth = 1;
+  };
+  const shape shapes[] = {{type::f32, 3, 1, 20, 2100, 7, 7, 1},    {type::f32, 2, 1, 1030, 70, 9, 8, 2},
+                          {type::f32, 2, 2, 2080, 40, 15, 17, 1},  {type::bf16, 3, 1, 64, 64, 7, 7, 1},
+                          {type::bf16, 2, 1, 100, 64, 9, 8, 2},    {type::bf16, 1, 2, 6, 128, 33, 33, 1},
+                          {type::bf16, 2, 1, 1024, 64, 18, 20, 1}, {type::bf16, 2, 1, 17, 64, 5, 4, 2, 7}};
+  for (const shape& s : shapes) {
+    conv_desc d;
+    d.images = s.images, d.groups = s.groups, d.in = s.in, d.out = s.out, d.data = s.data, d.training = true;
+    d.axes[0] = {s.depth, 1, s.stride};
+    d.axes[1] = {s.height, 1, s.stride};
+    d.axes[2] = {s.width, 1, s.stride};
+    const problem p = draw_data(random, d);
+    const auto right = expected_pointwise_update(p);
+    EXPECT_GT(conv::plan(d)->backward_weights_workspace_bytes(), 0);
+    EXPECT_TRUE(d.data != type::f32 || same_bits(expected_update(p), right)) << text_of(d);
+    for (const int threads : {1, 2, 3}) EXPECT_TRUE(same_bits(update_of(p, threads), right)) << text_of(d);
+    if (s.in > 1000) continue;
+    backend::for_each([&](const backend::entry& e) {
+      if (!e.runs_here()) return;
+      EXPECT_TRUE(same_bits(update_of(p, 2, e.name), right)) << text_of(d) << ' ' << e.name;
+    });
   }
 }
 
@@ -500,7 +565,15 @@ TEST(Conv, WrongArgumentsOfTheUpdate) {
                errc::invalid_argument, "training", {"true"});
   d.training = true, d.data = type::bf16;
   expect_error(conv::plan(d)->backward_weights(alone, 1, x.data(), z.data(), dw.data(), nullptr), errc::unsupported,
-               "data", {"bf16", "f32"});
+               "data", {"bf16", "one tap", "not for 3"});
+  d.axes[2] = {7, 1};
+  const auto pointwise = conv::plan(d);
+  ASSERT_TRUE(pointwise);
+  const auto bytes = static_cast<std::size_t>(pointwise->backward_weights_workspace_bytes());
+  ASSERT_GT(bytes, 0u);
+  expect_error(pointwise->backward_weights(alone, 1, x.data(), z.data(), dw.data(), nullptr), errc::invalid_argument,
+               "workspace", {"null", std::to_string(bytes)});
+  EXPECT_EQ(dw, std::vector<float>(dw.size(), 7.0f));
 }
 
 }  // namespace

@@ -1,5 +1,5 @@
-// A convolution over one, two or three spatial axes: y = act(x * W + b), and its gradient by x, f32 and bf16; by W and
-// b, f32.
+// A convolution over one, two or three spatial axes: y = act(x * W + b), and its gradients by x, W and b, of f32 and
+// bf16.
 #pragma once
 
 #include <optional>
@@ -7,6 +7,7 @@
 #include "activation.hpp"
 #include "conv_pass.hpp"
 #include "conv_update.hpp"
+#include "pointwise_update.hpp"
 
 namespace brgemm::inline abi_0::nn {
 
@@ -28,7 +29,7 @@ struct conv_desc {
   type y = type::f32;     ///< f32; with bf16 data also bf16
   activation act = activation::none;
   bool bias = true;
-  bool training = false;  ///< plan the backward passes: by data, and of f32 by the weights
+  bool training = false;  ///< plan the backward passes: by data and, but for bf16 with more than one tap, by weights
   friend bool operator==(const conv_desc&, const conv_desc&) = default;
 };
 
@@ -59,6 +60,9 @@ class conv {
   index weights_bytes() const noexcept { return forward_->packed_bytes(); }
   index transposed_bytes() const noexcept { return backward_ ? backward_->packed_bytes() : 0; }
 
+  /// Bytes that backward_weights needs besides its arguments, 0 for most layers; align them to 64.
+  index backward_weights_workspace_bytes() const noexcept { return pointwise_ ? pointwise_->workspace_bytes() : 0; }
+
   /// Brings weights to what kernels read: weights_bytes() for forward, transposed_bytes() for backward_data, which is
   /// null where that is not called. w: f32, or bf16 in a layer of bf16; zero where no weight is.
   template <class T>
@@ -76,14 +80,16 @@ class conv {
 
   /// dw (weights()) and db (out), f32, db null where it is not wanted: sums over the first `images` images of x and dz,
   /// which are as in forward and backward_data. Each is one chain over the images, then the pixels of y in row-major
-  /// order. Errors also: unsupported "data" but for f32.
+  /// order; in bf16 over pairs of them, counted from the first. workspace: backward_weights_workspace_bytes(), null
+  /// where that is 0. Errors also: unsupported "data" for bf16 with more than one tap or padding.
   result<void> backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw,
-                                float* db) const noexcept;
+                                float* db, void* workspace = nullptr) const noexcept;
 
  private:
   conv() = default;
   static result<void> check(const conv_desc& d) noexcept;
   static result<void> check_types(const conv_desc& d) noexcept;
+  result<void> plan_update(const options& how) noexcept;
   index in() const noexcept { return d_.in / d_.groups; }
   index out() const noexcept { return d_.out / d_.groups; }
   index taps() const noexcept { return d_.axes[0].kernel * d_.axes[1].kernel * d_.axes[2].kernel; }
@@ -96,6 +102,7 @@ class conv {
   std::optional<detail::conv_pass> forward_;
   std::optional<detail::conv_pass> backward_;
   std::optional<detail::conv_update> update_;
+  std::optional<detail::pointwise_update> pointwise_;  ///< in its place
 };
 
 inline result<void> conv::forward(loops::executor_ref threads, index images, const void* x, const void* weights,
@@ -111,19 +118,27 @@ inline result<void> conv::forward(loops::executor_ref threads, index images, con
 }
 
 inline result<void> conv::backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz,
-                                           float* dw, float* db) const noexcept {
+                                           float* dw, float* db, void* workspace) const noexcept {
   if (!backward_) {
     return error(errc::invalid_argument, "training", "backward_weights needs a plan with training = true");
   }
-  if (!update_) {
-    return error(errc::unsupported, "data", "backward_weights is of f32, and data is %s", name_of(d_.data).data());
+  if (!update_ && !pointwise_) {
+    return error(errc::unsupported, "data", "backward_weights of %s is there for one tap without padding, not for %ld",
+                 name_of(d_.data).data(), taps());
   }
   if (auto r = check_images(images); !r) return r;
-  const detail::buffer written[] = {{"dw", dw, weights() * 4}, {"db", db, db != nullptr ? d_.out * 4 : 0}};
-  const detail::buffer read[] = {{"x", x, images * forward_->image_in() * 4},
-                                 {"dz", dz, images * forward_->image_out() * 4}};
+  const index size = size_of(d_.data);
+  const detail::buffer written[] = {{"dw", dw, weights() * 4},
+                                    {"db", db, db != nullptr ? d_.out * 4 : 0},
+                                    {"workspace", workspace, backward_weights_workspace_bytes()}};
+  const detail::buffer read[] = {{"x", x, images * forward_->image_in() * size, size},
+                                 {"dz", dz, images * forward_->image_out() * size, size}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  (*update_)(threads, images, static_cast<const float*>(x), static_cast<const float*>(dz), dw, db);
+  if (pointwise_) {
+    (*pointwise_)(threads, images, x, dz, dw, db, workspace);
+  } else {
+    (*update_)(threads, images, static_cast<const float*>(x), static_cast<const float*>(dz), dw, db);
+  }
   return {};
 }
 

@@ -85,12 +85,24 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   auto backward = detail::conv_pass::make(pass, how);
   if (!backward) return backward.error();
   c.backward_.emplace(*std::move(backward));
-  if (d.data != type::f32) return c;
-  auto update = detail::conv_update::make(d.groups, c.in(), c.out(),
-                                          {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out}, how);
-  if (!update) return update.error();
-  c.update_.emplace(*std::move(update));
+  if (auto r = c.plan_update(how); !r) return r.error();
   return c;
+}
+
+/// Copies pay where each panel of them meets some panels of the other tensor; bf16 is always changed into them.
+inline result<void> conv::plan_update(const options& how) noexcept {
+  const detail::conv_geometry g = {{d_.axes[0], d_.axes[1], d_.axes[2]}, false, d_.in, d_.out};
+  const bool copies = d_.data != type::f32 || std::max(d_.axes[2].stride * d_.in, d_.out) * 4 >= 8192;
+  if (copies && detail::pointwise_update::fits(g)) {
+    auto update = detail::pointwise_update::make(d_.images, d_.groups, in(), out(), g, d_.data, how);
+    if (!update) return update.error();
+    pointwise_.emplace(*std::move(update));
+  } else if (d_.data == type::f32) {
+    auto update = detail::conv_update::make(d_.groups, in(), out(), g, how);
+    if (!update) return update.error();
+    update_.emplace(*std::move(update));
+  }
+  return {};
 }
 
 inline double conv::operations() const noexcept {

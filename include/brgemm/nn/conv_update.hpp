@@ -36,7 +36,7 @@ class conv_update {
     conv_update u;
     u.groups_ = groups, u.in_ = in, u.out_ = out;
     u.g_ = with_joined_rows(forward);
-    u.rows_ = std::clamp<index>(band_pixels / forward.size_out(2), 1, forward.size_out(1));
+    u.rows_ = std::clamp<index>(band_pixels / u.g_.size_out(2), 1, u.g_.size_out(1));
     if (auto r = u.plan_taps(); !r) return r.error();
     if (auto r = u.plan_kernels(how); !r) return r.error();
     return u;

@@ -124,19 +124,21 @@ inline void transpose_words(const float* from, index ld_from, float* to, index l
   transpose_by_4(from + below * ld_from, ld_from, to + below, ld_to, rows - below, columns, rest);
 }
 
-/// Rows of 16-bit elements, two by two: to[r/2 * ld_to + c] = (from[r][c], from[r+1][c]); a missing last row is zero.
-inline void interleave_rows(const std::uint16_t* from, index ld_from, std::uint32_t* to, index ld_to, index rows,
-                            index columns, streaming ahead = {}) noexcept {
+/// Rows of 16-bit elements, two by two: to[r/2 * ld_to + c] = (row r, row r+1) at c; a missing last row is zero. Row r
+/// begins at row(r); where `ahead` fetches, it is laid as rows ld_ahead elements apart.
+template <class Row>
+void interleave_rows_at(const Row& row, index ld_ahead, std::uint32_t* to, index ld_to, index rows, index columns,
+                        streaming ahead = {}) noexcept {
   widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
     for (index r = 0; r < rows; r += 2) {
-      const std::uint16_t* const even = from + r * ld_from;
-      const std::uint16_t* const odd = even + ld_from;
+      const std::uint16_t* const even = row(r);
       std::uint32_t* const pairs = to + r / 2 * ld_to;
       for (index c = 0; ahead.next != nullptr && c < columns; c += 32) {
-        _mm_prefetch(ahead.next + (r * ld_from + c) * 2, _MM_HINT_T0);
-        _mm_prefetch(ahead.next + ((r + 1) * ld_from + c) * 2, _MM_HINT_T0);
+        _mm_prefetch(ahead.next + (r * ld_ahead + c) * 2, _MM_HINT_T0);
+        _mm_prefetch(ahead.next + ((r + 1) * ld_ahead + c) * 2, _MM_HINT_T0);
       }
       if (r + 1 < rows) {
+        const std::uint16_t* const odd = row(r + 1);
         BRGEMM_INDEPENDENT
         for (index c = 0; c < columns; ++c) pairs[c] = even[c] | static_cast<std::uint32_t>(odd[c]) << 16;
       } else {
@@ -145,20 +147,32 @@ inline void interleave_rows(const std::uint16_t* from, index ld_from, std::uint3
     }
   });
 }
+inline void interleave_rows(const std::uint16_t* from, index ld_from, std::uint32_t* to, index ld_to, index rows,
+                            index columns, streaming ahead = {}) noexcept {
+  interleave_rows_at([from, ld_from](index r) BRGEMM_ALWAYS_INLINE { return from + r * ld_from; }, ld_from, to, ld_to,
+                     rows, columns, ahead);
+}
 
-/// The transpose of at most 64 rows of 16-bit elements: to[c * ld_to + r] = from[r * ld_from + c], ld_to even; an odd
-/// last row is followed by zeros. Pairs of rows first, then 32-bit words.
-inline void transpose_rows(const std::uint16_t* from, index ld_from, std::uint16_t* to, index ld_to, index rows,
-                           index columns, streaming ahead = {}) noexcept {
+/// The transpose of at most 64 rows of 16-bit elements: to[c * ld_to + r] = row r at c, ld_to even; an odd last row is
+/// followed by zeros. Pairs of rows first, then 32-bit words. Rows as for interleave_rows_at.
+template <class Row>
+void transpose_rows_at(const Row& row, index ld_ahead, std::uint16_t* to, index ld_to, index rows, index columns,
+                       streaming ahead = {}) noexcept {
   constexpr index strip = 64;
   alignas(64) std::uint32_t pairs[nn::block_rows / 2 * strip];  // (32, 64)
   for (index c = 0; c < columns; c += strip) {
     const index here = columns - c < strip ? columns - c : strip;
     const streaming strip_ahead{.next = ahead.next != nullptr ? ahead.next + c * 2 : nullptr};
-    interleave_rows(from + c, ld_from, pairs, strip, rows, here, strip_ahead);
+    const auto strip_row = [&row, c](index r) BRGEMM_ALWAYS_INLINE { return row(r) + c; };
+    interleave_rows_at(strip_row, ld_ahead, pairs, strip, rows, here, strip_ahead);
     transpose_words(reinterpret_cast<const float*>(pairs), strip, reinterpret_cast<float*>(to + c * ld_to), ld_to / 2,
                     (rows + 1) / 2, here);
   }
+}
+inline void transpose_rows(const std::uint16_t* from, index ld_from, std::uint16_t* to, index ld_to, index rows,
+                           index columns, streaming ahead = {}) noexcept {
+  transpose_rows_at([from, ld_from](index r) BRGEMM_ALWAYS_INLINE { return from + r * ld_from; }, ld_from, to, ld_to,
+                    rows, columns, ahead);
 }
 
 /// One panel of f32 parameters (in, w) to bf16 weights (ceil(in/2), w, 2).

@@ -230,7 +230,7 @@ inline void convnet::place() noexcept {
     p.y_at = memory_.take(p.conv->y_bytes());
     p.pooled_at = p.pool ? memory_.take(p.pool->y_bytes()) : p.y_at;
     if (p.pool) p.indices_at = memory_.take(p.pool->indices_bytes());
-    workspace = std::max(workspace, p.norm->workspace_bytes());
+    workspace = std::max({workspace, p.norm->workspace_bytes(), p.conv->backward_weights_workspace_bytes()});
     largest = std::max(largest, p.conv->y_bytes());
   }
   transposed_at_ = memory_.take(classifier_->transposed_bytes());
@@ -362,7 +362,8 @@ inline result<void> convnet::backward(loops::executor_ref threads, const view<co
                          floats(gamma_of(gradients_at_, s)), floats(beta_of(gradients_at_, s)), bytes(workspace_at_));
     if (!r) return r;
     const float* const from = s == 0 ? x_ : floats(at(s - 1).pooled_at);
-    r = p.conv->backward_weights(threads, images, from, current, floats(weights_of(gradients_at_, s)), nullptr);
+    r = p.conv->backward_weights(threads, images, from, current, floats(weights_of(gradients_at_, s)), nullptr,
+                                 p.conv->backward_weights_workspace_bytes() > 0 ? bytes(workspace_at_) : nullptr);
     if (!r || s == 0) return r;
     if (r = p.conv->backward_data(threads, images, current, bytes(p.transposed_at), other); !r) return r;
     std::swap(current, other);
