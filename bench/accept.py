@@ -25,6 +25,7 @@ CHAINS = " (desc.chains = 2 where C has fewer than 8 vectors)"  # as brgemm_benc
 PICTURES = ("roofline.png", "ratio_per_shape.png")
 FILES = {
     "primitive": ["ceilings.txt", "kernels.txt", "epilogues.txt", "calls.txt", "shapes.txt", "linear.txt"],
+    "conv": ["conv.txt"],
     "train": ["train.txt"],
 }
 
@@ -318,6 +319,96 @@ def primitive_rows(results):
     return rows + linear_rows(suite, results)
 
 
+CONV_SHARES = {("f32", "forward"): 0.95, ("f32", "backward_data"): 0.94, ("f32", "backward_weights"): 0.94,
+               ("bf16", "forward"): 0.97, ("bf16", "backward_data"): 0.93, ("bf16", "backward_weights"): 0.9}
+
+
+def conv_case(name):
+    """Of conv/TYPE/imagesN/HxW/INtoOUT/.../threadsT/PASS: (type, images, threads, pass, first layer, strided)."""
+    parts = name.split("/")
+    return (parts[1], int(parts[2].removeprefix("images")), int(parts[-2].removeprefix("threads")), parts[-1],
+            parts[4].startswith("3to"), any(part.startswith("stride") for part in parts))
+
+
+def mean_row(suite, case, cases, ratios, limit):
+    """The geometric mean of ours/oneDNN over cases, all of which must have been compared."""
+    mean = geometric_mean(ratios.values()) if cases and len(ratios) == len(cases) else None
+    return row(suite, case, text_of("ours/peer", ">=", limit), ratio=mean, peer_name="oneDNN, the quicker version",
+               met=compare(mean, ">=", limit), reason="" if mean else "rows or their peer are missing", cases=cases)
+
+
+def conv_mean_rows(suite, results, ratios):
+    """Geometric means over oneDNN: of all layers, and of those that it is slow on."""
+    groups = {"all": (lambda kind, direction, first, strided: True, 1.06),
+              "backward_data, strided": (lambda kind, direction, first, strided: direction == "backward_data" and strided, 1.2),
+              "bf16, backward_weights": (lambda kind, direction, first, strided: (kind, direction) ==
+                                         ("bf16", "backward_weights"), 1.2),
+              "bf16, first layer": (lambda kind, direction, first, strided: kind == "bf16" and first, 1.15)}
+    rows = []
+    for label, (chosen, limit) in groups.items():
+        cases = []
+        for name in results.names():
+            kind, _, _, direction, first, strided = conv_case(name)
+            cases += [name] if chosen(kind, direction, first, strided) else []
+        rows.append(mean_row(suite, f"conv, geometric mean, {label}", cases,
+                             {n: r for n, r in ratios.items() if n in cases}, limit))
+    return rows
+
+
+def conv_share_rows(suite, results):
+    """Share of the ceiling over all layers, each with the weight of its operations; backward by data without the first."""
+    groups = {}
+    for name in results.names():
+        kind, images, threads, direction, first, _ = conv_case(name)
+        if direction != "backward_data" or not first:
+            groups.setdefault((kind, direction, images, threads), []).append(name)
+    rows = []
+    for (kind, direction, images, threads), names in groups.items():
+        reason = failed(results, names)
+        work = {n: results.get(n, "work") for n in names}
+        share = None
+        if not reason:
+            share = sum(work.values()) / sum(w / results.get(n, "share ours") for n, w in work.items())
+        limit = CONV_SHARES[kind, direction]
+        rows.append(row(suite, f"conv, {kind}, {direction}, {images} images, {threads} threads, by operations",
+                        text_of("ours/ceiling", ">=", limit), share=share, met=compare(share, ">=", limit),
+                        reason=reason, cases=names))
+    return rows
+
+
+def conv_scaling_rows(suite, results):
+    """One image: two threads over one, for layers of 50 million operations or more."""
+    rows = []
+    for name in results.names():
+        _, images, threads, _, _, _ = conv_case(name)
+        alone = name.replace("/threads2/", "/threads1/")
+        if images != 1 or threads != 2 or alone not in results.names():
+            continue
+        reason = failed(results, [name, alone])
+        if not reason and results.get(name, "work") < 50e6:
+            continue
+        speedup = None if reason else results.get(alone, "seconds ours") / results.get(name, "seconds ours")
+        rows.append(row(suite, name + ", over one thread", "two threads >= 1.7 x", ours=speedup, unit="x",
+                        met=compare(speedup, ">=", 1.7), reason=reason, cases=[name, alone]))
+    return rows
+
+
+def conv_rows(results):
+    suite, rows, ratios = "conv", [], {}
+    for name in results.names():
+        reason = failed(results, [name])
+        found = {} if reason else measured(results, name)
+        label = results.labels.get(name, "")
+        if not reason and ("differs" in label or not found.get("peer_name", "").startswith("oneDNN")):
+            reason = label or "oneDNN is missing"
+        if not reason:
+            ratios[name] = found["ratio"]
+        rows.append(row(suite, name, "ours/peer >= 0.97", met=not reason and compare(found["ratio"], ">=", 0.97),
+                        reason=reason, cases=[name], **found))
+    return (rows + conv_share_rows(suite, results) + conv_mean_rows(suite, results, ratios) +
+            conv_scaling_rows(suite, results))
+
+
 def train_rows(results):
     rows = []
     for name in [n for n in results.names() if n.startswith("train/")]:
@@ -484,6 +575,17 @@ def primitive_files(options, folder):
     return files
 
 
+def suite_files(options, folder):
+    if options.suite == "primitive":
+        return primitive_files(options, folder)
+    files = [os.path.join(PROBLEMS, name) for name in FILES[options.suite]]
+    if options.suite == "conv" and options.quick:  # one image, one thread
+        with open(files[0]) as all_layers, open(os.path.join(folder, "conv.txt"), "w") as file:
+            file.writelines(line for line in all_layers if line.split()[2] == "1" and line.split()[-1] == "1")
+        files = [os.path.join(folder, "conv.txt")]
+    return files
+
+
 def measure_pytorch(options, results, only):
     """PyTorch runs in a process of its own, in turn with ours."""
     for name in [n for n in results.names() if n.startswith("train/") and n in only]:
@@ -501,9 +603,8 @@ def measure_pytorch(options, results, only):
 
 def measure_suite(options, driver, results, folder):
     """All cases once; those of rows that fail, and those above their ceiling, twice more."""
-    files = primitive_files(options, folder) if options.suite == "primitive" else [
-        os.path.join(PROBLEMS, name) for name in FILES[options.suite]]
-    rows_of = primitive_rows if options.suite == "primitive" else train_rows
+    files = suite_files(options, folder)
+    rows_of = {"primitive": primitive_rows, "conv": conv_rows, "train": train_rows}[options.suite]
     only, begin = None, time.monotonic()
     for attempt in range(3):
         started = time.monotonic()
@@ -573,7 +674,7 @@ def parse_arguments():
     options.rounds = options.rounds or (5 if options.quick else 11)
     options.sample_us = options.sample_us or (150 if options.quick else 300)
     options.minutes = options.minutes or (1.5 if options.quick else 20)
-    options.repeats = options.repeats or (1 if options.quick else 3)
+    options.repeats = options.repeats or (1 if options.quick or options.suite == "conv" else 3)
     return options
 
 

@@ -98,6 +98,46 @@ class Rows(unittest.TestCase):
         rows = accept.shape_rows("primitive", results_of(cases), "shapes_1000", "f32")
         self.assertEqual([r["met"] for r in rows if "LIBXSMM" in r["target"]], [True, True, False, False])
 
+    def conv(self, name, **changed):
+        """Rows by case of two layers in all passes, one of them with other counters."""
+        cases = {}
+        for layer in ("224x224/3to64/kernel7x7/stride2x2", "56x56/64to64/kernel1x1"):
+            for direction in ("forward", "backward_data", "backward_weights"):
+                for threads in (1, 2):
+                    cases[f"conv/bf16/images1/{layer}/threads{threads}/{direction}"] = {
+                        **kernel(speed=1.3, peer="oneDNN 2.6"), "work": 1e8, "seconds ours": 1e-3 / threads}
+        if name is not None:
+            cases[name] = {**cases[name], **changed} if changed else "no backend"
+        return {row["case"]: row for row in accept.conv_rows(results_of(cases))}
+
+    def test_conv(self):
+        rows = self.conv(None)
+        self.assertTrue(all(row["met"] for row in rows.values()), [r for r in rows.values() if not r["met"]])
+        self.assertEqual(len(rows), 12 + 6 + 4 + 6)
+        first = "conv/bf16/images1/224x224/3to64/kernel7x7/stride2x2/threads1/"
+        mean = "conv, geometric mean, "
+        slow = {"speed oneDNN 2.6": 0.96}
+        missed = {case for case, row in self.conv(first + "backward_data", **slow).items() if not row["met"]}
+        self.assertEqual(missed, {first + "backward_data", mean + "backward_data, strided"})
+        by_share = "conv, bf16, %s, 1 images, 1 threads, by operations"
+        low = self.conv(first + "forward", **{"share ours": 0.5})
+        self.assertAlmostEqual(low[by_share % "forward"]["share"], 2 / (1 / 0.5 + 1 / 0.99))
+        self.assertFalse(low[by_share % "forward"]["met"])
+        # Backward by data is counted without the first layer.
+        self.assertTrue(self.conv(first + "backward_data", **{"share ours": 0.5})[by_share % "backward_data"]["met"])
+        failing = self.conv(first + "backward_weights")
+        for case in (first + "backward_weights", by_share % "backward_weights", mean + "all",
+                     mean + "bf16, backward_weights", mean + "bf16, first layer"):
+            self.assertFalse(failing[case]["met"], case)
+            self.assertTrue(failing[case]["reason"], case)
+        two = first.replace("threads1", "threads2") + "forward"
+        scaling = self.conv(two, **{"seconds ours": 0.6e-3})[two + ", over one thread"]
+        self.assertEqual((scaling["met"], round(scaling["ours"], 2)), (False, 1.67))
+        small = self.conv(two, **{"work": 1e6, "seconds ours": 1e-3})
+        self.assertNotIn(two + ", over one thread", small)
+        other = self.conv(first + "forward", **{"speed another": 0.5, "seconds another": 0.5e-6})
+        self.assertIn("missing", other[first + "forward"]["reason"])
+
     def test_linear_needs_both_peers(self):
         """Each row is false, and its reason names the peer, where one was not loaded or was left out."""
         both = {**kernel(peer="oneDNN 2.6"), **kernel(peer="OpenBLAS 0.3")}

@@ -183,8 +183,6 @@ bool add_conv(const problem& p, const settings& s) {
   name += "/threads" + p.words[14] + "/";
   for (const peer_pass pass : {peer_pass::forward, peer_pass::backward_data, peer_pass::backward_weights}) {
     const layer l = layer_of(p, pass);
-    const bool one_tap = l.d.axes[1].kernel == 1 && l.d.axes[2].kernel == 1;
-    if (pass == peer_pass::backward_weights && l.type == peer_type::bf16 && !one_tap) continue;  // not there yet
     add_case(s, name + name_of(pass), [l, &s](benchmark::State& state) { run_conv(state, l, s); });
   }
   return true;
