@@ -35,10 +35,12 @@ struct gradient_layout {
 class gradient_product {
  public:
   /// At most `rows` rows. Block (r, c) of x and of dz is where `x` and `z` say; dW is in panels unless `to` is given.
+  /// A block holds `entry` rows, at most 64, an even number; of pieces 64.
   static result<gradient_product> make(index rows, index in, index out, type data, math compute, const nn::tiling& x,
-                                       const nn::tiling& z, const options& how,
-                                       const gradient_layout* to = nullptr) noexcept {
+                                       const nn::tiling& z, const options& how, const gradient_layout* to = nullptr,
+                                       index entry = nn::block_rows) noexcept {
     gradient_product p;
+    p.entry_ = entry;
     p.dw_ = to != nullptr ? *to : gradient_layout{z.ld, in * z.ld};
     p.in_panels_ = to == nullptr;
     p.in_ = in;
@@ -55,7 +57,7 @@ class gradient_product {
     for (int part = 0; part < parts; ++part) {
       if (auto r = p.make_part(part, how); !r) return r.error();
       // Rows that the plan ends with in one entry, where no order of sums counts from an entry's beginning in chunks.
-      if (part == 0 && p.counts_in_pairs()) p.rest_ = rows % nn::block_rows;
+      if (part == 0 && p.counts_in_pairs()) p.rest_ = rows % entry;
     }
     return p;
   }
@@ -124,11 +126,11 @@ class gradient_product {
     return data_ == type::f32 || sums_[0][out_ >= z_.ld].order() == order::pair;
   }
 
-  // Rows go in entries of 64; what is left at once where the plan ended with so many, else in entries of 8, then one by
-  // one (bf16: in pairs).
+  // Rows go in entries of a block; what is left at once where the plan ended with so many, else in entries of 8, then
+  // one by one (bf16: in pairs).
   index entry_rows(int part) const noexcept {
     const index group = k_group_of(data_);
-    const index of_part[parts] = {nn::block_rows, (rest_ + group - 1) / group * group, 8, group};
+    const index of_part[parts] = {entry_, (rest_ + group - 1) / group * group, 8, group};
     return of_part[part];
   }
   index entries(int part, index left) const noexcept {
@@ -138,8 +140,8 @@ class gradient_product {
 
   bool one_part(index rows) const noexcept {
     if (compute_ != math::f32) return true;
-    const bool small = rows < nn::block_rows && (rows == rest_ || rows % 8 == 0);
-    return rows % nn::block_rows == 0 || small || rows < 8;
+    const bool small = rows < entry_ && (rows == rest_ || rows % 8 == 0);
+    return rows % entry_ == 0 || small || rows < 8;
   }
 
   template <class Kernel>
@@ -152,7 +154,7 @@ class gradient_product {
       if (call.batch == 0) continue;
       call.beta = done == 0 && !continues ? 0 : 1;  // C is not read before it is written
       call.a = static_cast<const char*>(x) + (x_moves ? x_row(done) * size_of(data_) : 0);
-      call.b = z + (done / nn::block_rows * z_.row_step + done % nn::block_rows * z_.ld) * size_of(data_);
+      call.b = z + (done / entry_ * z_.row_step + done % entry_ * z_.ld) * size_of(data_);
       call.c = c;
       (*kernel_of(part))(call);
       done += call.batch * entry_rows(part);
@@ -202,8 +204,8 @@ class gradient_product {
 
   /// Offset of row r in a column of blocks of x.
   index x_row(index r) const noexcept {
-    const index in_block = r % nn::block_rows;
-    return r / nn::block_rows * x_.row_step + (data_ == type::f32 ? in_block * x_.ld : in_block);
+    const index in_block = r % entry_;
+    return r / entry_ * x_.row_step + (data_ == type::f32 ? in_block * x_.ld : in_block);
   }
 
   desc common_desc(int part, index n) const noexcept {
@@ -253,6 +255,7 @@ class gradient_product {
   nn::tiling z_;
   gradient_layout dw_;
   bool in_panels_ = true;
+  index entry_ = nn::block_rows;
   index rest_ = 0;  ///< 0: never at once
   piece_list products_;
   piece_list sums_list_;

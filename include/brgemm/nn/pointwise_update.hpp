@@ -14,7 +14,7 @@ namespace brgemm::inline abi_0::detail {
 
 /// dW (groups, in, out) and db (groups, out) in f32, in and out being a group's, from x and dz of f32 or bf16, for one
 /// tap without padding and any stride. The pixels of all images are one sequence, and each sum goes over it as
-/// gradient_product's does: entries of 64, in bf16 pairs in them.
+/// gradient_product's does, in bf16 by pairs of pixels.
 ///
 /// Bands of pixels are copied into blocks first, in which the pixels of a panel of channels lie one behind the other:
 /// where channels are many, they are thousands of bytes apart in x and dz, in few sets of the caches and as many pages.
@@ -33,11 +33,13 @@ class pointwise_update {
     const index pixels = images * u.image_pixels();
     const index most = std::max<index>(band_bytes / ((in + out) * size_of(data)), least_band);
     const index bands = (pixels + most - 1) / most;
-    u.band_ = nn::row_blocks((pixels + bands - 1) / bands) * nn::block_rows;
-    u.x_ = nn::column_tiling(in, u.band_);
-    u.z_ = nn::column_tiling(out, u.band_);
+    u.entry_ = entry_of(u.image_pixels());
+    const index blocks = ((pixels + bands - 1) / bands + u.entry_ - 1) / u.entry_;
+    u.band_ = blocks * u.entry_;
+    u.x_ = nn::column_tiling(in, blocks * nn::block_rows);
+    u.z_ = nn::column_tiling(out, blocks * nn::block_rows);
     const gradient_layout to{out, u.z_.ld};
-    auto product = gradient_product::make(pixels, in, out, data, math::f32, u.x_, u.z_, how, &to);
+    auto product = gradient_product::make(pixels, in, out, data, math::f32, u.x_, u.z_, how, &to, u.entry_);
     if (!product) return product.error();
     u.product_.emplace(*std::move(product));
     return u;
@@ -71,7 +73,20 @@ class pointwise_update {
 
   pointwise_update() = default;
 
+  /// Pixels of an entry of the batch: as many as divide an image, so that nothing is left; else 64. Even, for pairs.
+  static constexpr index entry_of(index pixels) noexcept {
+    for (index entry = nn::block_rows; entry >= nn::block_rows / 4; entry -= 2) {
+      if (pixels % entry == 0) return entry;
+    }
+    return nn::block_rows;
+  }
+
   index image_pixels() const noexcept { return g_.size_out(0) * g_.size_out(1) * g_.size_out(2); }
+
+  /// y has a pixel for each of x.
+  static constexpr bool sees_all(const conv_geometry& g) noexcept {
+    return std::all_of(g.axes, g.axes + 3, [](const conv_axis& a) { return a.stride == 1; });
+  }
 
   /// Where the pixels of x lie that `count` pixels of y from `p` of all images see, in elements.
   void list_seen(index p, index count, index* places) const noexcept {
@@ -109,26 +124,28 @@ class pointwise_update {
                  char* z_blocks) const noexcept {
     const index of_x = nn::panels(in_);
     const index size = size_of(data_);
-    loops::parallel_for(threads, {of_x + nn::panels(out_), nn::row_blocks(count)}, [&](index i, index block) {
-      const index p = first + block * nn::block_rows;
-      const index rows = extent_of_block(count, nn::block_rows, block);
+    const index blocks = (count + entry_ - 1) / entry_;
+    loops::parallel_for(threads, {of_x + nn::panels(out_), blocks}, [&](index i, index block) {
+      const index p = first + block * entry_;
+      const index rows = extent_of_block(count, entry_, block);
       index places[nn::block_rows];
       if (i < of_x) {
         list_seen(p, rows, places);
         copy_block(rows, extent_of_block(in_, x_.ld, i), x_.ld, x + i * x_.ld * size, places,
-                   x_blocks + x_.offset(block, i) * size, true);
+                   x_blocks + x_.offset(block, i) * size, true, sees_all(g_) ? g_.pixel_in : 0);
       } else {
         i -= of_x;
         for (index r = 0; r < rows; ++r) places[r] = (p + r) * g_.pixel_out;
         copy_block(rows, extent_of_block(out_, z_.ld, i), z_.ld, z + i * z_.ld * size, places,
-                   z_blocks + z_.offset(block, i) * size, false);
+                   z_blocks + z_.offset(block, i) * size, false, g_.pixel_out);
       }
     });
   }
 
-  /// Row r comes from from + places[r]; bf16 is transposed (x) or has its rows in pairs (dz).
-  void copy_block(index rows, index columns, index ld, const char* from, const index* places, char* to,
-                  bool transposed) const noexcept {
+  /// Row r comes from from + places[r]; bf16 is transposed (x) or has its rows in pairs (dz). Where rows are `step`
+  /// apart, not 0, those of the next block are fetched.
+  void copy_block(index rows, index columns, index ld, const char* from, const index* places, char* to, bool transposed,
+                  index step) const noexcept {
     if (data_ == type::f32) {
       const auto bytes = static_cast<std::size_t>(columns) * sizeof(float);
       for (index r = 0; r < rows; ++r) std::memcpy(to + r * ld * 4, from + places[r] * 4, bytes);
@@ -136,10 +153,12 @@ class pointwise_update {
     }
     const auto* const elements = reinterpret_cast<const std::uint16_t*>(from);
     const auto row = [elements, places](index r) BRGEMM_ALWAYS_INLINE { return elements + places[r]; };
+    streaming ahead;
+    if (step != 0) ahead.next = reinterpret_cast<const char*>(elements + places[0] + entry_ * step);
     if (transposed) {
-      transpose_rows_at(row, 0, reinterpret_cast<std::uint16_t*>(to), nn::block_rows, rows, columns);
+      transpose_rows_at(row, step, reinterpret_cast<std::uint16_t*>(to), nn::block_rows, rows, columns, ahead);
     } else {
-      interleave_rows_at(row, 0, reinterpret_cast<std::uint32_t*>(to), ld, rows, columns);
+      interleave_rows_at(row, step, reinterpret_cast<std::uint32_t*>(to), ld, rows, columns, ahead);
     }
   }
 
@@ -148,7 +167,8 @@ class pointwise_update {
   index out_ = 1;
   type data_ = type::f32;
   conv_geometry g_;
-  index band_ = 0;  ///< pixels, a multiple of 64
+  index entry_ = 0;  ///< pixels of a block
+  index band_ = 0;   ///< pixels, whole blocks
   nn::tiling x_;
   nn::tiling z_;
   std::optional<gradient_product> product_;
