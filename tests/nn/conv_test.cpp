@@ -77,8 +77,8 @@ void for_pixels(index images, const index (&sizes)[3], Each each) {
 struct problem {
   conv_desc d;
   conv_weights stored;
-  tensor x, y, z, dx;
-  std::vector<float> w, bias;
+  tensor x, y, z, dx, residual, mask, input_mask;
+  std::vector<float> w, bias, scale;
 
   index taps() const { return d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel; }
   float weight(index k, index c, index tap) const {
@@ -111,7 +111,7 @@ struct problem {
   }
 
   /// The element of y, by the contract.
-  float expected(index image, const index (&place)[3], index k) const {
+  float expected(index image, const index (&place)[3], index k, index element) const {
     const index in = d.in / d.groups;
     const index first = k / (d.out / d.groups) * in;
     const auto pixel_of = [&](const index(&tap)[3]) {
@@ -127,8 +127,16 @@ struct problem {
     float z_of = sum(in, pixel_of, [&](index pixel, index c, index tap) {
       return std::pair(x.get(d.data, pixel * d.in + first + c), weight(k, c, tap));
     });
+    if (d.scale) z_of *= scale[static_cast<std::size_t>(k)];
     if (d.bias) z_of += bias[static_cast<std::size_t>(k)];
+    if (d.residual) z_of += residual.get(d.y, element);
     return d.act == nn::activation::relu && z_of < 0 ? 0 : z_of;
+  }
+
+  static bool bit(const tensor& of, index element, index channels) {
+    const auto* const bytes = static_cast<const std::uint8_t*>(of.data());
+    const index c = element % channels;
+    return (bytes[element / channels * ((channels + 7) / 8) + c / 8] >> c % 8 & 1) != 0;
   }
 
   /// The element of dx: channels of z are summed.
@@ -230,14 +238,24 @@ problem draw_data(std::mt19937& random, const conv_desc& d) {
             tensor(layer->y_bytes(), side),
             tensor(layer->y_bytes() / size_of(d.y) * size_of(data), side),
             tensor(layer->x_bytes(), side),
+            tensor(layer->y_bytes(), side),
+            tensor(layer->mask_bytes(), side),
+            tensor(layer->input_mask_bytes(), side),
+            {},
             {},
             {}};
   for (index i = 0; i < layer->x_bytes() / size_of(data); ++i) p.x.set(data, i, real(random));
   for (index i = 0; i < layer->y_bytes() / size_of(d.y); ++i) p.z.set(data, i, real(random));
   p.w.resize(static_cast<std::size_t>(d.out * (d.in / d.groups) * p.taps()));
+  for (index i = 0; i < layer->y_bytes() / size_of(d.y); ++i) p.residual.set(d.y, i, real(random));
+  for (index i = 0; i < layer->input_mask_bytes(); ++i) {
+    static_cast<std::uint8_t*>(p.input_mask.data())[i] = static_cast<std::uint8_t>(random());
+  }
   p.bias.resize(static_cast<std::size_t>(d.out));
+  p.scale.resize(static_cast<std::size_t>(d.out));
   for (float& v : p.w) v = real(random);
   for (float& v : p.bias) v = real(random);
+  for (float& v : p.scale) v = real(random);
   return p;
 }
 
@@ -249,6 +267,11 @@ problem draw(std::mt19937& random, type data) {
   // A shorter last chunk needs a result that sums can rest in.
   if (d.y == type::bf16 && d.in / d.groups > 64) d.in = d.groups * 64;
   if (data == type::bf16 && d.out / d.groups > 64) d.out = d.groups * 128;
+  const auto whole_bytes = [&](index channels) { return d.groups == 1 || channels / d.groups % 8 == 0; };
+  d.scale = random() % 3 == 0;
+  d.residual = random() % 3 == 0;
+  d.mask = d.act == nn::activation::relu && whole_bytes(d.out) && random() % 2 == 0;
+  d.input_mask = whole_bytes(d.in) && random() % 2 == 0;
   return draw_data(random, d);
 }
 
@@ -262,11 +285,17 @@ void run(const problem& p, const tensor& y, const tensor& dx, int threads, std::
   const auto packed = layer->pack_weights(*pool, p.w.data(), p.stored, weights.data(), transposed.data());
   ASSERT_TRUE(packed) << packed.error().message();
   y.fill(std::byte{0xee});
-  const auto done =
-      layer->forward(*pool, p.d.images, p.x.data(), weights.data(), p.d.bias ? p.bias.data() : nullptr, y.data());
+  nn::conv_operands with;
+  if (p.d.bias) with.bias = p.bias.data();
+  if (p.d.scale) with.scale = p.scale.data();
+  if (p.d.residual) with.residual = p.residual.data();
+  if (p.d.mask) with.mask = p.mask.data();
+  if (p.d.mask) p.mask.fill(std::byte{0xee});
+  const auto done = layer->forward(*pool, p.d.images, p.x.data(), weights.data(), with, y.data());
   ASSERT_TRUE(done) << done.error().message();
   dx.fill(std::byte{0xee});
-  const auto back = layer->backward_data(*pool, p.d.images, p.z.data(), transposed.data(), dx.data());
+  const auto back = layer->backward_data(*pool, p.d.images, p.z.data(), transposed.data(), dx.data(),
+                                         p.d.input_mask ? p.input_mask.data() : nullptr);
   ASSERT_TRUE(back) << back.error().message();
 }
 
@@ -280,12 +309,19 @@ void expect_bits(const problem& p) {
   index i = 0;
   const index outputs[3] = {d.axes[0].out(), d.axes[1].out(), d.axes[2].out()};
   for_pixels(d.images, outputs, [&](index image, const index(&place)[3]) {
-    for (index k = 0; k < d.out; ++k) expect(p.y, d.y, i++, p.expected(image, place, k), "y");
+    for (index k = 0; k < d.out; ++k, ++i) {
+      const float want = p.expected(image, place, k, i);
+      expect(p.y, d.y, i, want, "y");
+      ASSERT_TRUE(!d.mask || problem::bit(p.mask, i, d.out) == (want > 0)) << text_of(d) << ": bit " << i;
+    }
   });
   i = 0;
   const index inputs[3] = {d.axes[0].in, d.axes[1].in, d.axes[2].in};
   for_pixels(d.images, inputs, [&](index image, const index(&place)[3]) {
-    for (index c = 0; c < d.in; ++c) expect(p.dx, d.data, i++, p.expected_gradient(image, place, c), "dx");
+    for (index c = 0; c < d.in; ++c, ++i) {
+      const bool seen = !d.input_mask || problem::bit(p.input_mask, i, d.in);
+      expect(p.dx, d.data, i, seen ? p.expected_gradient(image, place, c) : 0, "dx");
+    }
   });
 }
 
@@ -462,6 +498,10 @@ TEST(Conv, WrongDescs) {
       {"axes[2]", {"kernel of 10", "spans 10", "more than 7"}, [](auto& d) { d.axes[2].kernel = 10; }},
       {"images", {"2^62"}, [](auto& d) { d.axes[0].in = d.axes[1].in = d.images = index{1} << 29; }},
       {"act", {"77"}, [](auto& d) { d.act = static_cast<nn::activation>(77); }},
+      {"mask", {"act is 0"}, [](auto& d) { d.mask = true; }},
+      {"mask", {"4 channels"}, [](auto& d) { d.mask = true, d.act = nn::activation::relu; }, errc::unsupported},
+      {"input_mask", {"training"}, [](auto& d) { d.input_mask = true; }},
+      {"input_mask", {"6 channels"}, [](auto& d) { d.input_mask = d.training = true; }, errc::unsupported},
       {"data", {"f32 and bf16"}, [](auto& d) { d.data = type::f64; }, errc::unsupported},
       {"y", {"f32"}, [](auto& d) { d.y = type::bf16; }, errc::unsupported},
       {"y", {"65 channels", "64"}, [](auto& d) { d.in = 130, d.data = d.y = type::bf16; }, errc::unsupported},
@@ -512,6 +552,46 @@ TEST(Conv, WrongArguments) {
       layer->pack_weights(alone, reinterpret_cast<const bf16*>(w.data()), conv_weights::out_first, weights.data()),
       invalid, "w", {"f32"});
   expect_error(layer->backward_data(alone, 1, y.data(), weights.data(), x.data()), invalid, "training", {"true"});
+}
+
+TEST(Conv, WrongOperands) {
+  conv_desc d;
+  d.images = 2, d.in = 3, d.out = 5, d.training = true;
+  d.axes[2] = {7, 3, 1, 1, 1, 1};
+  const auto plain = conv::plan(d);
+  d.scale = d.residual = d.mask = d.input_mask = true, d.act = nn::activation::relu;
+  const auto layer = conv::plan(d);
+  ASSERT_TRUE(plain && layer);
+  ASSERT_EQ(layer->mask_bytes(), 14);
+  ASSERT_EQ(layer->input_mask_bytes(), 14);
+  constexpr loops::serial alone;
+  std::vector<float> x(2 * 7 * 3), vector(5), residual(2 * 7 * 5), y(2 * 7 * 5, 7.0f);
+  std::vector<float> weights(static_cast<std::size_t>(layer->weights_bytes() / 4));
+  std::vector<std::uint8_t> mask(14, 7);
+  const nn::conv_operands right{vector.data(), vector.data(), residual.data(), mask.data()};
+  const auto fails = [&](const conv& of, const nn::conv_operands& with, const char* field,
+                         std::vector<std::string> words) {
+    expect_error(of.forward(alone, 2, x.data(), weights.data(), with, y.data()), errc::invalid_argument, field, words);
+    EXPECT_EQ(y, std::vector<float>(y.size(), 7.0f));
+    EXPECT_EQ(mask, std::vector<std::uint8_t>(14, 7));
+  };
+  fails(*layer, {nullptr, right.scale, right.residual, right.mask}, "bias", {"null", "20"});
+  fails(*layer, {right.bias, nullptr, right.residual, right.mask}, "scale", {"null", "20"});
+  fails(*layer, {right.bias, right.scale, nullptr, right.mask}, "residual", {"null", "280"});
+  fails(*layer, {right.bias, right.scale, right.residual, nullptr}, "mask", {"null", "14"});
+  fails(*layer, {right.bias, right.scale, y.data(), right.mask}, "y", {"overlaps residual"});
+  fails(*layer, {right.bias, right.scale, right.residual, residual.data()}, "mask", {"overlaps residual"});
+  fails(*plain, right, "mask", {"none"});
+  fails(*plain, {right.bias, right.scale, nullptr, nullptr}, "scale", {"none"});
+  fails(*plain, {right.bias, nullptr, right.residual, nullptr}, "residual", {"none"});
+  std::vector<float> transposed(static_cast<std::size_t>(layer->transposed_bytes() / 4));
+  const auto backward = [&](const conv& of, const void* with) {
+    return of.backward_data(alone, 2, residual.data(), transposed.data(), x.data(), with);
+  };
+  expect_error(backward(*layer, nullptr), errc::invalid_argument, "input_mask", {"null", "14"});
+  expect_error(backward(*plain, mask.data()), errc::invalid_argument, "input_mask", {"none"});
+  EXPECT_TRUE(backward(*layer, mask.data()));
+  EXPECT_TRUE(layer->forward(alone, 2, x.data(), weights.data(), right, y.data()));
 }
 
 conv_desc small_training() {

@@ -1,5 +1,5 @@
-// A convolution over one, two or three spatial axes: y = act(x * W + b), and its gradients by x, W and b, of f32 and
-// bf16.
+// A convolution over one, two or three spatial axes: y = act(x * W * scale + b + residual), and its gradients by x, W
+// and b, of f32 and bf16.
 #pragma once
 
 #include <optional>
@@ -29,8 +29,20 @@ struct conv_desc {
   type y = type::f32;     ///< f32; with bf16 data also bf16
   activation act = activation::none;
   bool bias = true;
-  bool training = false;  ///< plan the backward passes: by data and, but for bf16 with more than one tap, by weights
+  bool scale = false;       ///< a factor a channel of y, folded batch normalisation say
+  bool residual = false;    ///< a tensor as y is added before the activation
+  bool mask = false;        ///< forward writes where relu's input was above 0: what input_mask reads
+  bool input_mask = false;  ///< backward_data multiplies by the mask of x
+  bool training = false;    ///< plan the backward passes: by data and, but for bf16 with more than one tap, by weights
   friend bool operator==(const conv_desc&, const conv_desc&) = default;
+};
+
+/// What forward reads beside x and weights, null where the desc has none.
+struct conv_operands {
+  const float* bias = nullptr;     ///< (out)
+  const float* scale = nullptr;    ///< (out)
+  const void* residual = nullptr;  ///< as y
+  void* mask = nullptr;            ///< written: mask_bytes()
 };
 
 /// The plan of one convolution: immutable, so any number of threads may call it at once with different memory. It owns
@@ -44,9 +56,9 @@ struct conv_desc {
 /// overlap no other; pointers are multiples of their elements' size.
 class conv {
  public:
-  /// Errors: invalid_argument with the field of the desc; unsupported for other types, and for a y or, in training,
-  /// data of bf16 where sums over more than 64 channels do not come in whole chunks; what make_kernel says;
-  /// out_of_memory.
+  /// Errors: invalid_argument with the field of the desc; unsupported for other types, for masks of groups whose
+  /// channels are no multiple of 8, and for a y or, in training, data of bf16 where sums over more than 64 channels do
+  /// not come in whole chunks; what make_kernel says; out_of_memory.
   static result<conv> plan(const conv_desc& d, const options& how = {}) noexcept;
 
   const conv_desc& description() const noexcept { return d_; }
@@ -59,6 +71,9 @@ class conv {
   index weights() const noexcept { return d_.out * in() * taps(); }
   index weights_bytes() const noexcept { return forward_->packed_bytes(); }
   index transposed_bytes() const noexcept { return backward_ ? backward_->packed_bytes() : 0; }
+  /// Bit masks, (images, ..., ceil(out / 8)) bytes for y and with `in` for x; channel c is bit c % 8 of byte c / 8.
+  index mask_bytes() const noexcept { return d_.mask ? d_.images * forward_->mask_bytes() : 0; }
+  index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
 
   /// Bytes that backward_weights needs besides its arguments, 0 for most layers; align them to 64.
   index backward_weights_workspace_bytes() const noexcept { return pointwise_ ? pointwise_->workspace_bytes() : 0; }
@@ -69,14 +84,19 @@ class conv {
   result<void> pack_weights(loops::executor_ref threads, const T* w, conv_weights stored, void* weights,
                             void* transposed = nullptr) const noexcept;
 
-  /// y = act(x * W + b) for the first `images` images; bias (out) f32, null where the desc has none.
+  /// y = act((x * W) * scale + b + residual) for the first `images` images, the steps in this order, each rounded.
+  result<void> forward(loops::executor_ref threads, index images, const void* x, const void* weights,
+                       const conv_operands& with, void* y) const noexcept;
   result<void> forward(loops::executor_ref threads, index images, const void* x, const void* weights, const float* bias,
-                       void* y) const noexcept;
+                       void* y) const noexcept {
+    return forward(threads, images, x, weights, {.bias = bias}, y);
+  }
 
-  /// dx = dz * W^T: the transposed convolution. dz, the gradient before the activation, is stored as y, dx as x, both
-  /// of the type `data`. A pixel of x that no output sees becomes 0.
+  /// dx = dz * W^T: the transposed convolution. dz, the gradient before scale and activation, is stored as y, dx as x,
+  /// both of the type `data`. A pixel of x that no output sees becomes 0. input_mask: of the layer that made x, null
+  /// where the desc has none.
   result<void> backward_data(loops::executor_ref threads, index images, const void* dz, const void* transposed,
-                             void* dx) const noexcept;
+                             void* dx, const void* input_mask = nullptr) const noexcept;
 
   /// dw (weights()) and db (out), f32, db null where it is not wanted: sums over the first `images` images of x and dz,
   /// which are as in forward and backward_data. Each is one chain over the images, then the pixels of y in row-major
@@ -89,6 +109,7 @@ class conv {
   conv() = default;
   static result<void> check(const conv_desc& d) noexcept;
   static result<void> check_types(const conv_desc& d) noexcept;
+  static result<void> check_masks(const conv_desc& d) noexcept;
   result<void> plan_update(const options& how) noexcept;
   index in() const noexcept { return d_.in / d_.groups; }
   index out() const noexcept { return d_.out / d_.groups; }
@@ -106,14 +127,24 @@ class conv {
 };
 
 inline result<void> conv::forward(loops::executor_ref threads, index images, const void* x, const void* weights,
-                                  const float* bias, void* y) const noexcept {
+                                  const conv_operands& with, void* y) const noexcept {
   if (auto r = check_images(images); !r) return r;
-  const detail::buffer written[] = {{"y", y, images * forward_->image_out() * size_of(d_.y), size_of(d_.y)}};
+  const index y_bytes = images * forward_->image_out() * size_of(d_.y);
+  const detail::buffer written[] = {{"y", y, y_bytes, size_of(d_.y)},
+                                    {"mask", with.mask, d_.mask ? images * forward_->mask_bytes() : 0, 1}};
   const detail::buffer read[] = {{"x", x, images * forward_->image_in() * size_of(d_.data), size_of(d_.data)},
                                  {"weights", weights, weights_bytes(), size_of(d_.data)},
-                                 {"bias", bias, d_.bias ? d_.out * 4 : 0}};
+                                 {"bias", with.bias, d_.bias ? d_.out * 4 : 0},
+                                 {"scale", with.scale, d_.scale ? d_.out * 4 : 0},
+                                 {"residual", with.residual, d_.residual ? y_bytes : 0, size_of(d_.y)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  (*forward_)(threads, images, x, weights, y, {bias});
+  void* operands[max_epilogue] = {};
+  int steps = 0;
+  if (d_.scale) operands[steps++] = const_cast<float*>(with.scale);
+  if (d_.bias) operands[steps++] = const_cast<float*>(with.bias);
+  if (d_.residual) operands[steps++] = const_cast<void*>(with.residual);
+  if (d_.mask) operands[steps++] = with.mask;
+  (*forward_)(threads, images, x, weights, y, operands);
   return {};
 }
 
@@ -143,15 +174,16 @@ inline result<void> conv::backward_weights(loops::executor_ref threads, index im
 }
 
 inline result<void> conv::backward_data(loops::executor_ref threads, index images, const void* dz,
-                                        const void* transposed, void* dx) const noexcept {
+                                        const void* transposed, void* dx, const void* input_mask) const noexcept {
   if (!backward_) return error(errc::invalid_argument, "training", "backward_data needs a plan with training = true");
   if (auto r = check_images(images); !r) return r;
   const index size = size_of(d_.data);
   const detail::buffer written[] = {{"dx", dx, images * backward_->image_out() * size, size}};
   const detail::buffer read[] = {{"dz", dz, images * backward_->image_in() * size, size},
-                                 {"transposed", transposed, transposed_bytes(), size}};
+                                 {"transposed", transposed, transposed_bytes(), size},
+                                 {"input_mask", input_mask, d_.input_mask ? images * backward_->mask_bytes() : 0, 1}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  (*backward_)(threads, images, dz, transposed, dx, {});
+  (*backward_)(threads, images, dz, transposed, dx, {const_cast<void*>(input_mask)});
   return {};
 }
 

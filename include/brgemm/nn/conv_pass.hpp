@@ -21,7 +21,15 @@ struct conv_pass_desc {
   type data = type::f32;
   type c = type::f32;
   int steps = 0;
-  epilogue_op epilogue[max_epilogue] = {};  ///< vectors of (groups * out) along the columns, or without an operand
+  /// Steps without an operand, with a vector of (groups * out) along the columns, with a matrix that lies as C, or with
+  /// a bit mask (pixels of C, mask_pitch()); their ld is the pass's to set.
+  epilogue_op epilogue[max_epilogue] = {};
+
+  static bool is_mask(const epilogue_op& o) noexcept {
+    return o.kind == op_kind::relu_mask || o.kind == op_kind::multiply_mask;
+  }
+  /// Bytes from a pixel of a bit mask to the next.
+  index mask_pitch() const noexcept { return (groups * out + 7) / 8; }
 };
 
 /// Sums go by chunks of 64 input channels (the last shorter), in a chunk by tap in row-major order, in a tap by
@@ -54,9 +62,11 @@ class conv_pass {
            k / of_k * of_k * width_ + out % width_ * of_k + k % of_k;
   }
 
+  index mask_bytes() const noexcept { return image_out() / d_.geometry.pixel_out * d_.mask_pitch(); }
+
   /// operands: one an epilogue step, null where a step has none.
   void operator()(loops::executor_ref threads, index images, const void* a, const void* b, void* c,
-                  const float* const (&operands)[max_epilogue]) const noexcept {
+                  void* const (&operands)[max_epilogue]) const noexcept {
     const index panels = nn::panels(d_.out);
     // Enough bands of an image that all threads have work of nearly equal size.
     const index tasks = d_.groups * panels * images;
@@ -66,9 +76,6 @@ class conv_pass {
                           const index channel = group * d_.out + panel * width_;
                           arguments call;
                           call.b = static_cast<const char*>(b) + (group * panels + panel) * panel_ * size_of(d_.data);
-                          for (int i = 0; i < d_.steps; ++i) {
-                            if (operands[i] != nullptr) call.operand[i] = const_cast<float*>(operands[i] + channel);
-                          }
                           const auto* const from =
                               static_cast<const char*>(a) + (image * image_in() + group * d_.in) * size_of(d_.data);
                           auto* const to = static_cast<char*>(c) + (image * image_out() + channel) * size_of(d_.c);
@@ -81,6 +88,7 @@ class conv_pass {
                               call.lda = p.place.lda;
                               call.pairs = pairs_.get() + p.pairs + step_[s].first * p.entries;
                               call.batch = step_[s].chunks * p.entries;
+                              place_operands(operands, image * image_out() + p.place.c, channel, call);
                               kernels_.get()[p.kernels + s][full](call);
                             }
                           }
@@ -121,6 +129,19 @@ class conv_pass {
   }
   index entries(const conv_piece& p) const noexcept {
     return joins_taps() ? (p.taps_w == 0 ? 0 : p.taps / p.taps_w) : p.taps;
+  }
+
+  /// Where the operands of a piece begin that is written to element `first` of C and to channels from `channel`.
+  void place_operands(void* const (&operands)[max_epilogue], index first, index channel,
+                      arguments& call) const noexcept {
+    for (int i = 0; i < d_.steps; ++i) {
+      if (operands[i] == nullptr) continue;
+      const epilogue_op& o = d_.epilogue[i];
+      const index bytes = conv_pass_desc::is_mask(o) ? first / d_.geometry.pixel_out * d_.mask_pitch() + channel / 8
+                          : o.along == axis::column  ? channel * size_of(o.operand)
+                                                     : (first + channel) * size_of(o.operand);
+      call.operand[i] = static_cast<char*>(operands[i]) + bytes;
+    }
   }
 
   void plan_steps() noexcept;
@@ -215,7 +236,15 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
   if (k_group_of(d_.data) > 1) k.layout_b = layout::interleaved;
   k.beta = s.first == 0 ? beta_kind::zero : beta_kind::one;
   if (!s.last) return k;
-  for (int i = 0; i < d_.steps; ++i) append(k, d_.epilogue[i]);
+  for (int i = 0; i < d_.steps; ++i) {
+    epilogue_op o = d_.epilogue[i];
+    if (conv_pass_desc::is_mask(o)) {
+      o.ld = std::max(p.ldc / d_.geometry.pixel_out * d_.mask_pitch(), (n + 7) / 8);
+    } else if (o.kind == op_kind::add) {
+      o.ld = k.ldc;
+    }
+    append(k, o);
+  }
   return k;
 }
 

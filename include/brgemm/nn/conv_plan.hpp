@@ -41,6 +41,22 @@ inline result<void> conv::check(const conv_desc& d) noexcept {
   return check_types(d);
 }
 
+inline result<void> conv::check_masks(const conv_desc& d) noexcept {
+  if (d.mask && d.act != activation::relu) {
+    return error(errc::invalid_argument, "mask", "mask is that of relu (1), and act is %d", static_cast<int>(d.act));
+  }
+  if (d.input_mask && !d.training) {
+    return error(errc::invalid_argument, "input_mask", "input_mask is for backward_data: training must be true");
+  }
+  if (d.mask && d.groups > 1 && d.out / d.groups % 8 != 0) {
+    return error(errc::unsupported, "mask", "a mask of %ld channels a group: a multiple of 8", d.out / d.groups);
+  }
+  if (d.input_mask && d.groups > 1 && d.in / d.groups % 8 != 0) {
+    return error(errc::unsupported, "input_mask", "a mask of %ld channels a group: a multiple of 8", d.in / d.groups);
+  }
+  return {};
+}
+
 inline result<void> conv::check_types(const conv_desc& d) noexcept {
   if (auto r = detail::check_enumerator("act", static_cast<int>(d.act), activation_count); !r) return r;
   if (d.data != type::f32 && d.data != type::bf16) {
@@ -49,6 +65,7 @@ inline result<void> conv::check_types(const conv_desc& d) noexcept {
   if (d.y != type::f32 && d.y != d.data) {
     return error(errc::unsupported, "y", "y is %d with data of %s", static_cast<int>(d.y), name_of(d.data).data());
   }
+  if (auto r = check_masks(d); !r) return r;
   constexpr index chunk = 64;
   const auto in_chunks = [](index channels) { return channels <= chunk || channels % chunk == 0; };
   if (d.y != type::f32 && !in_chunks(d.in / d.groups)) {
@@ -72,8 +89,14 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   pass.in = c.in(), pass.out = c.out();
   pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out};
   pass.data = d.data, pass.c = d.y;
+  if (d.scale) pass.epilogue[pass.steps++] = op::scale(axis::column);
   if (d.bias) pass.epilogue[pass.steps++] = op::bias(axis::column);
-  if (d.act != activation::none) pass.epilogue[pass.steps++] = op::make(op_of(d.act));
+  if (d.residual) pass.epilogue[pass.steps++] = op::add(0, d.y);
+  if (d.mask) {
+    pass.epilogue[pass.steps++] = op::relu_mask(0);
+  } else if (d.act != activation::none) {
+    pass.epilogue[pass.steps++] = op::make(op_of(d.act));
+  }
   auto forward = detail::conv_pass::make(pass, how);
   if (!forward) return forward.error();
   c.forward_.emplace(*std::move(forward));
@@ -82,6 +105,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, true, d.out, d.in};
   pass.c = d.data;
   pass.steps = 0;
+  if (d.input_mask) pass.epilogue[pass.steps++] = op::multiply_mask(0);
   auto backward = detail::conv_pass::make(pass, how);
   if (!backward) return backward.error();
   c.backward_.emplace(*std::move(backward));

@@ -86,6 +86,7 @@ class convnet {
   /// A stage and where its parts lie in the memory, in bytes.
   struct part {
     std::optional<nn::conv> conv;
+    std::optional<nn::conv> inference;  ///< the same with batch normalisation folded, and relu
     std::optional<nn::batch_norm> norm;
     std::optional<nn::pool> pool;
     index parameters_at = 0;  ///< from the start of all parameters
@@ -151,6 +152,10 @@ inline result<void> convnet::plan_stage(part& p, const convnet_stage& s, index c
   auto conv = nn::conv::plan(c, how);
   if (!conv) return conv.error();
   p.conv.emplace(*std::move(conv));
+  c.training = false, c.bias = c.scale = true, c.act = nn::activation::relu;
+  auto inference = nn::conv::plan(c, how);
+  if (!inference) return inference.error();
+  p.inference.emplace(*std::move(inference));
   height = c.axes[1].out(), width = c.axes[2].out();
   auto norm = nn::batch_norm::plan({images_ * height * width, s.out, nn::activation::relu});
   if (!norm) return norm.error();
@@ -307,15 +312,13 @@ inline result<view<const float, 2>> convnet::predict(loops::executor_ref threads
   const float* from = x.data();
   for (index s = 0; s < count_; ++s) {
     const part& p = at(s);
-    if (auto r = p.conv->forward(threads, images, from, bytes(p.weights_at), nullptr, bytes(p.z_at)); !r) {
-      return r.error();
-    }
     float* const scale = floats(p.saved_at);
     float* const shift = scale + channels_of(s);
     auto r = p.norm->fold(floats(gamma_of(parameters_at_, s)), floats(beta_of(parameters_at_, s)), floats(mean_of(s)),
                           floats(variance_of(s)), scale, shift);
     if (!r) return r.error();
-    r = p.norm->inference(threads, images * pixels_of(s), floats(p.z_at), scale, shift, floats(p.y_at));
+    r = p.inference->forward(threads, images, from, bytes(p.weights_at), {.bias = shift, .scale = scale},
+                             bytes(p.y_at));
     if (!r) return r.error();
     if (p.pool) {
       r = p.pool->forward(threads, images, floats(p.y_at), floats(p.pooled_at), nullptr);
