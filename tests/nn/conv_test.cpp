@@ -382,57 +382,82 @@ TEST(Conv, UpdateOfLargerImages) {
   }
 }
 
-/// One tap: pixels of y from 0 of all images, in bf16 in pairs.
-std::vector<float> expected_pointwise_update(const problem& p) {
+/// The same tap by tap, over the pixels that see x through it; in bf16 over pairs of them.
+std::vector<float> expected_update_by_tap(const problem& p) {
   const conv_desc& d = p.d;
   const index in = d.in / d.groups, out = d.out / d.groups;
-  std::vector<index> seen;
+  std::vector<float> sums(static_cast<std::size_t>(d.out * in * p.taps() + d.out));
   const index outputs[3] = {d.axes[0].out(), d.axes[1].out(), d.axes[2].out()};
-  for_pixels(d.images, outputs, [&](index image, const index(&place)[3]) {
-    index from = image;
-    for (int i = 0; i < 3; ++i) from = from * d.axes[i].in + place[i] * d.axes[i].stride;
-    seen.push_back(from);
-  });
-  const auto pixels = static_cast<index>(seen.size());
-  std::vector<float> sums;
-  const auto z_at = [&](index pixel, index k) { return p.z.get(d.data, pixel * d.out + k); };
-  for (index g = 0; g < d.groups; ++g) {
-    for (index c = 0; c < in; ++c) {
-      for (index k = 0; k < out; ++k) {
-        float& sum = sums.emplace_back(0.0f);
-        p.add_channels(sum, 0, pixels, [&](index i) {
-          return std::pair{p.x.get(d.data, seen[static_cast<std::size_t>(i)] * d.in + g * in + c),
-                           z_at(i, g * out + k)};
+  const index kernels[3] = {d.axes[0].kernel, d.axes[1].kernel, d.axes[2].kernel};
+  index tap = 0;
+  for_pixels(1, kernels, [&](index, const index(&taps)[3]) {
+    std::vector<std::pair<index, index>> seen;  // pixels of x and y
+    index pixel = 0;
+    for_pixels(d.images, outputs, [&](index image, const index(&place)[3]) {
+      index from = image;
+      for (int i = 0; i < 3; ++i) {
+        const conv_axis& a = d.axes[i];
+        const index at = place[i] * a.stride - a.pad_before + taps[i] * a.dilation;
+        from = from < 0 || at < 0 || at >= a.in ? -1 : from * a.in + at;
+      }
+      if (from >= 0) seen.emplace_back(from, pixel);
+      ++pixel;
+    });
+    const auto count = static_cast<index>(seen.size());
+    for (index k = 0; k < d.out; ++k) {
+      for (index c = 0; c < in; ++c) {
+        float& sum = sums[static_cast<std::size_t>(((k / out * p.taps() + tap) * in + c) * out + k % out)];
+        p.add_channels(sum, 0, count, [&](index i) {
+          const auto [x, y] = seen[static_cast<std::size_t>(i)];
+          return std::pair{p.x.get(d.data, x * d.in + k / out * in + c), p.z.get(d.data, y * d.out + k)};
         });
       }
     }
-  }
+    ++tap;
+  });
+  const index pixels = d.images * outputs[0] * outputs[1] * outputs[2];
   for (index k = 0; k < d.out; ++k) {
-    float& sum = sums.emplace_back(0.0f);
-    p.add_channels(sum, 0, pixels, [&](index i) { return std::pair{1.0f, z_at(i, k)}; });
+    p.add_channels(sums[static_cast<std::size_t>(d.out * in * p.taps() + k)], 0, pixels, [&](index i) {
+      return std::pair{1.0f, p.z.get(d.data, i * d.out + k)};
+    });
   }
   return sums;
 }
 
+TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
+  std::mt19937 random(7);
+  for (int i = 0; i < 200; ++i) {
+    const problem p = draw(random, type::bf16);
+    const auto right = expected_update_by_tap(p);
+    ASSERT_TRUE(same_bits(update_of(p, 1 + i % 4), right)) << text_of(p.d);
+    if (i % 8 != 0) continue;
+    backend::for_each([&](const backend::entry& e) {
+      if (!e.runs_here()) return;
+      EXPECT_TRUE(same_bits(update_of(p, 2, e.name), right)) << text_of(p.d) << ' ' << e.name;
+    });
+  }
+}
+
 // Layers whose blocks are copied: several bands, images that end within an entry, fewer images than planned.
-TEST(Conv, UpdateOfOneTap) {
+TEST(Conv, UpdateByCopies) {
   std::mt19937 random(6);
   struct shape {
     type data;
-    index images, groups, in, out, height, width, stride, depth = 1;
+    index images, groups, in, out, height, width, stride, depth = 1, kernel = 1;
   };
-  const shape shapes[] = {{type::f32, 3, 1, 20, 2100, 7, 7, 1},    {type::f32, 2, 1, 1030, 70, 9, 8, 2},
-                          {type::f32, 2, 2, 2080, 40, 15, 17, 1},  {type::bf16, 3, 1, 64, 64, 7, 7, 1},
-                          {type::bf16, 2, 1, 100, 64, 9, 8, 2},    {type::bf16, 1, 2, 6, 128, 33, 33, 1},
-                          {type::bf16, 2, 1, 1024, 64, 18, 20, 1}, {type::bf16, 2, 1, 17, 64, 5, 4, 2, 7}};
+  const shape shapes[] = {{type::f32, 3, 1, 20, 2100, 7, 7, 1},       {type::f32, 2, 1, 1030, 70, 9, 8, 2},
+                          {type::f32, 2, 2, 2080, 40, 15, 17, 1},     {type::bf16, 3, 1, 64, 64, 7, 7, 1},
+                          {type::bf16, 2, 1, 100, 64, 9, 8, 2},       {type::bf16, 1, 2, 6, 128, 33, 33, 1},
+                          {type::bf16, 2, 1, 1024, 64, 18, 20, 1},    {type::bf16, 2, 1, 17, 64, 5, 4, 2, 7},
+                          {type::bf16, 3, 1, 70, 64, 28, 28, 1, 1, 3}};
   for (const shape& s : shapes) {
     conv_desc d;
     d.images = s.images, d.groups = s.groups, d.in = s.in, d.out = s.out, d.data = s.data, d.training = true;
     d.axes[0] = {s.depth, 1, s.stride};
-    d.axes[1] = {s.height, 1, s.stride};
-    d.axes[2] = {s.width, 1, s.stride};
+    d.axes[1] = {s.height, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
+    d.axes[2] = {s.width, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
     const problem p = draw_data(random, d);
-    const auto right = expected_pointwise_update(p);
+    const auto right = expected_update_by_tap(p);
     EXPECT_GT(conv::plan(d)->backward_weights_workspace_bytes(), 0);
     EXPECT_TRUE(d.data != type::f32 || same_bits(expected_update(p), right)) << text_of(d);
     for (const int threads : {1, 2, 3}) EXPECT_TRUE(same_bits(update_of(p, threads), right)) << text_of(d);
@@ -644,14 +669,11 @@ TEST(Conv, WrongArgumentsOfTheUpdate) {
   expect_error(conv::plan(d)->backward_weights(alone, 1, x.data(), z.data(), dw.data(), nullptr),
                errc::invalid_argument, "training", {"true"});
   d.training = true, d.data = type::bf16;
-  expect_error(conv::plan(d)->backward_weights(alone, 1, x.data(), z.data(), dw.data(), nullptr), errc::unsupported,
-               "data", {"bf16", "one tap", "not for 3"});
-  d.axes[2] = {7, 1};
-  const auto pointwise = conv::plan(d);
-  ASSERT_TRUE(pointwise);
-  const auto bytes = static_cast<std::size_t>(pointwise->backward_weights_workspace_bytes());
+  const auto copying = conv::plan(d);
+  ASSERT_TRUE(copying);
+  const auto bytes = static_cast<std::size_t>(copying->backward_weights_workspace_bytes());
   ASSERT_GT(bytes, 0u);
-  expect_error(pointwise->backward_weights(alone, 1, x.data(), z.data(), dw.data(), nullptr), errc::invalid_argument,
+  expect_error(copying->backward_weights(alone, 1, x.data(), z.data(), dw.data(), nullptr), errc::invalid_argument,
                "workspace", {"null", std::to_string(bytes)});
   EXPECT_EQ(dw, std::vector<float>(dw.size(), 7.0f));
 }

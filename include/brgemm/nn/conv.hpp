@@ -7,7 +7,7 @@
 #include "activation.hpp"
 #include "conv_pass.hpp"
 #include "conv_update.hpp"
-#include "pointwise_update.hpp"
+#include "tap_update.hpp"
 
 namespace brgemm::inline abi_0::nn {
 
@@ -33,7 +33,7 @@ struct conv_desc {
   bool residual = false;    ///< a tensor as y is added before the activation
   bool mask = false;        ///< forward writes where relu's input was above 0: what input_mask reads
   bool input_mask = false;  ///< backward_data multiplies by the mask of x
-  bool training = false;    ///< plan the backward passes: by data and, but for bf16 with more than one tap, by weights
+  bool training = false;    ///< plan the backward passes
   friend bool operator==(const conv_desc&, const conv_desc&) = default;
 };
 
@@ -76,7 +76,7 @@ class conv {
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
 
   /// Bytes that backward_weights needs besides its arguments, 0 for most layers; align them to 64.
-  index backward_weights_workspace_bytes() const noexcept { return pointwise_ ? pointwise_->workspace_bytes() : 0; }
+  index backward_weights_workspace_bytes() const noexcept { return by_tap_ ? by_tap_->workspace_bytes() : 0; }
 
   /// Brings weights to what kernels read: weights_bytes() for forward, transposed_bytes() for backward_data, which is
   /// null where that is not called. w: f32, or bf16 in a layer of bf16; zero where no weight is.
@@ -100,8 +100,8 @@ class conv {
 
   /// dw (weights()) and db (out), f32, db null where it is not wanted: sums over the first `images` images of x and dz,
   /// which are as in forward and backward_data. Each is one chain over the images, then the pixels of y in row-major
-  /// order; in bf16 over pairs of them, counted from the first. workspace: backward_weights_workspace_bytes(), null
-  /// where that is 0. Errors also: unsupported "data" for bf16 with more than one tap or padding.
+  /// order, those that see x through the tap; in bf16 over pairs of these, counted from the first. workspace:
+  /// backward_weights_workspace_bytes(), null where that is 0.
   result<void> backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw,
                                 float* db, void* workspace = nullptr) const noexcept;
 
@@ -123,7 +123,7 @@ class conv {
   std::optional<detail::conv_pass> forward_;
   std::optional<detail::conv_pass> backward_;
   std::optional<detail::conv_update> update_;
-  std::optional<detail::pointwise_update> pointwise_;  ///< in its place
+  std::optional<detail::tap_update> by_tap_;  ///< in its place
 };
 
 inline result<void> conv::forward(loops::executor_ref threads, index images, const void* x, const void* weights,
@@ -153,10 +153,6 @@ inline result<void> conv::backward_weights(loops::executor_ref threads, index im
   if (!backward_) {
     return error(errc::invalid_argument, "training", "backward_weights needs a plan with training = true");
   }
-  if (!update_ && !pointwise_) {
-    return error(errc::unsupported, "data", "backward_weights of %s is there for one tap without padding, not for %ld",
-                 name_of(d_.data).data(), taps());
-  }
   if (auto r = check_images(images); !r) return r;
   const index size = size_of(d_.data);
   const detail::buffer written[] = {{"dw", dw, weights() * 4},
@@ -165,8 +161,8 @@ inline result<void> conv::backward_weights(loops::executor_ref threads, index im
   const detail::buffer read[] = {{"x", x, images * forward_->image_in() * size, size},
                                  {"dz", dz, images * forward_->image_out() * size, size}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  if (pointwise_) {
-    (*pointwise_)(threads, images, x, dz, dw, db, workspace);
+  if (by_tap_) {
+    (*by_tap_)(threads, images, x, dz, dw, db, workspace);
   } else {
     (*update_)(threads, images, static_cast<const float*>(x), static_cast<const float*>(dz), dw, db);
   }

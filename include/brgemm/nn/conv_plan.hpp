@@ -113,15 +113,16 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   return c;
 }
 
-/// Copies pay where each panel of them meets some panels of the other tensor; bf16 is always changed into them.
+/// Copies pay in f32 where pixels are far apart and one tap uses them; bf16 is always changed into blocks.
 inline result<void> conv::plan_update(const options& how) noexcept {
   const detail::conv_geometry g = {{d_.axes[0], d_.axes[1], d_.axes[2]}, false, d_.in, d_.out};
-  const bool copies = d_.data != type::f32 || std::max(d_.axes[2].stride * d_.in, d_.out) * 4 >= 8192;
-  if (copies && detail::pointwise_update::fits(g)) {
-    auto update = detail::pointwise_update::make(d_.images, d_.groups, in(), out(), g, d_.data, how);
+  constexpr index far_apart = 8192;  // bytes
+  const bool far = std::max(d_.axes[2].stride * d_.in, d_.out) * 4 >= far_apart;
+  if (d_.data != type::f32 || (far && taps() == 1)) {
+    auto update = detail::tap_update::make(d_.images, d_.groups, in(), out(), g, d_.data, how);
     if (!update) return update.error();
-    pointwise_.emplace(*std::move(update));
-  } else if (d_.data == type::f32) {
+    by_tap_.emplace(*std::move(update));
+  } else {
     auto update = detail::conv_update::make(d_.groups, in(), out(), g, how);
     if (!update) return update.error();
     update_.emplace(*std::move(update));

@@ -98,6 +98,17 @@ class gradient_product {
     }
   }
 
+  /// db alone (not of pieces).
+  void sum_columns(loops::executor_ref threads, index rows, const void* dz, float* db, bool continues) const noexcept {
+    const void* const ones = data_ == type::f32 ? static_cast<const void*>(&ones_f32) : &ones_bf16;
+    loops::parallel_for(threads, {nn::panels(out_)}, [&](index panel) {
+      const bool full_n = (panel + 1) * z_.ld <= out_;
+      const auto sum_of_z = [full_n, this](int part) { return &sums_[part][full_n]; };
+      const char* const first = static_cast<const char*>(dz) + panel * z_.column_step * size_of(data_);
+      sum_rows(rows, sum_of_z, ones, false, first, db + panel * z_.ld, continues);
+    });
+  }
+
  private:
   static constexpr int parts = 4;
 
