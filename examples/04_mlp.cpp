@@ -3,6 +3,7 @@
 #include <brgemm/train/classifier.hpp>
 #include <cmath>
 #include <cstdio>
+#include <string>
 #include <vector>
 
 namespace {
@@ -21,6 +22,11 @@ struct spirals {
   }
 };
 
+int report(const brgemm::error& e) {
+  std::fprintf(stderr, "%s\n", std::string(e.message()).c_str());
+  return 1;
+}
+
 }  // namespace
 
 int main() {
@@ -31,22 +37,24 @@ int main() {
   // Plan once: kernels are made, one block of memory is laid out.
   auto threads = brgemm::loops::default_executor::make(2);
   auto network = brgemm::nn::mlp::make({.rows = batch, .sizes = sizes});
-  if (!threads || !network) return std::fprintf(stderr, "%s\n", network.error().message().data()), 1;
+  if (!threads) return report(threads.error());
+  if (!network) return report(network.error());
   auto trained = brgemm::train::initialise(*threads, *network, random);
   auto trainer = brgemm::train::classifier<brgemm::train::adam>::make(*network, {.learning_rate = 0.01f});
-  if (!trained || !trainer) return std::fprintf(stderr, "%s\n", trainer.error().message().data()), 1;
+  if (!trained) return report(trained.error());
+  if (!trainer) return report(trainer.error());
 
   // Then call: a step is forward, loss, backward and update, and allocates nothing.
   for (int step = 0; step <= 1000; ++step) {
     const spirals data(batch, random);
     const auto loss = trainer->step(*threads, {data.points.data(), {batch, 3}}, data.labels);
-    if (!loss) return std::fprintf(stderr, "%s\n", loss.error().message().data()), 1;
+    if (!loss) return report(loss.error());
     if (step % 200 == 0) std::printf("step %4d  loss %.4f\n", step, *loss);
   }
 
   const spirals test(batch, random);
   const auto logits = network->forward(*threads, {test.points.data(), {batch, 3}});
-  if (!logits) return std::fprintf(stderr, "%s\n", logits.error().message().data()), 1;
+  if (!logits) return report(logits.error());
   int right = 0;
   for (brgemm::index r = 0; r < batch; ++r) {
     right += ((*logits)(r, 1) > (*logits)(r, 0)) == (test.labels[static_cast<std::size_t>(r)] == 1);

@@ -3,6 +3,7 @@
 #include <brgemm/train/classifier.hpp>
 #include <cmath>
 #include <cstdio>
+#include <string>
 #include <vector>
 
 namespace {
@@ -27,6 +28,11 @@ struct shapes {
   brgemm::view<const float, 2> x() const { return {pixels.data(), {batch, side * side}}; }
 };
 
+int report(const brgemm::error& e) {
+  std::fprintf(stderr, "%s\n", std::string(e.message()).c_str());
+  return 1;
+}
+
 }  // namespace
 
 int main() {
@@ -38,21 +44,23 @@ int main() {
 
   auto threads = brgemm::loops::default_executor::make(2);
   auto network = convnet::make({.images = batch, .height = side, .width = side, .stages = stages, .classes = 2});
-  if (!threads || !network) return std::fprintf(stderr, "%s\n", network.error().message().data()), 1;
+  if (!threads) return report(threads.error());
+  if (!network) return report(network.error());
   auto begun = brgemm::train::initialise(*threads, *network, random);
   auto trainer = brgemm::train::classifier<brgemm::train::adam, convnet>::make(*network, {.learning_rate = 0.003f});
-  if (!begun || !trainer) return std::fprintf(stderr, "%s\n", trainer.error().message().data()), 1;
+  if (!begun) return report(begun.error());
+  if (!trainer) return report(trainer.error());
 
   for (int step = 0; step <= 200; ++step) {
     const shapes data(random);
     const auto loss = trainer->step(*threads, data.x(), data.labels);
-    if (!loss) return std::fprintf(stderr, "%s\n", loss.error().message().data()), 1;
+    if (!loss) return report(loss.error());
     if (step % 50 == 0) std::printf("step %4d  loss %.4f\n", step, *loss);
   }
 
   const shapes test(random);
   const auto logits = network->predict(*threads, test.x());  // by the running statistics, each picture for itself
-  if (!logits) return std::fprintf(stderr, "%s\n", logits.error().message().data()), 1;
+  if (!logits) return report(logits.error());
   int right = 0;
   for (brgemm::index r = 0; r < batch; ++r) {
     right += ((*logits)(r, 1) > (*logits)(r, 0)) == (test.labels[static_cast<std::size_t>(r)] == 1);

@@ -53,6 +53,31 @@ bool run(const brgemm::desc& d, std::string_view backend, unsigned long long& h)
   return true;
 }
 
+// Layers whose loops the user's compiler translates: batch normalisation and the mean of windows.
+bool run_layers(unsigned long long& h) {
+  constexpr brgemm::index pixels = 40, channels = 300;
+  const auto norm = brgemm::nn::batch_norm::plan({pixels, channels, brgemm::nn::activation::relu});
+  brgemm::nn::pool_desc windows;
+  windows.channels = channels, windows.kind = brgemm::nn::pool_kind::average;
+  windows.axes[2] = {pixels, 3, 2};
+  const auto pool = brgemm::nn::pool::plan(windows);
+  if (!norm || !pool) return false;
+  const auto size = static_cast<std::size_t>(pixels * channels);
+  std::vector<float> x(size), y(size), dx(size), vectors(6 * channels, 0.7f);
+  std::vector<float> saved(4 * channels), workspace(static_cast<std::size_t>(norm->workspace_bytes() / 4));
+  for (std::size_t i = 0; i < size; ++i) x[i] = static_cast<float>(i * 37 % 101) / 7;
+  float* const v = vectors.data();  // gamma, beta, the running mean and variance, dgamma, dbeta
+  brgemm::loops::serial alone;
+  bool right = norm->forward(alone, pixels, x.data(), v, v + channels, v + 2 * channels, v + 3 * channels, y.data(),
+                             saved.data(), workspace.data()) &&
+               norm->backward(alone, pixels, x.data(), y.data(), saved.data(), dx.data(), v + 4 * channels,
+                              v + 5 * channels, workspace.data());
+  for (const auto& result : {y, dx, vectors, saved}) h = digest(result.data(), result.size() * sizeof(float), h);
+  right &= static_cast<bool>(pool->forward(alone, 1, dx.data(), y.data(), nullptr));
+  h = digest(y.data(), static_cast<std::size_t>(pool->y_bytes()), h);
+  return right;
+}
+
 }  // namespace
 
 // Returns the digest, 0 where something failed or two backends disagree.
@@ -71,5 +96,6 @@ extern "C" unsigned long long USE_NAME() {
     all[backends++] = h;
   });
   for (int i = 1; i < backends; ++i) right &= all[i] == all[0];
+  right &= run_layers(all[0]);
   return right && backends > 0 ? all[0] : 0;
 }

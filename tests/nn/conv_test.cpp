@@ -499,6 +499,17 @@ TEST(Conv, EveryBackendAndNumberOfThreads) {
   }
 }
 
+// dW of more than most caches, with rows that begin within a line.
+TEST(Conv, PlansLayersLargerThanTheCaches) {
+  for (const type data : {type::f32, type::bf16}) {
+    conv_desc d;
+    d.in = 4096, d.out = 33004, d.data = data, d.training = true;
+    if (data == type::bf16) d.in = index{1} << 23, d.out = 60;
+    const auto made = conv::plan(d);
+    EXPECT_TRUE(made) << made.error().message();
+  }
+}
+
 TEST(Conv, WrongDescs) {
   conv_desc right;
   right.in = 12, right.out = 8, right.groups = 2;

@@ -2,6 +2,8 @@
 // statistics in long double; its gradients against central differences.
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <array>
 #include <bit>
 #include <brgemm/nn/norm.hpp>
 #include <cmath>
@@ -59,32 +61,34 @@ outcome expected_of(const problem& p, index leaf) {
   const bool relu = p.d.act == activation::relu;
   for (index c = 0; c < channels; ++c) {
     const auto x = [&](index pixel) { return p.x[at(pixel * channels + c)]; };
-    std::vector<float> means, squares;
-    std::vector<double> counts;
+    double total = 0, about = 0;
+    std::vector<std::array<double, 4>> leaves;  // pixels, the first one, sums of distances from it and of their squares
     for (index first = 0; first < pixels; first += leaf) {
       const index end = std::min(first + leaf, pixels);
-      float sum = 0, about = 0;
-      for (index i = first; i < end; ++i) sum += x(i);
-      const float mean = sum / static_cast<float>(end - first);
-      for (index i = first; i < end; ++i) about = std::fma(x(i) - mean, x(i) - mean, about);
-      means.push_back(mean), squares.push_back(about), counts.push_back(static_cast<double>(end - first));
+      float sum = 0, squares = 0;
+      for (index i = first; i < end; ++i) {
+        const float distance = x(i) - x(first);
+        sum += distance;
+        squares = std::fma(distance, distance, squares);
+      }
+      leaves.push_back({static_cast<double>(end - first), double{x(first)}, double{sum}, double{squares}});
+      total += std::fma(leaves.back()[0], leaves.back()[1], double{sum});
     }
-    double mean = 0, about = 0;
-    for (std::size_t i = 0; i < means.size(); ++i) mean = std::fma(counts[i], double{means[i]}, mean);
-    mean /= number;
-    for (std::size_t i = 0; i < means.size(); ++i) {
-      const double away = double{means[i]} - mean;
-      about += std::fma(counts[i], away * away, double{squares[i]});
+    const double mean = total / number;
+    for (const auto& [n, origin, distances, squares] : leaves) {
+      const double own = distances / n;
+      const double away = (origin - mean) + own;
+      about += std::max(0.0, std::fma(-own, distances, squares));
+      about = std::fma(n * away, away, about);
     }
     const double inverse = 1 / std::sqrt(about / number + double{p.d.epsilon});
-    const double exact = double{p.gamma[at(c)]} * inverse;
     const auto mean32 = static_cast<float>(mean);
-    const auto scale = static_cast<float>(exact);
-    const auto shift = static_cast<float>(std::fma(-mean, exact, double{p.beta[at(c)]}));
+    const auto scale = static_cast<float>(double{p.gamma[at(c)]} * inverse);
+    const auto shift = static_cast<float>(std::fma(-mean, double{scale}, double{p.beta[at(c)]}));
     const float saved[4] = {mean32, static_cast<float>(inverse), scale, shift};
     for (index i = 0; i < 4; ++i) o.saved[at(i * channels + c)] = saved[i];
     const auto run = [&](float& v, double batch) {
-      v = static_cast<float>(double{v} + double{p.d.momentum} * (batch - double{v}));
+      v = static_cast<float>(std::fma(double{p.d.momentum}, batch - double{v}, double{v}));
     };
     run(o.mean[at(c)], mean);
     run(o.variance[at(c)], about / (number - 1));
@@ -187,11 +191,12 @@ TEST(BatchNorm, HasTheBitsOfThePlainLoops) {
   hide_features("");
 }
 
-// A mean far above the deviation: squares about zero would lose all of the variance.
-TEST(BatchNorm, StatisticsAreExactWhereTheMeanIsLarge) {
+// A mean far above the deviation: squares about zero, or chains of the values themselves, would lose the variance.
+TEST(BatchNorm, StatisticsWhereTheMeanIsLarge) {
   std::mt19937 random(2);
   problem p = draw(random, 5000, 4, activation::none);
-  for (float& v : p.x) v += 4096;
+  for (float& v : p.x) v = v * 0.1f + 4096;
+  for (index i = 0; i < 5000; ++i) p.x[at(i * 4)] = 1000.1f;  // a constant channel
   const outcome o = run(p, 2, guard::after, false);
   for (index c = 0; c < 4; ++c) {
     long double sum = 0, squares = 0;
@@ -201,12 +206,19 @@ TEST(BatchNorm, StatisticsAreExactWhereTheMeanIsLarge) {
       const long double away = static_cast<long double>(p.x[at(i * 4 + c)]) - mean;
       squares += away * away;
     }
-    // A leaf's mean of 512 terms around 4096 is off by 2^-12 * 512 / 2 at most; the variance by its square.
+    // Chains of 512 distances of at most 0.6: their sum is off by 512 * 2^-24 of it, and so is that of their squares.
     const auto exact = static_cast<double>(squares / 5000);
-    const double found = 1 / (double{o.saved[at(4 + c)]} * double{o.saved[at(4 + c)]}) - 1e-5;
-    EXPECT_NEAR(double{o.saved[at(c)]}, static_cast<double>(mean), 0.0625);
-    EXPECT_NEAR(found, exact, 0.0625 * 0.0625 + 1e-5 * exact);
+    const double found = 1 / (double{o.saved[at(4 + c)]} * double{o.saved[at(4 + c)]}) - double{p.d.epsilon};
+    EXPECT_NEAR(double{o.saved[at(c)]}, static_cast<double>(mean), 0x1p-24 * 4096 + 512 * 0x1p-24 * 0.6);
+    EXPECT_NEAR(found, exact, 2 * 512 * 0x1p-24 * 0.36 + 0x1p-22 * 1e-5);
+    // y is off by the roundings of its two terms, mean * scale each.
+    const double factor = double{o.saved[at(8 + c)]};
+    for (index i = 0; i < 5000; ++i) {
+      const double right = (double{p.x[at(i * 4 + c)]} - static_cast<double>(mean)) * factor + double{p.beta[at(c)]};
+      EXPECT_NEAR(double{o.y[at(i * 4 + c)]}, right, 0x1p-23 * std::abs(static_cast<double>(mean) * factor) + 1e-3);
+    }
   }
+  EXPECT_FLOAT_EQ(o.saved[4], 1 / std::sqrt(p.d.epsilon));
 }
 
 TEST(BatchNorm, GradientsAreThoseOfCentralDifferences) {

@@ -53,7 +53,9 @@ class gradient_product {
       if (auto r = p.list_pieces(rows); !r) return r.error();
     }
     const index dw_bytes = nn::panels(out) * in * p.z_.ld * size_of(type::f32);
-    p.streams_ = largest_cache_bytes() > 0 && dw_bytes > largest_cache_bytes();
+    // Rows that begin anywhere cannot go past the caches.
+    const bool aligned = p.dw_.ld * size_of(type::f32) % streaming_alignment == 0;
+    p.streams_ = aligned && largest_cache_bytes() > 0 && dw_bytes > largest_cache_bytes();
     for (int part = 0; part < parts; ++part) {
       if (auto r = p.make_part(part, how); !r) return r.error();
       // Rows that the plan ends with in one entry, where no order of sums counts from an entry's beginning in chunks.

@@ -26,9 +26,11 @@ struct batch_norm_desc {
 /// nothing and allocates nothing.
 ///
 /// All calls compute y = act(fma(x, scale, shift)) with scale = gamma / sqrt(variance + epsilon) and shift = beta -
-/// mean * scale, both in double, then f32. Sums over pixels are cut into leaves of leaf_pixels() from the first pixel
-/// on, each one f32 chain in ascending order from +0; the leaves are added in double, in ascending order. The variance
-/// in a leaf is taken about its own mean, so a large mean cancels nothing. Equal bits for any number of threads.
+/// mean * scale, each in double, then f32: beside the rounding of statistics y is off by some 2^-23 * |mean * scale|.
+/// Sums over pixels are cut into leaves of leaf_pixels() from the first pixel on, each one f32 chain in ascending order
+/// from +0; the leaves are added in double, in ascending order. Statistics are of the distances from a leaf's first
+/// pixel, so that a large mean cancels nothing and a constant channel has no variance. Equal bits for any number of
+/// threads.
 ///
 /// Errors of calls are invalid_argument with the argument's name, found before anything is written. Buffers that are
 /// written overlap no other, but dx may be dy.
@@ -103,15 +105,14 @@ class batch_norm {
                         [&](index i) { each(i * panel, std::min(panel, d_.channels - i * panel)); });
   }
   static void fold_one(float gamma, float beta, double mean, double inverse, float& scale, float& shift) noexcept {
-    const double exact = static_cast<double>(gamma) * inverse;
-    scale = static_cast<float>(exact);
-    shift = static_cast<float>(__builtin_fma(-mean, exact, static_cast<double>(beta)));
+    scale = static_cast<float>(static_cast<double>(gamma) * inverse);
+    shift = static_cast<float>(__builtin_fma(-mean, static_cast<double>(scale), static_cast<double>(beta)));
   }
   /// What y is at least; NaN, which is never compared as true, without relu.
   float least() const noexcept { return d_.act == activation::relu ? 0.0f : __builtin_nanf(""); }
   void measure(loops::executor_ref threads, index pixels, const float* x, leaf_sums s) const noexcept;
-  void combine(loops::executor_ref threads, index pixels, leaf_sums s, const float* gamma, const float* beta,
-               float* running_mean, float* running_variance, float* saved) const noexcept;
+  void combine(loops::executor_ref threads, index pixels, const float* x, leaf_sums s, const float* gamma,
+               const float* beta, float* running_mean, float* running_variance, float* saved) const noexcept;
   void apply(loops::executor_ref threads, index pixels, const float* x, const float* scale, const float* shift,
              float* y) const noexcept;
   void sum_gradients(loops::executor_ref threads, index pixels, const float* x, const float* dy, const float* saved,
@@ -150,72 +151,63 @@ inline result<batch_norm> batch_norm::plan(const batch_norm_desc& d) noexcept {
   return batch_norm(d);
 }
 
-/// Each leaf's mean, and the sum of squares about it.
+/// Each leaf's sums of the distances from its first pixel, and of their squares.
 inline void batch_norm::measure(loops::executor_ref threads, index pixels, const float* x, leaf_sums s) const noexcept {
   const index channels = d_.channels;
   for_leaves(threads, pixels, [&](index leaf, index first, index count) BRGEMM_ALWAYS_INLINE {
-    float* __restrict const mean = s.first + leaf * channels;
+    float* __restrict const sum = s.first + leaf * channels;
     float* __restrict const squares = s.second + leaf * channels;
-    std::fill(mean, mean + channels, 0.0f);
+    const float* __restrict const origin = x + first;
+    std::fill(sum, sum + channels, 0.0f);
     std::fill(squares, squares + channels, 0.0f);
     for (index p = 0; p < count; ++p) {
       const float* __restrict const from = x + first + p * channels;
       BRGEMM_INDEPENDENT
-      for (index c = 0; c < channels; ++c) mean[c] += from[c];
-    }
-    const auto number = static_cast<float>(count);
-    BRGEMM_INDEPENDENT
-    for (index c = 0; c < channels; ++c) mean[c] /= number;
-    for (index p = 0; p < count; ++p) {
-      const float* __restrict const from = x + first + p * channels;
-      BRGEMM_INDEPENDENT
       for (index c = 0; c < channels; ++c) {
-        const float distance = from[c] - mean[c];
+        const float distance = from[c] - origin[c];
+        sum[c] += distance;
         squares[c] = __builtin_fmaf(distance, distance, squares[c]);
       }
     }
   });
 }
 
-/// The statistics of all leaves together: their means weighted by their pixels; their squares, moved to that mean.
-inline void batch_norm::combine(loops::executor_ref threads, index pixels, leaf_sums s, const float* gamma,
-                                const float* beta, float* running_mean, float* running_variance,
+/// The statistics of all leaves together: the squares of each are moved to its mean, then to that of all.
+inline void batch_norm::combine(loops::executor_ref threads, index pixels, const float* x, leaf_sums s,
+                                const float* gamma, const float* beta, float* running_mean, float* running_variance,
                                 float* saved) const noexcept {
   const index channels = d_.channels;
   const auto number = static_cast<double>(pixels);
   const auto keep = [&](float& running, double batch) {
-    running = static_cast<float>(running + static_cast<double>(d_.momentum) * (batch - running));
+    const auto before = static_cast<double>(running);
+    running = static_cast<float>(__builtin_fma(static_cast<double>(d_.momentum), batch - before, before));
+  };
+  // Calls each(leaf's pixels, its first pixel, the sums of its distances and of their squares) for all leaves.
+  const auto for_sums = [&](index c, const auto& each) {
+    for (index leaf = 0; leaf < leaves(pixels); ++leaf) {
+      each(static_cast<double>(pixels_of(leaf, pixels)), static_cast<double>(x[leaf * leaf_pixels() * channels + c]),
+           static_cast<double>(s.first[leaf * channels + c]), static_cast<double>(s.second[leaf * channels + c]));
+    }
   };
   for_panels(threads, [&](index c0, index width) {
-    double mean[panel] = {}, squares[panel] = {};
-    detail::widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
-      for (index leaf = 0; leaf < leaves(pixels); ++leaf) {
-        const auto count = static_cast<double>(pixels_of(leaf, pixels));
-        const float* const from = s.first + leaf * channels + c0;
-        for (index c = 0; c < width; ++c) {
-          mean[c] = __builtin_fma(count, static_cast<double>(from[c]), mean[c]);
-        }
-      }
-      for (index c = 0; c < width; ++c) mean[c] /= number;
-      for (index leaf = 0; leaf < leaves(pixels); ++leaf) {
-        const auto count = static_cast<double>(pixels_of(leaf, pixels));
-        const float* const from = s.first + leaf * channels + c0;
-        const float* const about = s.second + leaf * channels + c0;
-        for (index c = 0; c < width; ++c) {
-          const double away = static_cast<double>(from[c]) - mean[c];
-          squares[c] += __builtin_fma(count, away * away, static_cast<double>(about[c]));
-        }
-      }
-    });
-    for (index c = 0; c < width; ++c) {
-      const double inverse = 1 / std::sqrt(squares[c] / number + static_cast<double>(d_.epsilon));
-      saved[c0 + c] = static_cast<float>(mean[c]);
-      saved[channels + c0 + c] = static_cast<float>(inverse);
-      fold_one(gamma[c0 + c], beta[c0 + c], mean[c], inverse, saved[2 * channels + c0 + c],
-               saved[3 * channels + c0 + c]);
+    for (index c = c0; c < c0 + width; ++c) {
+      double sum = 0, squares = 0;
+      for_sums(c,
+               [&](double n, double origin, double distances, double) { sum += __builtin_fma(n, origin, distances); });
+      const double mean = sum / number;
+      for_sums(c, [&](double n, double origin, double distances, double of_squares) {
+        const double own = distances / n;
+        const double away = (origin - mean) + own;
+        squares += std::max(0.0, __builtin_fma(-own, distances, of_squares));  // f32 chains may round below 0
+        squares = __builtin_fma(n * away, away, squares);
+      });
+      const double inverse = 1 / std::sqrt(squares / number + static_cast<double>(d_.epsilon));
+      saved[c] = static_cast<float>(mean);
+      saved[channels + c] = static_cast<float>(inverse);
+      fold_one(gamma[c], beta[c], mean, inverse, saved[2 * channels + c], saved[3 * channels + c]);
       if (running_mean == nullptr) continue;
-      keep(running_mean[c0 + c], mean[c]);
-      keep(running_variance[c0 + c], squares[c] / (number - 1));
+      keep(running_mean[c], mean);
+      keep(running_variance[c], squares / (number - 1));
     }
   });
 }
@@ -277,7 +269,7 @@ inline result<void> batch_norm::forward(loops::executor_ref threads, index pixel
   if (auto r = detail::check_buffers(written, read); !r) return r;
   const leaf_sums sums = sums_in(workspace, pixels);
   measure(threads, pixels, x, sums);
-  combine(threads, pixels, sums, gamma, beta, running_mean, running_variance, saved);
+  combine(threads, pixels, x, sums, gamma, beta, running_mean, running_variance, saved);
   apply(threads, pixels, x, saved + 2 * d_.channels, saved + 3 * d_.channels, y);
   return {};
 }

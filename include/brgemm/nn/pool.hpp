@@ -35,8 +35,8 @@ constexpr pool_desc global_average(index images, index channels, index depth, in
 
 /// A checked desc: any number of threads may call it at once with different memory. It owns nothing, allocates nothing.
 ///
-/// A window's taps pass in row-major order; those in the padding are left out. max: the first one that is greater than
-/// all before it, or the first NaN (PyTorch's rule). average: their sum from +0, divided by their number. A pixel's
+/// A window's taps pass in row-major order; those in the padding are left out. max: the largest value, the first of
+/// equal ones, or the first NaN (PyTorch's rule). average: their sum from +0, divided by their number. A pixel's
 /// gradient is the sum from +0 over the outputs that it went to, in row-major order. Equal bits for any number of
 /// threads.
 ///
@@ -159,13 +159,15 @@ inline result<void> pool::check(const pool_desc& d) noexcept {
     return error(errc::invalid_argument, "axes", "a window of %g taps; the index of the largest, a byte, counts 256",
                  taps);
   }
+  if (taps > 0x1p62) return error(errc::invalid_argument, "axes", "a window of %g taps, more than 2^62", taps);
   return check_windows(d);
 }
 
 inline result<void> pool::check_windows(const pool_desc& d) noexcept {
   for (int i = 0; i < 3; ++i) {
     const detail::conv_axis& a = d.axes[i];
-    for (index output = 0; output < a.out(); ++output) {
+    // Without gaps between taps the outer windows see the least; with gaps any may see nothing.
+    for (index output = 0; output < a.out(); output += a.dilation == 1 ? std::max<index>(a.out() - 1, 1) : 1) {
       if (const window w = window_at(a, output); w.first < w.end) continue;
       return error(errc::invalid_argument, detail::name_of_axis(i),
                    "%s: no tap of output %ld's window lies in x (kernel %ld, dilation %ld, padding %ld and %ld)",

@@ -83,7 +83,6 @@ class tap_update {
     return nn::block_rows;
   }
 
-  /// Views with the same outputs one behind the other: they share copies of dz.
   result<void> plan_views(index images) noexcept {
     const conv_axis* const a = g_.axes;
     views_count_ = a[0].kernel * a[1].kernel * a[2].kernel + 1;
@@ -105,14 +104,17 @@ class tap_update {
       v.band = blocks * v.entry;
       blocks_ = std::max(blocks_, blocks);
     }
-    for (index first = 0; first < views_count_; ++first) {
-      index next = first + 1;
-      for (index i = next; i < views_count_; ++i) {
+    group_views();
+    return {};
+  }
+
+  /// Views with the same outputs one behind the other: they share copies of dz.
+  void group_views() noexcept {
+    for (index first = 0, next = 0; first < views_count_; first = next) {
+      for (index i = next = first + 1; i < views_count_; ++i) {
         if (same_outputs(views_[at(first)], views_[at(i)])) std::swap(views_[at(next++)], views_[at(i)]);
       }
-      first = next - 1;
     }
-    return {};
   }
 
   /// One product for views with as many pixels.

@@ -82,6 +82,8 @@ class classifier {
   /// the network's forward and softmax_cross_entropy; the parameters are then unchanged.
   result<double> step(loops::executor_ref threads, const view<const float, 2>& x,
                       std::span<const std::int32_t> labels) noexcept {
+    // Before forward, which a network may keep statistics of.
+    if (auto r = detail::check_labels(x.extent(0), network_->classes(), labels); !r) return r.error();
     const auto logits = network_->forward(threads, x);
     if (!logits) return logits.error();
     const view<float, 2> gradient(gradient_.get(), logits->shape());

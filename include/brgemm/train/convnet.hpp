@@ -2,9 +2,11 @@
 // pooling, then the mean over all pixels and one fully connected layer. No allocation in a step.
 #pragma once
 
+#include <algorithm>
 #include <memory>
 #include <optional>
 #include <span>
+#include <utility>
 
 #include "../nn/conv.hpp"
 #include "../nn/linear.hpp"
@@ -176,6 +178,9 @@ inline result<void> convnet::plan(const convnet_desc& d, const options& how) noe
   index channels = d.channels, height = d.height, width = d.width;
   for (index s = 0; s < count_; ++s) {
     const convnet_stage& stage = d.stages[static_cast<std::size_t>(s)];
+    if (stage.pool < 1) {
+      return error(errc::invalid_argument, "stages", "stages[%ld].pool is %ld; it must be 1 or more", s, stage.pool);
+    }
     if (auto r = plan_stage(at(s), stage, channels, height, width, how); !r) return r;
     channels = stage.out;
   }
@@ -217,6 +222,10 @@ inline void convnet::place() noexcept {
     at(s).statistics_at = statistics;
     parameters = beta_of(0, s) + lines(channels_of(s));
     statistics += 2 * lines(channels_of(s));
+    if (parameters > index{1} << 61) {
+      memory_.take((index{1} << 62) + 1);  // more than there can be
+      return;
+    }
   }
   last_at_ = parameters;
   parameters_ = (bias_of(0) + lines(classes())) / 4;
@@ -264,7 +273,7 @@ inline result<void> convnet::check_input(const view<const float, 2>& x) const no
                  "x is (%ld,%ld) with strides (%ld,%ld); needed is (images,%ld) with strides (%ld,1)", x.extent(0),
                  x.extent(1), x.stride(0), x.stride(1), features(), features());
   }
-  return detail::check_buffers({memory_.all()}, {detail::buffer_of("x", x)});
+  return detail::check_buffers({detail::buffer_of("x", x)}, {memory_.all()});
 }
 
 /// From the last stage to the logits.
@@ -281,6 +290,11 @@ inline result<view<const float, 2>> convnet::forward(loops::executor_ref threads
                                                      const view<const float, 2>& x) noexcept {
   if (auto r = check_input(x); !r) return r.error();
   const index images = x.extent(0);
+  for (index s = 0; s < count_; ++s) {
+    if (images * pixels_of(s) >= 2) continue;
+    return error(errc::invalid_argument, "rows",
+                 "x has %ld row, of which stage %ld makes one pixel: no variance to normalise by", images, s);
+  }
   forward_images_ = 0;
   const float* from = x.data();
   for (index s = 0; s < count_; ++s) {

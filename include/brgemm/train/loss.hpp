@@ -11,6 +11,20 @@
 
 namespace brgemm::inline abi_0::detail {
 
+inline result<void> check_labels(index rows, index classes, std::span<const std::int32_t> labels) noexcept {
+  const auto number = [](auto x) { return static_cast<long long>(x); };
+  if (number(labels.size()) != rows || labels.data() == nullptr) {
+    return error(errc::invalid_argument, "labels", "%lld rows of logits but %lld labels at %p", number(rows),
+                 number(labels.size()), static_cast<const void*>(labels.data()));
+  }
+  for (std::size_t r = 0; r < labels.size(); ++r) {
+    if (labels[r] >= 0 && labels[r] < classes) continue;
+    return error(errc::invalid_argument, "labels", "label %d of row %zu is none of the %lld classes", labels[r], r,
+                 number(classes));
+  }
+  return {};
+}
+
 inline result<void> check_loss(const view<const float, 2>& logits, std::span<const std::int32_t> labels,
                                std::span<double> losses, const view<float, 2>& gradient) noexcept {
   const index rows = logits.extent(0);
@@ -19,10 +33,6 @@ inline result<void> check_loss(const view<const float, 2>& logits, std::span<con
   if (rows < 1 || classes < 1 || logits.data() == nullptr) {
     return error(errc::invalid_argument, "logits", "logits of shape (%lld, %lld) at %p", number(rows), number(classes),
                  static_cast<const void*>(logits.data()));
-  }
-  if (number(labels.size()) != rows || labels.data() == nullptr) {
-    return error(errc::invalid_argument, "labels", "%lld rows of logits but %lld labels at %p", number(rows),
-                 number(labels.size()), static_cast<const void*>(labels.data()));
   }
   if (number(losses.size()) != rows || losses.data() == nullptr) {
     return error(errc::invalid_argument, "losses", "%lld rows of logits but room for %lld losses at %p", number(rows),
@@ -33,13 +43,7 @@ inline result<void> check_loss(const view<const float, 2>& logits, std::span<con
                  number(rows), number(classes), number(gradient.extent(0)), number(gradient.extent(1)),
                  static_cast<const void*>(gradient.data()));
   }
-  for (std::size_t r = 0; r < labels.size(); ++r) {
-    if (labels[r] < 0 || labels[r] >= classes) {
-      return error(errc::invalid_argument, "labels", "label %d of row %zu is none of the %lld classes", labels[r], r,
-                   number(classes));
-    }
-  }
-  return {};
+  return check_labels(rows, classes, labels);
 }
 
 }  // namespace brgemm::inline abi_0::detail
