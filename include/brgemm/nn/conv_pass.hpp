@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 
 #include "../kernel/pack.hpp"
@@ -83,6 +84,10 @@ class conv_pass {
                           for (int s = 0; s < steps_; ++s) {
                             for (index i = pieces_ * band / bands; i < pieces_ * (band + 1) / bands; ++i) {
                               const planned_piece& p = piece_.get()[i];
+                              if (is_zero(p)) {  // all of its channels by one task
+                                if (s == 0 && group == 0 && i % panels == panel) clear(p, image, c);
+                                continue;
+                              }
                               call.a = from + p.place.a * size_of(d_.data);
                               call.c = to + p.place.c * size_of(d_.c);
                               call.lda = p.place.lda;
@@ -129,6 +134,19 @@ class conv_pass {
   }
   index entries(const conv_piece& p) const noexcept {
     return joins_taps() ? (p.taps_w == 0 ? 0 : p.taps / p.taps_w) : p.taps;
+  }
+
+  /// Outputs that see no tap, and that no step changes.
+  bool is_zero(const planned_piece& p) const noexcept {
+    return p.entries == 0 && std::all_of(d_.epilogue, d_.epilogue + d_.steps,
+                                         [](const epilogue_op& o) { return o.kind == op_kind::multiply_mask; });
+  }
+  void clear(const planned_piece& p, index image, void* c) const noexcept {
+    const index pixel = d_.geometry.pixel_out * size_of(d_.c);
+    char* const to = static_cast<char*>(c) + (image * image_out() + p.place.c) * size_of(d_.c);
+    for (index i = 0; i < p.place.m; ++i) {
+      std::memset(to + i * p.place.ldc * size_of(d_.c), 0, static_cast<std::size_t>(pixel));
+    }
   }
 
   /// Where the operands of a piece begin that is written to element `first` of C and to channels from `channel`.
