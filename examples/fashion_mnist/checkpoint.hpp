@@ -21,7 +21,7 @@ namespace demo {
 struct settings {
   std::vector<std::int64_t> layers;  ///< mlp: sizes of the hidden layers; cnn: channels of the convolutions
   std::string type = "f32";
-  std::string network = "cnn";
+  std::string network = "mlp";
   std::int64_t epochs = 0;
   std::int64_t batch = 128;
   std::uint64_t seed = 1;

@@ -315,9 +315,10 @@ int train_and_test(checkpoint& c, const pictures& set, const pictures& test, con
   const settings& s = c.chosen;
   std::string sizes;
   for (const auto size : s.layers) sizes += std::to_string(size) + "-";
-  std::printf("%s %zu-%s10, %s, %s, %d thread%s, batch %ld, seed %lu%s\n", s.network.c_str(), picture_size,
-              sizes.c_str(), s.type.c_str(), std::string(t.backend()).c_str(), threads, threads == 1 ? "" : "s",
-              static_cast<long>(s.batch), static_cast<unsigned long>(s.seed), resumed ? ", resumed" : "");
+  std::printf("%s%zu-%s10, %s, %s, %d thread%s, batch %ld, seed %lu%s\n", s.network == "cnn" ? "cnn " : "",
+              picture_size, sizes.c_str(), s.type.c_str(), std::string(t.backend()).c_str(), threads,
+              threads == 1 ? "" : "s", static_cast<long>(s.batch), static_cast<unsigned long>(s.seed),
+              resumed ? ", resumed" : "");
   std::fflush(stdout);
   const bool finished = t.run();
   t.keep();
@@ -344,16 +345,16 @@ int run(int argc, char** argv) {
   std::string backend, data = "/usr/share/datasets/fashion-mnist", output = "demo-output";
   bool resume = false;
   app.add_option("--threads", threads, "threads")->capture_default_str()->check(CLI::Range(1, 1024));
-  app.add_option("--network", s.network, "cnn: convolutions; mlp: fully connected layers")
+  app.add_option("--network", s.network, "mlp: fully connected layers; cnn: convolutions")
       ->capture_default_str()
-      ->check(CLI::IsMember({"cnn", "mlp"}));
+      ->check(CLI::IsMember({"mlp", "cnn"}));
   app.add_option("--type", s.type, "f32, or (mlp) bf16 with f32 parameters")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--backend", backend, "reference, avx2, avx512, ...; the best one without it");
-  app.add_option("--epochs", s.epochs, "passes over the training pictures [cnn 8, mlp 12]")
+  app.add_option("--epochs", s.epochs, "passes over the training pictures [mlp 12, cnn 8]")
       ->check(CLI::Range(1, 10000));
-  app.add_option("--layers", s.layers, "channels of the convolutions [32,64,128], sizes of the hidden layers [512,512]")
+  app.add_option("--layers", s.layers, "sizes of the hidden layers [512,512]; cnn: channels [32,64,128]")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--batch", s.batch, "pictures a step")->capture_default_str()->check(CLI::Range(1, 60000));

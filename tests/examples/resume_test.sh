@@ -31,7 +31,7 @@ while read -r -a what; do
     "$program" "${options[@]}" --threads $((try % 4 + 1)) --output "$folder/parts" "${resume[@]}" > "$folder/log" &
     child=$!
     # At first wait until it trains; a child that is interrupted while it still reads pictures has nothing to save.
-    until grep -q '^[cm][nl][np] 784-' "$folder/log" || ! kill -0 $child 2> /dev/null; do sleep 0.01; done
+    until grep -q '^\(cnn \)\?784-' "$folder/log" || ! kill -0 $child 2> /dev/null; do sleep 0.01; done
     sleep $delay
     kill -INT $child 2> /dev/null || true
     status=0
