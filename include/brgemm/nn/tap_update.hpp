@@ -32,21 +32,18 @@ class tap_update {
     return u;
   }
 
-  index workspace_bytes() const noexcept {
-    return (nn::panels(in_) * x_.column_step + nn::panels(out_) * z_.column_step) * size_of(data_);
-  }
+  index workspace_bytes() const noexcept { return x_bytes() + nn::panels(out_) * z_.column_step * size_of(data_); }
 
   /// db may be null.
   void operator()(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw, float* db,
                   void* workspace) const noexcept {
     char* const x_blocks = static_cast<char*>(workspace);
-    char* const z_blocks = x_blocks + nn::panels(in_) * x_.column_step * size_of(data_);
-    const index taps = views_count_ - 1;
+    char* const z_blocks = x_blocks + x_bytes();
     for (index group = 0; group < groups_; ++group) {
       const char* const from_x = static_cast<const char*>(x) + group * in_ * size_of(data_);
       const char* const from_z = static_cast<const char*>(dz) + group * out_ * size_of(data_);
       float* const sums = db == nullptr ? nullptr : db + group * out_;
-      float* const to = dw + group * taps * in_ * out_;
+      float* const to = dw + group * taps() * in_ * out_;
       for (index first = 0, end = 0; first < views_count_; first = end) {
         while (end < views_count_ && same_outputs(views_[at(first)], views_[at(end)])) ++end;
         sum_views(threads, first, end, images, from_x, from_z, to, sums, x_blocks, z_blocks);
@@ -55,18 +52,28 @@ class tap_update {
   }
 
  private:
-  /// What sees x through a tap; the last one, tap -1, is all of y: for db.
+  /// What sees x through a tap, or through all taps of a row, which are adjacent in x as they are in dW; tap -1 is all
+  /// of y: for db.
   struct tap_view {
     seen_outputs axis[3];
-    index tap = 0;
-    index entry = 0;  ///< pixels of a block
-    index band = 0;   ///< pixels that are copied at once, whole blocks
+    index tap = 0;       ///< the first one
+    index in = 0;        ///< channels, of all its taps
+    bool begins = true;  ///< the sums, which others may continue
+    index entry = 0;     ///< pixels of a block
+    index band = 0;      ///< pixels that are copied at once, whole blocks
     index image_pixels() const noexcept { return axis[0].count * axis[1].count * axis[2].count; }
   };
   static constexpr index band_bytes = index{2} << 20;  ///< of copies
   static constexpr index least_band = 256;             ///< pixels: dW is read and written once a band
+  static constexpr index most_joined = 64;             ///< channels of a joined row: one panel
 
   tap_update() = default;
+
+  nn::tiling x_tiles(index in) const noexcept { return nn::column_tiling(in, blocks_ * nn::block_rows); }
+  index x_bytes() const noexcept {
+    const index in = joined_ ? g_.axes[2].kernel * in_ : in_;
+    return nn::panels(in) * x_tiles(in).column_step * size_of(data_);
+  }
 
   static std::size_t at(index i) noexcept { return static_cast<std::size_t>(i); }
   static bool same_outputs(const tap_view& a, const tap_view& b) noexcept {
@@ -85,27 +92,65 @@ class tap_update {
 
   result<void> plan_views(index images) noexcept {
     const conv_axis* const a = g_.axes;
-    views_count_ = a[0].kernel * a[1].kernel * a[2].kernel + 1;
-    views_.reset(new (std::nothrow) tap_view[at(views_count_)]);
-    if (!views_) return error(errc::out_of_memory, "axes", "no memory for %ld taps", views_count_);
-    const index most = std::max<index>(band_bytes / ((in_ + out_) * size_of(data_)), least_band);
-    for (index i = 0; i < views_count_; ++i) {
-      tap_view& v = views_[at(i)];
-      const bool is_tap = i + 1 < views_count_;
-      const index taps[3] = {i / a[2].kernel / a[1].kernel, i / a[2].kernel % a[1].kernel, i % a[2].kernel};
-      for (int j = 0; j < 3; ++j) {
-        v.axis[j] = is_tap ? outputs_through(a[j], taps[j]) : seen_outputs{0, a[j].out(), 0};
-      }
-      v.tap = is_tap ? i : -1;
-      const index pixels = images * v.image_pixels();
-      const index bands = std::max<index>((pixels + most - 1) / most, 1);
-      v.entry = entry_of(v.image_pixels());
-      const index blocks = ((pixels + bands - 1) / bands + v.entry - 1) / v.entry;
-      v.band = blocks * v.entry;
-      blocks_ = std::max(blocks_, blocks);
+    // A joined row of taps and the two edges of each, at most.
+    views_.reset(new (std::nothrow) tap_view[at(3 * taps() + 1)]);
+    if (!views_) return error(errc::out_of_memory, "axes", "no memory for %ld taps", taps());
+    const seen_outputs inner = seen_by_all(a[2]);
+    joined_ =
+        groups_ == 1 && a[2].kernel > 1 && a[2].dilation == 1 && a[2].kernel * in_ <= most_joined && inner.count > 0;
+    for (index i = 0; i < taps(); i += joined_ ? a[2].kernel : 1) {
+      tap_view v = view_of(i);
+      if (joined_) v.axis[2] = inner, v.in = a[2].kernel * in_;
+      add_view(v, images);
     }
+    for (const bool right : {false, true}) {
+      for (index i = 0; joined_ && i < taps(); ++i) {
+        tap_view v = view_of(i);
+        const index end = v.axis[2].first + v.axis[2].count;
+        if (right) v.axis[2] = advanced(v.axis[2], inner.first + inner.count - v.axis[2].first, a[2].stride);
+        v.axis[2].count = (right ? end : inner.first) - v.axis[2].first;
+        v.begins = false;
+        if (v.image_pixels() > 0) add_view(v, images);
+      }
+    }
+    tap_view all;
+    for (int j = 0; j < 3; ++j) all.axis[j] = {0, a[j].out(), 0};
+    all.tap = -1, all.in = in_;
+    add_view(all, images);
     group_views();
     return {};
+  }
+
+  index taps() const noexcept { return g_.axes[0].kernel * g_.axes[1].kernel * g_.axes[2].kernel; }
+  tap_view view_of(index tap) const noexcept {
+    const conv_axis* const a = g_.axes;
+    tap_view v;
+    v.axis[0] = outputs_through(a[0], tap / a[2].kernel / a[1].kernel);
+    v.axis[1] = outputs_through(a[1], tap / a[2].kernel % a[1].kernel);
+    v.axis[2] = outputs_through(a[2], tap % a[2].kernel);
+    v.tap = tap, v.in = in_;
+    return v;
+  }
+  static constexpr seen_outputs advanced(seen_outputs s, index outputs, index stride) noexcept {
+    return {s.first + outputs, s.count - outputs, s.in + outputs * stride};
+  }
+  /// The outputs of an axis that see x through all taps; `in` is the first tap's.
+  static constexpr seen_outputs seen_by_all(const conv_axis& a) noexcept {
+    const seen_outputs first = outputs_through(a, 0);
+    const seen_outputs last = outputs_through(a, a.kernel - 1);
+    const index begin = std::max(first.first, last.first);
+    const index end = std::min(first.first + first.count, last.first + last.count);
+    return {begin, std::max<index>(end - begin, 0), first.in + (begin - first.first) * a.stride};
+  }
+  void add_view(tap_view v, index images) noexcept {
+    const index most = std::max<index>(band_bytes / ((v.in + out_) * size_of(data_)), least_band);
+    const index pixels = images * v.image_pixels();
+    const index bands = std::max<index>((pixels + most - 1) / most, 1);
+    v.entry = entry_of(v.image_pixels());
+    const index blocks = ((pixels + bands - 1) / bands + v.entry - 1) / v.entry;
+    v.band = blocks * v.entry;
+    blocks_ = std::max(blocks_, blocks);
+    views_[at(views_count_++)] = v;
   }
 
   /// Views with the same outputs one behind the other: they share copies of dz.
@@ -119,7 +164,6 @@ class tap_update {
 
   /// One product for views with as many pixels.
   result<void> plan_products(index images, const options& how) noexcept {
-    x_ = nn::column_tiling(in_, blocks_ * nn::block_rows);
     z_ = nn::column_tiling(out_, blocks_ * nn::block_rows);
     products_.reset(new (std::nothrow) std::optional<gradient_product>[at(views_count_)]);
     if (!products_) return error(errc::out_of_memory, "axes", "no memory for %ld taps", views_count_);
@@ -127,8 +171,8 @@ class tap_update {
     for (index i = 0; i < views_count_; ++i) {
       const tap_view& v = views_[at(i)];
       if (i > 0 && same_outputs(views_[at(i - 1)], v)) continue;  // the first one's is taken
-      auto product =
-          gradient_product::make(images * v.image_pixels(), in_, out_, data_, math::f32, x_, z_, how, &to, v.entry);
+      auto product = gradient_product::make(images * v.image_pixels(), v.in, out_, data_, math::f32, x_tiles(v.in), z_,
+                                            how, &to, v.entry);
       if (!product) return product.error();
       products_[at(i)].emplace(*std::move(product));
     }
@@ -142,7 +186,7 @@ class tap_update {
     const gradient_product& product = *products_[at(first)];
     const index pixels = images * shared.image_pixels();
     for (index i = first; pixels == 0 && i < end; ++i) {
-      std::fill_n(dw + views_[at(i)].tap * in_ * out_, in_ * out_, 0.0f);
+      std::fill_n(dw + views_[at(i)].tap * in_ * out_, views_[at(i)].in * out_, 0.0f);
     }
     for (index begin = 0; begin < pixels; begin += shared.band) {
       const index count = std::min(shared.band, pixels - begin);
@@ -150,7 +194,7 @@ class tap_update {
         const tap_view& v = views_[at(i)];
         copy_band(threads, v, begin, count, v.tap >= 0 ? x : nullptr, i == first ? z : nullptr, x_blocks, z_blocks);
         if (v.tap >= 0) {
-          product(threads, count, x_blocks, z_blocks, dw + v.tap * in_ * out_, nullptr, begin > 0);
+          product(threads, count, x_blocks, z_blocks, dw + v.tap * in_ * out_, nullptr, begin > 0 || !v.begins);
         } else if (db != nullptr) {
           product.sum_columns(threads, count, z_blocks, db, begin > 0);
         }
@@ -186,17 +230,17 @@ class tap_update {
   /// x or z may be null: it is not copied.
   void copy_band(loops::executor_ref threads, const tap_view& v, index first, index count, const char* x, const char* z,
                  char* x_blocks, char* z_blocks) const noexcept {
-    const index of_x = x != nullptr ? nn::panels(in_) : 0;
+    const index of_x = x != nullptr ? nn::panels(v.in) : 0;
     const index of_z = z != nullptr ? nn::panels(out_) : 0;
     const index size = size_of(data_);
     loops::parallel_for(threads, {of_x + of_z, (count + v.entry - 1) / v.entry}, [&](index i, index block) {
       const bool is_x = i < of_x;
-      const nn::tiling& t = is_x ? x_ : z_;
+      const nn::tiling t = is_x ? x_tiles(v.in) : z_;
       const index panel = is_x ? i : i - of_x;
       const index rows = extent_of_block(count, v.entry, block);
       index places[nn::block_rows];
       list_pixels(v, first + block * v.entry, rows, is_x, places);
-      copy_block(rows, extent_of_block(is_x ? in_ : out_, t.ld, panel), t.ld, (is_x ? x : z) + panel * t.ld * size,
+      copy_block(rows, extent_of_block(is_x ? v.in : out_, t.ld, panel), t.ld, (is_x ? x : z) + panel * t.ld * size,
                  places, (is_x ? x_blocks : z_blocks) + t.offset(block, panel) * size, is_x);
     });
   }
@@ -228,7 +272,7 @@ class tap_update {
   conv_geometry g_;
   index views_count_ = 0;
   index blocks_ = 0;  ///< the most of a band
-  nn::tiling x_;
+  bool joined_ = false;
   nn::tiling z_;
   std::unique_ptr<tap_view[]> views_;
   std::unique_ptr<std::optional<gradient_product>[]> products_;  ///< at the first view of those with the same outputs
