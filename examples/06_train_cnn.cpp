@@ -1,6 +1,7 @@
 // A convolutional network learns: does a picture show a ring or a disc, wherever it is and however large?
 #include <brgemm/brgemm.hpp>
 #include <brgemm/train/classifier.hpp>
+#include <brgemm/train/convnet.hpp>
 #include <cmath>
 #include <cstdio>
 #include <string>

@@ -4,6 +4,7 @@
 #include <CLI/CLI.hpp>
 #include <brgemm/brgemm.hpp>
 #include <brgemm/train/classifier.hpp>
+#include <brgemm/train/convnet.hpp>
 #include <chrono>
 #include <csignal>
 #include <cstdio>

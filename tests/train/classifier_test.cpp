@@ -2,26 +2,13 @@
 // and batch, no allocation in a step, what is wrong is named.
 #include <gtest/gtest.h>
 
-#include <atomic>
 #include <brgemm/train/classifier.hpp>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
-#include <new>
 #include <random>
 #include <vector>
 
-namespace {
-std::atomic<long> allocations{0};
-}  // namespace
-
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* p = std::malloc(size)) return p;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
+#include "support/counted_allocations.hpp"
 
 namespace brgemm {  // so that index is not the one of <strings.h>
 namespace {

@@ -3,30 +3,17 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
-#include <atomic>
 #include <brgemm/train/classifier.hpp>
+#include <brgemm/train/convnet.hpp>
 #include <cmath>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
-#include <new>
 #include <random>
 #include <vector>
 
+#include "support/counted_allocations.hpp"
 #include "support/expect_error.hpp"
 #include "support/features.hpp"
-
-namespace {
-std::atomic<long> allocations{0};
-}  // namespace
-
-[[gnu::noinline]] void* operator new(std::size_t size) {
-  ++allocations;
-  if (void* p = std::malloc(size)) return p;
-  throw std::bad_alloc();
-}
-[[gnu::noinline]] void operator delete(void* p) noexcept { std::free(p); }
-[[gnu::noinline]] void operator delete(void* p, std::size_t) noexcept { std::free(p); }
 
 namespace brgemm_test {
 namespace {

@@ -4,7 +4,6 @@
 #include <memory>
 
 #include "../nn/mlp.hpp"
-#include "convnet.hpp"
 #include "initialise.hpp"
 #include "loss.hpp"
 #include "optimizer.hpp"
@@ -32,27 +31,6 @@ inline result<void> initialise(loops::executor_ref threads, nn::mlp& network, ge
     const view<const float, 2> w(values.get(), {d.in, d.out});
     if (auto r = network.set(threads, l, w, layout::plain, {values.get() + count, bias_count}); !r) return r;
   }
-  return network.prepare(threads);
-}
-
-/// The same for a convolutional network: its weights and those of the last layer by He, the latter drawn in the order
-/// (in,out); gamma 1, beta and bias 0.
-inline result<void> initialise(loops::executor_ref threads, convnet& network, generator& random) noexcept {
-  for (index s = 0; s < network.stages(); ++s) {
-    const std::span<float> weights = network.weights(s);
-    he(random, static_cast<index>(weights.size() / network.gamma(s).size()), weights);
-    for (float& gamma : network.gamma(s)) gamma = 1;
-    for (float& beta : network.beta(s)) beta = 0;
-  }
-  const nn::linear_desc& d = network.last_layer().description();
-  const auto count = static_cast<std::size_t>(d.in * d.out);
-  const std::unique_ptr<float[]> values(new (std::nothrow) float[count]);
-  if (!values) return error(errc::out_of_memory, "layer", "no memory for the %zu first weights", count);
-  he(random, d.in, {values.get(), count});
-  const view<const float, 2> w(values.get(), {d.in, d.out});
-  if (auto r = network.last_layer().pack_weights(threads, w, layout::plain, network.last_weights().data()); !r)
-    return r;
-  for (float& bias : network.last_bias()) bias = 0;
   return network.prepare(threads);
 }
 

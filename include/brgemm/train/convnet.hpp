@@ -13,6 +13,7 @@
 #include "../nn/norm.hpp"
 #include "../nn/planned_memory.hpp"
 #include "../nn/pool.hpp"
+#include "initialise.hpp"
 
 namespace brgemm::inline abi_0::train {
 
@@ -392,6 +393,27 @@ inline double convnet::step_operations(index rows) const noexcept {
   double operations = 6 * static_cast<double>(classifier_->description().in) * static_cast<double>(classes());
   for (index s = 0; s < count_; ++s) operations += (s == 0 ? 2 : 3) * at(s).conv->operations();
   return operations * static_cast<double>(rows);
+}
+
+/// First values: weights by He, those of the last layer drawn in the order (in,out); gamma 1, beta and bias 0.
+/// Errors: out_of_memory.
+inline result<void> initialise(loops::executor_ref threads, convnet& network, generator& random) noexcept {
+  for (index s = 0; s < network.stages(); ++s) {
+    const std::span<float> weights = network.weights(s);
+    he(random, static_cast<index>(weights.size() / network.gamma(s).size()), weights);
+    for (float& gamma : network.gamma(s)) gamma = 1;
+    for (float& beta : network.beta(s)) beta = 0;
+  }
+  const nn::linear_desc& d = network.last_layer().description();
+  const auto count = static_cast<std::size_t>(d.in * d.out);
+  const std::unique_ptr<float[]> values(new (std::nothrow) float[count]);
+  if (!values) return error(errc::out_of_memory, "layer", "no memory for the %zu first weights", count);
+  he(random, d.in, {values.get(), count});
+  const view<const float, 2> w(values.get(), {d.in, d.out});
+  if (auto r = network.last_layer().pack_weights(threads, w, layout::plain, network.last_weights().data()); !r)
+    return r;
+  for (float& bias : network.last_bias()) bias = 0;
+  return network.prepare(threads);
 }
 
 }  // namespace brgemm::inline abi_0::train
