@@ -7,7 +7,6 @@
 #include "activation.hpp"
 #include "conv_pass.hpp"
 #include "conv_update.hpp"
-#include "tap_update.hpp"
 
 namespace brgemm::inline abi_0::nn {
 
@@ -76,7 +75,7 @@ class conv {
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
 
   /// Bytes that backward_weights needs besides its arguments, 0 for most layers; align them to 64.
-  index backward_weights_workspace_bytes() const noexcept { return by_tap_ ? by_tap_->workspace_bytes() : 0; }
+  index backward_weights_workspace_bytes() const noexcept { return update_ ? update_->workspace_bytes() : 0; }
 
   /// Brings weights to what kernels read: weights_bytes() for forward, transposed_bytes() for backward_data, which is
   /// null where that is not called. w: f32, or bf16 in a layer of bf16; zero where no weight is.
@@ -100,8 +99,9 @@ class conv {
 
   /// dw (weights()) and db (out), f32, db null where it is not wanted: sums over the first `images` images of x and dz,
   /// which are as in forward and backward_data. Each is one chain over the images, then the pixels of y in row-major
-  /// order, those that see x through the tap; in bf16 over pairs of these, counted from the first. workspace:
-  /// backward_weights_workspace_bytes(), null where that is 0.
+  /// order, those that see x through the tap; in bf16 over pairs of those of a row of y, an odd last one alone. Where
+  /// height and width have kernel 1 and no padding, as many rows count as one as divide the height and have 128 pixels
+  /// or fewer. workspace: backward_weights_workspace_bytes(), null where that is 0.
   result<void> backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw,
                                 float* db, void* workspace = nullptr) const noexcept;
 
@@ -110,7 +110,6 @@ class conv {
   static result<void> check(const conv_desc& d) noexcept;
   static result<void> check_types(const conv_desc& d) noexcept;
   static result<void> check_masks(const conv_desc& d) noexcept;
-  result<void> plan_update(const options& how) noexcept;
   index in() const noexcept { return d_.in / d_.groups; }
   index out() const noexcept { return d_.out / d_.groups; }
   index taps() const noexcept { return d_.axes[0].kernel * d_.axes[1].kernel * d_.axes[2].kernel; }
@@ -123,7 +122,6 @@ class conv {
   std::optional<detail::conv_pass> forward_;
   std::optional<detail::conv_pass> backward_;
   std::optional<detail::conv_update> update_;
-  std::optional<detail::tap_update> by_tap_;  ///< in its place
 };
 
 inline result<void> conv::forward(loops::executor_ref threads, index images, const void* x, const void* weights,
@@ -161,11 +159,7 @@ inline result<void> conv::backward_weights(loops::executor_ref threads, index im
   const detail::buffer read[] = {{"x", x, images * forward_->image_in() * size, size},
                                  {"dz", dz, images * forward_->image_out() * size, size}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  if (by_tap_) {
-    (*by_tap_)(threads, images, x, dz, dw, db, workspace);
-  } else {
-    (*update_)(threads, images, static_cast<const float*>(x), static_cast<const float*>(dz), dw, db);
-  }
+  (*update_)(threads, images, x, dz, dw, db, workspace);
   return {};
 }
 

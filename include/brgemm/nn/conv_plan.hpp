@@ -109,25 +109,11 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   auto backward = detail::conv_pass::make(pass, how);
   if (!backward) return backward.error();
   c.backward_.emplace(*std::move(backward));
-  if (auto r = c.plan_update(how); !r) return r.error();
+  const detail::conv_geometry g = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out};
+  auto update = detail::conv_update::make(d.images, d.groups, c.in(), c.out(), g, d.data, how);
+  if (!update) return update.error();
+  c.update_.emplace(*std::move(update));
   return c;
-}
-
-/// Copies pay in f32 where pixels are far apart and one tap uses them; bf16 is always changed into blocks.
-inline result<void> conv::plan_update(const options& how) noexcept {
-  const detail::conv_geometry g = {{d_.axes[0], d_.axes[1], d_.axes[2]}, false, d_.in, d_.out};
-  constexpr index far_apart = 8192;  // bytes
-  const bool far = std::max(d_.axes[2].stride * d_.in, d_.out) * 4 >= far_apart;
-  if (d_.data != type::f32 || (far && taps() == 1)) {
-    auto update = detail::tap_update::make(d_.images, d_.groups, in(), out(), g, d_.data, how);
-    if (!update) return update.error();
-    by_tap_.emplace(*std::move(update));
-  } else {
-    auto update = detail::conv_update::make(d_.groups, in(), out(), g, how);
-    if (!update) return update.error();
-    update_.emplace(*std::move(update));
-  }
-  return {};
 }
 
 inline double conv::operations() const noexcept {

@@ -2,11 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
+#include <cstring>
 #include <memory>
 
 #include "../loops/row_product.hpp"
 #include "conv_geometry.hpp"
+#include "rearrange.hpp"
 #include "storage.hpp"
+#include "tiles.hpp"
 
 namespace brgemm::inline abi_0::detail {
 
@@ -26,213 +30,471 @@ constexpr seen_outputs outputs_through(const conv_axis& a, index tap) noexcept {
   return s;
 }
 
-/// dW (groups, taps, in, out) and db (groups, out) in f32, in and out being a group's. Each sum is one chain over the
-/// images, then the pixels of y in row-major order; pixels that see no input through a tap add no term to its sum.
+/// dW (groups, taps, in, out) and db (groups, out) in f32, in and out being a group's, from x and dz of f32 or bf16.
+/// Each sum is one chain over the images, then the pixels of y in row-major order; pixels that see no input through a
+/// tap add no term to its sum. bf16: over pairs of those of a row of y, from its first one.
+///
+/// A row of y is a batch entry, its pixels are k. In f32 the kernels read x and dz in place, but for layers of one tap
+/// whose pixels are far apart: there they fall on few sets of the caches and each on a page of its own. Of such layers
+/// and of bf16, which needs pixels in pairs, bands are copied: once for all taps.
 class conv_update {
  public:
-  /// `forward`: x is what it reads, dz has the shape of what it writes.
-  static result<conv_update> make(index groups, index in, index out, const conv_geometry& forward,
-                                  const options& how) noexcept {
+  /// `forward`: x is what it reads, dz has the shape of what it writes. At most `images` images.
+  static result<conv_update> make(index images, index groups, index in, index out, const conv_geometry& forward,
+                                  type data, const options& how) noexcept {
     conv_update u;
-    u.groups_ = groups, u.in_ = in, u.out_ = out;
-    u.g_ = with_joined_rows(forward);
-    u.rows_ = std::clamp<index>(band_pixels / u.g_.size_out(2), 1, u.g_.size_out(1));
+    u.groups_ = groups, u.in_ = in, u.out_ = out, u.data_ = data;
+    u.join_rows(forward);
+    u.plan_bands(images);
+    u.copies_ ? u.place_copies() : u.place_tensors();
     if (auto r = u.plan_taps(); !r) return r.error();
     if (auto r = u.plan_kernels(how); !r) return r.error();
     return u;
   }
 
-  /// db may be null. A thread has blocks of dW of its own; it goes over the pixels band by band, so that the part of x
-  /// and dz that all its taps read is in L2.
-  void operator()(loops::executor_ref threads, index images, const float* x, const float* dz, float* dw,
-                  float* db) const noexcept {
-    const index blocks = groups_ * nn::panels(in_) * nn::panels(out_) * taps_count();
-    const index parts = std::min<index>(blocks, threads.threads());
-    loops::parallel_for(threads, {parts}, [&](index part) {
-      for (index image = 0; image < images; ++image) {
-        for (index depth = 0; depth < g_.size_out(0); ++depth) {
-          for (index row = 0; row < g_.size_out(1); row += rows_) {
-            const band b{depth, row, std::min(row + rows_, g_.size_out(1)), image + depth + row == 0};
-            for (index i = blocks * part / parts; i < blocks * (part + 1) / parts; ++i) {
-              add_products(i, b, x + image * g_.step_in(-1), dz + image * g_.step_out(-1), dw);
-            }
-          }
-        }
-      }
-    });
-    if (db != nullptr) sum_pixels(threads, images, dz, db);
+  index workspace_bytes() const noexcept {
+    if (!copies_) return 0;
+    return groups_ * (nn::panels(in_) * x_.panel + nn::panels(out_) * z_.panel) * size_of(data_);
+  }
+
+  /// db may be null.
+  void operator()(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw, float* db,
+                  void* workspace) const noexcept {
+    const index rows = images * image_rows();
+    if (!copies_) return add_products(threads, {0, rows}, {x, dz}, dw, db);
+    const index size = size_of(data_);
+    for (index first = 0, end = 0; first < rows; first = end) {
+      end = end_of(first, band_rows_, rows);
+      const box z = box_of(first, end);
+      const box b = seen_by(z);
+      auto* const copy = static_cast<char*>(workspace);
+      char* const copy_of_z = copy + groups_ * nn::panels(in_) * x_.panel * size;
+      copy_band(threads, b, static_cast<const char*>(x), copy, z, static_cast<const char*>(dz), copy_of_z);
+      const operands from{copy, copy_of_z, z.image, b.depth * x_.depth + b.row * x_.row,
+                          z.depth * z_.depth + z.row * z_.row};
+      add_products(threads, {first, end}, from, dw, db);
+    }
   }
 
  private:
-  static constexpr index band_pixels = 512;
+  static constexpr index step_pixels = 512;        ///< whose x and dz are in L2 for all taps
+  static constexpr index cached_bytes = 32 << 10;  ///< of dz in L1, where x has too few channels to read it from L2
+  static constexpr index few_channels = 16;
+  static constexpr index band_bytes = index{2} << 20;  ///< of copies
+  static constexpr index least_band = 256;             ///< pixels: dW is read and written once a band
   static constexpr index joined_pixels = 128;
+  static constexpr index far_apart = 8192;  ///< bytes
 
-  /// Rows of y: height first..end-1 at one depth.
-  struct band {
-    index depth;
-    index first;
-    index end;
-    bool begins;  ///< the sums
+  /// Rows of y, counted through all images; within one depth of an image, or whole images.
+  struct stretch {
+    index first = 0;
+    index end = 0;
   };
-  /// One tap: its rows of y are the batch, in `pairs` one behind the other for each depth.
+  /// Rows of x or y: of each image, of each depth.
+  struct box {
+    index image = 0, images = 0;
+    index depth = 0, depths = 0;
+    index row = 0, rows = 0;
+    constexpr index count() const noexcept { return images * depths * rows; }
+  };
+  /// Elements from one to the next: as the kernels read them, and in the tensor.
+  struct placement {
+    index image = 0, depth = 0, row = 0;
+    index panel = 0;  ///< of channels
+    index ld = 0;
+    index from_image = 0, from_depth = 0, from_row = 0, from_line = 0, from_pixel = 0;
+  };
+  /// What kernels read: x and dz from image `image` on, the first elements being the origins.
+  struct operands {
+    const void* x;
+    const void* z;
+    index image = 0;
+    index x_origin = 0;
+    index z_origin = 0;
+  };
+  /// One tap: its rows of y are the batch, in `pairs` one behind the other.
   struct planned_tap {
     seen_outputs depth;
     seen_outputs height;
     index pairs = 0;
-    index kernels = 0;
+    index image_rows() const noexcept { return depth.count * height.count; }
   };
 
   conv_update() = default;
 
-  /// Where each pixel of y sees just its own of x, rows that follow each other are one: longer sums a batch entry.
-  static constexpr conv_geometry with_joined_rows(conv_geometry g) noexcept {
-    for (const int i : {1, 2}) {
-      const conv_axis& a = g.axes[i];
-      if (a.kernel != 1 || a.stride != 1 || a.pad_before != 0 || a.pad_after != 0) return g;
-    }
-    index joined = std::clamp<index>(joined_pixels / g.axes[2].in, 1, g.axes[1].in);
-    while (g.axes[1].in % joined != 0) --joined;
-    g.axes[1].in /= joined;
-    g.axes[2].in *= joined;
-    return g;
+  index taps() const noexcept { return axes_[0].kernel * axes_[1].kernel * axes_[2].kernel; }
+  index image_rows() const noexcept { return axes_[0].out() * axes_[1].out(); }
+
+  /// The end of a stretch of at most `most` rows from `first`.
+  index end_of(index first, index most, index rows) const noexcept {
+    const index height = axes_[1].out();
+    return std::min(rows,
+                    most >= image_rows() ? first + most : std::min(first + most, first / height * height + height));
+  }
+  box box_of(index first, index end) const noexcept {
+    const index images = (end - first) / image_rows();
+    const index image = first / image_rows();
+    if (images > 0) return {image, images, 0, axes_[0].out(), 0, axes_[1].out()};
+    return {image, 1, first % image_rows() / axes_[1].out(), 1, first % axes_[1].out(), end - first};
+  }
+  /// What the taps of these outputs see.
+  box seen_by(const box& z) const noexcept {
+    const auto range = [](const conv_axis& a, index first, index count, index& begin, index& seen) {
+      begin = std::clamp<index>(first * a.stride - a.pad_before, 0, a.in);
+      const index last = (first + count - 1) * a.stride - a.pad_before + (a.kernel - 1) * a.dilation;
+      seen = std::max<index>(std::min(last + 1, a.in) - begin, 0);
+    };
+    box x = z;
+    range(axes_[0], z.depth, z.depths, x.depth, x.depths);
+    range(axes_[1], z.row, z.rows, x.row, x.rows);
+    return x;
   }
 
-  index taps_count() const noexcept { return g_.axes[0].kernel * g_.axes[1].kernel * g_.axes[2].kernel; }
+  void add_products(loops::executor_ref threads, stretch band, const operands& from, float* dw,
+                    float* db) const noexcept {
+    const index products = groups_ * nn::panels(in_) * nn::panels(out_) * taps();
+    const index blocks = products + (db != nullptr ? groups_ * nn::panels(out_) : 0);
+    const index parts = std::min<index>(blocks, threads.threads());
+    loops::parallel_for(threads, {parts}, [&](index part) {
+      for (stretch s{band.first, band.first}; s.first < band.end; s.first = s.end) {
+        s.end = end_of(s.first, step_rows_, band.end);
+        for (index i = blocks * part / parts; i < blocks * (part + 1) / parts; ++i) {
+          i < products ? add_product(i, s, from, dw) : add_sum(i - products, s, from, db);
+        }
+      }
+    });
+  }
 
-  void add_products(index i, const band& b, const float* x, const float* dz, float* dw) const noexcept {
-    const index tap = i % taps_count();
-    i /= taps_count();
+  /// Rows of y that tap `t` of the list has in `s`; false where the sums need not change.
+  bool place_rows(const planned_tap& t, stretch s, const operands& from, arguments& call) const noexcept {
+    const box b = box_of(s.first, s.end);
+    index first = 0;
+    if (b.rows * b.depths == image_rows()) {
+      call.batch = b.images * t.image_rows();
+    } else {
+      const index depth = b.depth - t.depth.first;
+      const index begin = std::max(b.row, t.height.first);
+      const index end = std::min(b.row + b.rows, t.height.first + t.height.count);
+      call.batch = depth >= 0 && depth < t.depth.count ? std::max<index>(end - begin, 0) : 0;
+      first = depth * t.height.count + begin - t.height.first;
+    }
+    if (call.batch > 0) call.pairs = pairs_.get() + t.pairs + first;
+    call.beta = s.first == 0 ? 0 : 1;
+    const index size = size_of(data_);
+    const index image = b.image - from.image;
+    call.a = static_cast<const char*>(from.x) + (image * x_.image - from.x_origin) * size;
+    call.b = static_cast<const char*>(from.z) + (image * z_.image - from.z_origin) * size;
+    return call.batch > 0 || s.first == 0;
+  }
+
+  void add_product(index i, stretch s, const operands& from, float* dw) const noexcept {
+    const index tap = i % taps();
+    i /= taps();
     const index panel_out = i % nn::panels(out_);
     i /= nn::panels(out_);
     const index panel_in = i % nn::panels(in_);
     const index group = i / nn::panels(in_);
-    const planned_tap& t = taps_[static_cast<std::size_t>(tap)];
-    const index first = std::max(b.first, t.height.first);
-    const index end = std::min(b.end, t.height.first + t.height.count);
-    const index depth = b.depth - t.depth.first;
-    const bool seen = depth >= 0 && depth < t.depth.count && first < end;
-    if (!seen && !b.begins) return;
+    arguments call;
+    if (!place_rows(taps_[at(tap)], s, from, call)) return;
     const index channel_in = panel_in * nn::block_width(in_);
     const index channel_out = panel_out * nn::block_width(out_);
-    arguments call;
-    call.batch = seen ? end - first : 0;
-    if (seen) call.pairs = pairs_.get() + t.pairs + depth * t.height.count + first - t.height.first;
-    call.a = x + group * in_ + channel_in;
-    call.b = dz + group * out_ + channel_out;
-    call.c = dw + ((group * taps_count() + tap) * in_ + channel_in) * out_ + channel_out;
-    call.beta = b.begins ? 0 : 1;
+    call.a = static_cast<const char*>(call.a) + panel_at(x_, in_, group, panel_in) * size_of(data_);
+    call.b = static_cast<const char*>(call.b) + panel_at(z_, out_, group, panel_out) * size_of(data_);
+    call.c = dw + ((group * taps() + tap) * in_ + channel_in) * out_ + channel_out;
     const bool full_in = channel_in + nn::block_width(in_) <= in_;
     const bool full_out = channel_out + nn::block_width(out_) <= out_;
-    kernels_[static_cast<std::size_t>(t.kernels)][full_in][full_out](call);
+    kernels_[at(tap % axes_[2].kernel)][full_in][full_out](call);
   }
 
-  void sum_pixels(loops::executor_ref threads, index images, const float* dz, float* db) const noexcept {
-    loops::parallel_for(threads, {groups_, nn::panels(out_)}, [&](index group, index panel) {
-      const index channel = panel * nn::block_width(out_);
-      arguments call;
-      call.a = ones_.get();
-      call.b = dz + group * out_ + channel;
-      call.c = db + group * out_ + channel;
-      call.batch = images * g_.size_out(0) * g_.size_out(1);
-      sums_[channel + nn::block_width(out_) <= out_](call);
-    });
+  void add_sum(index i, stretch s, const operands& from, float* db) const noexcept {
+    const index panel = i % nn::panels(out_);
+    const index group = i / nn::panels(out_);
+    const index channel = panel * nn::block_width(out_);
+    arguments call;
+    if (!place_rows(taps_[at(taps())], s, from, call)) return;
+    call.a = ones_.get();
+    call.b = static_cast<const char*>(call.b) + panel_at(z_, out_, group, panel) * size_of(data_);
+    call.c = db + group * out_ + channel;
+    sums_[channel + nn::block_width(out_) <= out_](call);
   }
 
-  result<void> plan_taps() noexcept {
-    taps_.reset(new (std::nothrow) planned_tap[static_cast<std::size_t>(taps_count())]);
-    if (!taps_) return error(errc::out_of_memory, "axes", "no memory for %ld taps", taps_count());
-    index pairs = 0;
-    index tap = 0;
-    for (index d = 0; d < g_.axes[0].kernel; ++d) {
-      for (index h = 0; h < g_.axes[1].kernel; ++h) {
-        for (index w = 0; w < g_.axes[2].kernel; ++w, ++tap) {
-          const seen_outputs depth = outputs_through(g_.axes[0], d);
-          const seen_outputs height = outputs_through(g_.axes[1], h);
-          const bool seen = outputs_through(g_.axes[2], w).count > 0;
-          taps_[static_cast<std::size_t>(tap)] = {seen ? depth : seen_outputs{}, seen ? height : seen_outputs{}, pairs,
-                                                  w};
-          pairs += seen ? depth.count * height.count : 0;
-        }
-      }
+  index panel_at(const placement& p, index channels, index group, index panel) const noexcept {
+    return copies_ ? (group * nn::panels(channels) + panel) * p.panel : group * channels + panel * p.panel;
+  }
+  static std::size_t at(index i) noexcept { return static_cast<std::size_t>(i); }
+
+  void copy_band(loops::executor_ref threads, const box& bx, const char* x, char* x_copy, const box& bz, const char* z,
+                 char* z_copy) const noexcept;
+  void copy_row_of_x(const char* from, index columns, char* to) const noexcept;
+  void copy_row_of_z(const char* from, index columns, char* to) const noexcept;
+
+  void join_rows(const conv_geometry& g) noexcept;
+  void plan_bands(index images) noexcept;
+  void place_tensors() noexcept;
+  void place_copies() noexcept;
+  result<void> plan_taps() noexcept;
+  void list_rows(const planned_tap& t, const seen_outputs& w) noexcept;
+  result<void> plan_kernels(const options& how) noexcept;
+  desc product_desc(index tap_w, index m, index n) const noexcept;
+  desc sum_desc(index n) const noexcept;
+
+  /// bf16: pixels of a row of x between those that a tap sees in adjacent outputs lie in copies of their own.
+  index phase_pitch() const noexcept { return ((axes_[2].in + axes_[2].stride - 1) / axes_[2].stride + 1) / 2 * 2; }
+  /// bf16: pixels of a row of dz that pairs begin with: the first, and the second where a tap is seen from an odd one
+  /// on.
+  index pair_starts() const noexcept {
+    for (index w = 0; w < axes_[2].kernel; ++w) {
+      if (outputs_through(axes_[2], w).first % 2 != 0) return 2;
     }
-    pairs_.reset(new (std::nothrow) offset_pair[static_cast<std::size_t>(pairs)]);
-    if (!pairs_) return error(errc::out_of_memory, "axes", "no memory for a list of %ld rows", pairs);
-    for (tap = 0; tap < taps_count(); ++tap) list_rows(taps_[static_cast<std::size_t>(tap)]);
-    return {};
+    return 1;
   }
-
-  void list_rows(const planned_tap& t) noexcept {
-    const seen_outputs w = outputs_through(g_.axes[2], t.kernels);
-    offset_pair* to = pairs_.get() + t.pairs;
-    for (index d = 0; d < t.depth.count; ++d) {
-      for (index h = 0; h < t.height.count; ++h) {
-        *to++ = {
-            (t.depth.in + d * g_.axes[0].stride) * g_.step_in(0) +
-                (t.height.in + h * g_.axes[1].stride) * g_.step_in(1) + w.in * g_.step_in(2),
-            (t.depth.first + d) * g_.step_out(0) + (t.height.first + h) * g_.step_out(1) + w.first * g_.step_out(2)};
-      }
-    }
-  }
-
-  /// One set of kernels for each tap of the width: they differ in how many pixels of a row see x.
-  result<void> plan_kernels(const options& how) noexcept {
-    const index widths = g_.axes[2].kernel;
-    kernels_.reset(new (std::nothrow) kernel[static_cast<std::size_t>(widths)][2][2]);
-    const auto row = static_cast<std::size_t>(g_.size_out(2));
-    ones_.reset(new (std::nothrow) float[row]);
-    if (!kernels_ || !ones_) return error(errc::out_of_memory, "axes", "no memory for %ld kernels", widths);
-    std::fill(ones_.get(), ones_.get() + row, 1.0f);
-    for (const bool full_out : {false, true}) {
-      const index n = full_out ? nn::block_width(out_) : out_ % nn::block_width(out_);
-      if (n == 0 || n > out_) continue;
-      if (auto r = make_into(sums_[full_out], sum_desc(n), how); !r) return r;
-      for (const bool full_in : {false, true}) {
-        const index m = full_in ? nn::block_width(in_) : in_ % nn::block_width(in_);
-        if (m == 0 || m > in_) continue;
-        for (index w = 0; w < widths; ++w) {
-          kernel& made = kernels_[static_cast<std::size_t>(w)][full_in][full_out];
-          if (auto r = make_into(made, product_desc(w, m, n), how); !r) return r;
-        }
-      }
-    }
-    return {};
-  }
-
-  /// A is x: a row's pixels are k, its channels m. No pixel that sees x leaves k = 1 with no entry.
-  desc product_desc(index tap_w, index m, index n) const noexcept {
-    desc d;
-    d.m = m;
-    d.n = n;
-    d.k = std::max<index>(outputs_through(g_.axes[2], tap_w).count, 1);
-    d.layout_a = layout::transposed;
-    d.lda = g_.axes[2].stride * g_.step_in(2);
-    d.ldb = g_.step_out(2);
-    d.ldc = out_;
-    d.batch = batch_kind::offsets;
-    d.beta = beta_kind::at_call;
-    return d;
-  }
-  desc sum_desc(index n) const noexcept {
-    desc d;
-    d.n = n;
-    d.k = g_.size_out(2);
-    d.lda = d.k;
-    d.ldb = g_.step_out(2);
-    d.ldc = n;
-    d.stride_b = g_.step_out(1);
-    return d;
-  }
+  /// bf16: elements of a row of dz in pairs from one of these.
+  index pairs_pitch() const noexcept { return (axes_[2].out() + 1) / 2 * 2 * nn::block_width(out_); }
 
   index groups_ = 1;
   index in_ = 1;
   index out_ = 1;
-  conv_geometry g_;
-  index rows_ = 1;  ///< of a band
-  std::unique_ptr<planned_tap[]> taps_;
+  type data_ = type::f32;
+  bool copies_ = false;
+  conv_axis axes_[3];  ///< rows joined, and as copies have them
+  index line_ = 1;     ///< pixels of a row of x before rows were joined
+  index step_rows_ = 1;
+  index band_rows_ = 1;
+  placement x_;
+  placement z_;
+  std::unique_ptr<planned_tap[]> taps_;  ///< and one that all outputs see, for db
   std::unique_ptr<offset_pair[]> pairs_;
   std::unique_ptr<kernel[][2][2]> kernels_;  ///< [tap of the width][full in][full out]
-  std::unique_ptr<float[]> ones_;            ///< (a row of y)
+  std::unique_ptr<std::uint32_t[]> ones_;    ///< (a row of y)
   kernel sums_[2];                           ///< [full out]
 };
+
+/// Where each pixel of y sees just one of x, rows that follow each other are one: longer sums a batch entry. Copies
+/// leave out what a stride of one tap leaves out.
+inline void conv_update::join_rows(const conv_geometry& g) noexcept {
+  std::copy(g.axes, g.axes + 3, axes_);
+  x_.from_image = g.step_in(-1), x_.from_depth = g.step_in(0), x_.from_line = g.step_in(1),
+  x_.from_pixel = g.step_in(2);
+  z_.from_image = g.step_out(-1), z_.from_depth = g.step_out(0), z_.from_line = g.step_out(1);
+  z_.from_pixel = g.step_out(2);
+  const index pixel = std::max(g.axes[2].stride * g.pixel_in, g.pixel_out) * size_of(data_);
+  copies_ = data_ != type::f32 || (taps() == 1 && pixel >= far_apart);
+  index* const steps[3] = {&x_.from_depth, &x_.from_line, &x_.from_pixel};
+  bool joins = true;
+  for (int i = 0; i < 3; ++i) {
+    conv_axis& a = axes_[i];
+    const bool one_tap = a.kernel == 1 && a.pad_before == 0 && a.pad_after == 0;
+    if (one_tap && copies_) *steps[i] *= a.stride, a.in = a.out(), a.stride = 1;
+    joins = joins && (i == 0 || (one_tap && a.stride == 1));
+  }
+  line_ = axes_[2].in;
+  index joined = joins ? std::clamp<index>(joined_pixels / line_, 1, axes_[1].in) : 1;
+  while (axes_[1].in % joined != 0) --joined;
+  x_.from_row = x_.from_line * joined, z_.from_row = z_.from_line * joined;
+  if (joined > 1) axes_[1].in /= joined, axes_[2].in *= joined;
+}
+
+inline void conv_update::plan_bands(index images) noexcept {
+  const index width = axes_[2].out();
+  const auto rows_of = [&](index pixels) {
+    const index rows = std::min(std::max<index>(pixels / width, 1), images * image_rows());
+    return rows >= image_rows() ? rows / image_rows() * image_rows() : std::min(rows, axes_[1].out());
+  };
+  const index pixel = nn::block_width(out_) * size_of(data_);
+  step_rows_ = rows_of(in_ <= few_channels ? std::max<index>(cached_bytes / pixel, 1) : step_pixels);
+  band_rows_ = rows_of(std::max(band_bytes / (groups_ * (in_ + 2 * out_) * size_of(data_)), least_band));
+}
+
+inline void conv_update::place_tensors() noexcept {
+  x_.image = x_.from_image, x_.depth = x_.from_depth, x_.row = x_.from_row;
+  x_.panel = nn::block_width(in_), x_.ld = axes_[2].stride * x_.from_pixel;
+  z_.image = z_.from_image, z_.depth = z_.from_depth, z_.row = z_.from_row;
+  z_.panel = nn::block_width(out_), z_.ld = z_.from_pixel;
+}
+
+/// A panel of channels of a band behind the other. In f32 its pixels have the panel's width; in bf16 x is transposed,
+/// its channels `ld` apart, and dz has its pixels in pairs.
+inline void conv_update::place_copies() noexcept {
+  const index width_in = nn::block_width(in_);
+  const index width_out = nn::block_width(out_);
+  const bool whole = band_rows_ >= image_rows();
+  const index images = whole ? band_rows_ / image_rows() : 1;
+  const box z = {0, images, 0, whole ? axes_[0].out() : 1, 0, whole ? axes_[1].out() : band_rows_};
+  const auto span = [](const conv_axis& a, index outputs) {
+    return std::min(a.in, (outputs - 1) * a.stride + (a.kernel - 1) * a.dilation + 1);
+  };
+  const box x = {0, images, 0, span(axes_[0], z.depths), 0, span(axes_[1], z.rows)};
+  const auto place = [](placement& p, const box& b, index row) {
+    p.row = row, p.depth = b.rows * row, p.image = b.depths * p.depth;
+    p.panel = b.images * p.image;
+  };
+  if (data_ == type::f32) {
+    place(x_, x, axes_[2].in * width_in);
+    place(z_, z, axes_[2].out() * width_out);
+    x_.ld = axes_[2].stride * width_in, z_.ld = width_out;
+    return;
+  }
+  place(x_, x, axes_[2].stride * phase_pitch());
+  x_.ld = ((x_.panel + 31) / 32 | 1) * 32;  // an odd number of lines: channels fall on different sets of the caches
+  x_.panel = width_in * x_.ld;
+  place(z_, z, pair_starts() * pairs_pitch());
+  z_.ld = width_out;
+}
+
+inline void conv_update::copy_band(loops::executor_ref threads, const box& bx, const char* x, char* x_copy,
+                                   const box& bz, const char* z, char* z_copy) const noexcept {
+  const index panels_in = nn::panels(in_);
+  const index panels_out = nn::panels(out_);
+  const index size = size_of(data_);
+  loops::parallel_for(threads, {groups_ * (panels_in + panels_out), std::max(bx.count(), bz.count())},
+                      [&](index i, index row) {
+                        const bool is_x = i < groups_ * panels_in;
+                        const box& b = is_x ? bx : bz;
+                        if (row >= b.count()) return;
+                        if (!is_x) i -= groups_ * panels_in;
+                        const placement& p = is_x ? x_ : z_;
+                        const index channels = is_x ? in_ : out_;
+                        const index panel = i % (is_x ? panels_in : panels_out);
+                        const index group = i / (is_x ? panels_in : panels_out);
+                        const index width = nn::block_width(channels);
+                        const index place[3] = {row / b.rows / b.depths, row / b.rows % b.depths, row % b.rows};
+                        const index from = (b.image + place[0]) * p.from_image + (b.depth + place[1]) * p.from_depth +
+                                           (b.row + place[2]) * p.from_row + group * channels + panel * width;
+                        const index to = i * p.panel + place[0] * p.image + place[1] * p.depth + place[2] * p.row;
+                        const index columns = extent_of_block(channels, width, panel);
+                        is_x ? copy_row_of_x(x + from * size, columns, x_copy + to * size)
+                             : copy_row_of_z(z + from * size, columns, z_copy + to * size);
+                      });
+}
+
+inline void conv_update::copy_row_of_x(const char* from, index columns, char* to) const noexcept {
+  const conv_axis& a = axes_[2];
+  const auto place = [&](index pixel)
+                         BRGEMM_ALWAYS_INLINE { return pixel / line_ * x_.from_line + pixel % line_ * x_.from_pixel; };
+  if (data_ == type::f32) {
+    for (index i = 0; i < a.in; ++i) std::memcpy(to + i * x_.ld * 4, from + place(i) * 4, at(columns) * 4);
+    return;
+  }
+  const auto* const elements = reinterpret_cast<const std::uint16_t*>(from);
+  for (index phase = 0; phase < a.stride && phase < a.in; ++phase) {
+    index tap = 0;
+    while (tap < a.kernel && (phase + a.pad_before - tap * a.dilation) % a.stride != 0) ++tap;
+    if (tap == a.kernel) continue;  // none sees it
+    const index count = (a.in - phase + a.stride - 1) / a.stride;
+    for (index first = 0; first < count; first += nn::block_rows) {
+      index places[nn::block_rows];
+      const index here = std::min(count - first, nn::block_rows);
+      for (index i = 0; i < here; ++i) places[i] = place(phase + (first + i) * a.stride);
+      const auto row = [&](index r) BRGEMM_ALWAYS_INLINE { return elements + places[r]; };
+      auto* const block = reinterpret_cast<std::uint16_t*>(to) + phase * phase_pitch() + first;
+      transpose_rows_at(row, 0, block, x_.ld, here, columns);
+    }
+  }
+}
+
+inline void conv_update::copy_row_of_z(const char* from, index columns, char* to) const noexcept {
+  const index count = axes_[2].out();
+  if (data_ == type::f32) {
+    for (index i = 0; i < count; ++i) {
+      std::memcpy(to + i * z_.ld * 4, from + i * z_.from_pixel * 4, at(columns) * 4);
+    }
+    return;
+  }
+  const auto* const elements = reinterpret_cast<const std::uint16_t*>(from);
+  auto* const pairs = reinterpret_cast<std::uint32_t*>(to);
+  for (index first = 0; first < std::min(count, pair_starts()); ++first) {
+    interleave_rows(elements + first * z_.from_pixel, z_.from_pixel, pairs + first * pairs_pitch() / 2, z_.ld,
+                    count - first, columns);
+  }
+}
+
+inline result<void> conv_update::plan_taps() noexcept {
+  taps_.reset(new (std::nothrow) planned_tap[at(taps() + 1)]);
+  if (!taps_) return error(errc::out_of_memory, "axes", "no memory for %ld taps", taps());
+  const index images = std::max<index>(step_rows_ / image_rows(), 1);
+  index pairs = 0;
+  for (index i = 0; i <= taps(); ++i) {
+    planned_tap& t = taps_[at(i)];
+    t.pairs = pairs;
+    if (i == taps()) {
+      t.depth.count = axes_[0].out(), t.height.count = axes_[1].out();
+    } else if (outputs_through(axes_[2], i % axes_[2].kernel).count > 0) {
+      t.depth = outputs_through(axes_[0], i / axes_[2].kernel / axes_[1].kernel);
+      t.height = outputs_through(axes_[1], i / axes_[2].kernel % axes_[1].kernel);
+    }
+    pairs += images * t.image_rows();
+  }
+  pairs_.reset(new (std::nothrow) offset_pair[at(pairs)]);
+  if (!pairs_) return error(errc::out_of_memory, "axes", "no memory for a list of %ld rows", pairs);
+  for (index i = 0; i < taps(); ++i) list_rows(taps_[at(i)], outputs_through(axes_[2], i % axes_[2].kernel));
+  list_rows(taps_[at(taps())], {});
+  for (index i = taps_[at(taps())].pairs; i < pairs; ++i) pairs_[at(i)].a = 0;  // the ones
+  return {};
+}
+
+inline void conv_update::list_rows(const planned_tap& t, const seen_outputs& w) noexcept {
+  const bool in_pairs = data_ != type::f32;
+  const index stride = axes_[2].stride;
+  const index x_column = in_pairs ? w.in % stride * phase_pitch() + w.in / stride : w.in * (x_.ld / stride);
+  const index z_column = in_pairs ? w.first % 2 * pairs_pitch() + w.first / 2 * 2 * z_.ld : w.first * z_.ld;
+  offset_pair* to = pairs_.get() + t.pairs;
+  for (index image = 0; image < std::max<index>(step_rows_ / image_rows(), 1); ++image) {
+    for (index d = 0; d < t.depth.count; ++d) {
+      for (index h = 0; h < t.height.count; ++h) {
+        *to++ = {image * x_.image + (t.depth.in + d * axes_[0].stride) * x_.depth +
+                     (t.height.in + h * axes_[1].stride) * x_.row + x_column,
+                 image * z_.image + (t.depth.first + d) * z_.depth + (t.height.first + h) * z_.row + z_column};
+      }
+    }
+  }
+}
+
+/// One set of kernels for each tap of the width: they differ in how many pixels of a row see x.
+inline result<void> conv_update::plan_kernels(const options& how) noexcept {
+  const index widths = axes_[2].kernel;
+  kernels_.reset(new (std::nothrow) kernel[at(widths)][2][2]);
+  const index row = axes_[2].out();
+  ones_.reset(new (std::nothrow) std::uint32_t[at(row)]);
+  if (!kernels_ || !ones_) return error(errc::out_of_memory, "axes", "no memory for %ld kernels", widths);
+  const std::uint32_t one = std::bit_cast<std::uint32_t>(1.0f);
+  std::fill_n(ones_.get(), row, data_ == type::f32 ? one : one | one >> 16);
+  for (const bool full_out : {false, true}) {
+    const index n = full_out ? nn::block_width(out_) : out_ % nn::block_width(out_);
+    if (n == 0 || n > out_) continue;
+    if (auto r = make_into(sums_[full_out], sum_desc(n), how); !r) return r;
+    for (const bool full_in : {false, true}) {
+      const index m = full_in ? nn::block_width(in_) : in_ % nn::block_width(in_);
+      if (m == 0 || m > in_) continue;
+      for (index w = 0; w < widths; ++w) {
+        if (auto r = make_into(kernels_[at(w)][full_in][full_out], product_desc(w, m, n), how); !r) return r;
+      }
+    }
+  }
+  return {};
+}
+
+/// A is x: a row's pixels are k, its channels m. No pixel that sees x leaves k = 1 with no entry.
+inline desc conv_update::product_desc(index tap_w, index m, index n) const noexcept {
+  desc d = sum_desc(n);
+  d.m = m;
+  d.k = std::max<index>(outputs_through(axes_[2], tap_w).count, 1);
+  if (data_ == type::f32) d.layout_a = layout::transposed;
+  d.lda = x_.ld;
+  d.ldc = out_;
+  return d;
+}
+inline desc conv_update::sum_desc(index n) const noexcept {
+  desc d;
+  d.n = n;
+  d.k = axes_[2].out();
+  d.a = d.b = data_;
+  if (data_ != type::f32) d.layout_b = layout::interleaved;
+  d.lda = d.k;
+  d.ldb = z_.ld;
+  d.ldc = n;
+  d.batch = batch_kind::offsets;
+  d.beta = beta_kind::at_call;
+  return d;
+}
 
 }  // namespace brgemm::inline abi_0::detail

@@ -19,30 +19,18 @@ constexpr std::array<T, nn::block_rows> make_ones(T one) noexcept {
 inline constexpr auto ones_f32 = make_ones(1.0f);
 inline constexpr auto ones_bf16 = make_ones(to_bf16(1.0f));
 
-/// Where the gradient of weights lies: panels of w outputs `panel_step` elements apart, their rows `ld`.
-struct gradient_layout {
-  index ld = 0;
-  index panel_step = 0;
-};
-
 /// dW (in, out) = x^T (in, rows) * dz (rows, out) and db (out) = column sums of dz, in f32, from x and dz in blocks.
-/// dW as the parameters are, in panels (ceil(out/w), in, w) with zeros beyond out, or in another layout. Each sum goes
-/// over the rows in ascending order.
+/// dW in panels (ceil(out/w), in, w), as the parameters are. Each sum goes over the rows in ascending order.
 /// Their blocks are those of blocked_tiling or column_tiling, in bf16 changed inside: a block of x is transposed, (w,
 /// 64); one of dz has its rows in pairs, (32, w, 2), a missing last row of either being zero. Of pieces (split.hpp) a
 /// block of x is (w, 2, pieces, 32), one of dz (2, pieces, 16, w, 2); what a chunk of 32 rows lacks is zero. db then
 /// sums the pieces of each chunk, small ones first.
 class gradient_product {
  public:
-  /// At most `rows` rows. Block (r, c) of x and of dz is where `x` and `z` say; dW is in panels unless `to` is given.
-  /// A block holds `entry` rows, at most 64, an even number; of pieces 64.
+  /// At most `rows` rows. Block (r, c) of x and of dz is where `x` and `z` say.
   static result<gradient_product> make(index rows, index in, index out, type data, math compute, const nn::tiling& x,
-                                       const nn::tiling& z, const options& how, const gradient_layout* to = nullptr,
-                                       index entry = nn::block_rows) noexcept {
+                                       const nn::tiling& z, const options& how) noexcept {
     gradient_product p;
-    p.entry_ = entry;
-    p.dw_ = to != nullptr ? *to : gradient_layout{z.ld, in * z.ld};
-    p.in_panels_ = to == nullptr;
     p.in_ = in;
     p.out_ = out;
     p.data_ = data;
@@ -53,22 +41,31 @@ class gradient_product {
       if (auto r = p.list_pieces(rows); !r) return r.error();
     }
     const index dw_bytes = nn::panels(out) * in * p.z_.ld * size_of(type::f32);
-    // Rows that begin anywhere cannot go past the caches.
-    const bool aligned = p.dw_.ld * size_of(type::f32) % streaming_alignment == 0;
-    p.streams_ = aligned && largest_cache_bytes() > 0 && dw_bytes > largest_cache_bytes();
-    for (int part = 0; part < parts; ++part) {
-      if (auto r = p.make_part(part, how); !r) return r.error();
-      // Rows that the plan ends with in one entry, where no order of sums counts from an entry's beginning in chunks.
-      if (part == 0 && p.counts_in_pairs()) p.rest_ = rows % entry;
+    p.streams_ = largest_cache_bytes() > 0 && dw_bytes > largest_cache_bytes();
+    for (int part = 0; part < 3; ++part) {
+      for (const bool full_n : {false, true}) {
+        const index n = full_n ? p.z_.ld : out % p.z_.ld;
+        if (n == 0 || n > out || (part > 0 && compute != math::f32)) continue;
+        if (auto r = make_into(p.sums_[part][full_n], p.sum_desc(part, n), how); !r) return r.error();
+        for (const bool full_m : {false, true}) {
+          const index m = full_m ? p.x_.ld : in % p.x_.ld;
+          if (m == 0 || m > in) continue;
+          desc d = p.kernel_desc(part, m, n);
+          if (auto r = make_into(p.kernels_[part][full_m][full_n], d, how); !r) return r.error();
+          if (!p.streams_) continue;
+          d.write_c = write_kind::streaming;
+          if (auto r = make_into(p.streaming_[part][full_m][full_n], d, how); !r) return r.error();
+        }
+      }
     }
     return p;
   }
 
-  /// `db` may be null. `continues`: to the sums that are there (not of pieces).
-  void operator()(loops::executor_ref threads, index rows, const void* x, const void* dz, float* dw, float* db,
-                  bool continues = false) const noexcept {
+  /// `db` may be null.
+  void operator()(loops::executor_ref threads, index rows, const void* x, const void* dz, float* dw,
+                  float* db) const noexcept {
     // dW larger than the caches goes past them where it is written once.
-    const bool streams = streams_ && !continues && one_part(rows) &&
+    const bool streams = streams_ && one_part(rows) &&
                          reinterpret_cast<std::uintptr_t>(dw) % static_cast<std::uintptr_t>(streaming_alignment) == 0;
     const auto& kernels = streams ? streaming_ : kernels_;
     const void* const ones = data_ == type::f32 ? static_cast<const void*>(&ones_f32) : &ones_bf16;
@@ -78,18 +75,18 @@ class gradient_product {
       const index element = compute_ == math::f32 ? size_of(data_) : size_of(type::bf16);
       const char* const first_x = static_cast<const char*>(x) + block * x_.column_step * element;
       const char* const first_z = static_cast<const char*>(dz) + panel * z_.column_step * element;
-      float* const c = dw + panel * dw_.panel_step + block * x_.ld * dw_.ld;
+      float* const c = dw + (panel * in_ + block * x_.ld) * z_.ld;
       const auto sum_of_z = [full_n, this](int part) { return &sums_[part][full_n]; };
       const auto product = [full_m, full_n, &kernels](int part) { return &kernels[part][full_m][full_n]; };
       float* const sums = block == 0 && db != nullptr ? db + panel * z_.ld : nullptr;
       if (compute_ == math::f32) {
-        if (sums != nullptr) sum_rows(rows, sum_of_z, ones, false, first_z, sums, continues);
-        sum_rows(rows, product, first_x, true, first_z, c, continues);
+        if (sums != nullptr) sum_rows(rows, sum_of_z, ones, false, first_z, sums);
+        sum_rows(rows, product, first_x, true, first_z, c);
       } else {
         if (sums != nullptr) sum_pieces(rows, *sum_of_z(0), sums_list_, ones_bf16.data(), first_z, sums);
         sum_pieces(rows, *product(0), products_, first_x, first_z, c);
       }
-      if (!full_n && in_panels_) clear_beyond(c, full_m ? x_.ld : in_ % x_.ld);
+      if (!full_n) clear_beyond(c, full_m ? x_.ld : in_ % x_.ld);
     };
     // What is split between the threads, the larger of x and dz, is read by one of them; the other by all.
     if (in_ > out_ && !streams) {
@@ -100,77 +97,31 @@ class gradient_product {
     }
   }
 
-  /// db alone (not of pieces).
-  void sum_columns(loops::executor_ref threads, index rows, const void* dz, float* db, bool continues) const noexcept {
-    const void* const ones = data_ == type::f32 ? static_cast<const void*>(&ones_f32) : &ones_bf16;
-    loops::parallel_for(threads, {nn::panels(out_)}, [&](index panel) {
-      const bool full_n = (panel + 1) * z_.ld <= out_;
-      const auto sum_of_z = [full_n, this](int part) { return &sums_[part][full_n]; };
-      const char* const first = static_cast<const char*>(dz) + panel * z_.column_step * size_of(data_);
-      sum_rows(rows, sum_of_z, ones, false, first, db + panel * z_.ld, continues);
-    });
-  }
-
  private:
-  static constexpr int parts = 4;
-
   gradient_product() = default;
 
-  result<void> make_part(int part, const options& how) noexcept {
-    if (part > 0 && (compute_ != math::f32 || entry_rows(part) == 0)) return {};
-    for (const bool full_n : {false, true}) {
-      const index n = full_n ? z_.ld : out_ % z_.ld;
-      if (n == 0 || n > out_) continue;
-      if (auto r = make_into(sums_[part][full_n], sum_desc(part, n), how); !r) return r;
-      for (const bool full_m : {false, true}) {
-        const index m = full_m ? x_.ld : in_ % x_.ld;
-        if (m == 0 || m > in_) continue;
-        desc d = kernel_desc(part, m, n);
-        if (auto r = make_into(kernels_[part][full_m][full_n], d, how); !r) return r;
-        if (!streams_) continue;
-        d.write_c = write_kind::streaming;
-        if (auto r = make_into(streaming_[part][full_m][full_n], d, how); !r) return r;
-      }
-    }
-    return {};
-  }
-  bool counts_in_pairs() const noexcept {
-    if (compute_ != math::f32) return false;
-    return data_ == type::f32 || sums_[0][out_ >= z_.ld].order() == order::pair;
-  }
-
-  // Rows go in entries of a block; what is left at once where the plan ended with so many, else in entries of 8, then
-  // one by one (bf16: in pairs).
-  index entry_rows(int part) const noexcept {
-    const index group = k_group_of(data_);
-    const index of_part[parts] = {entry_, (rest_ + group - 1) / group * group, 8, group};
-    return of_part[part];
-  }
-  index entries(int part, index left) const noexcept {
-    if (part == 1) return rest_ != 0 && left == rest_ ? 1 : 0;
-    return part < 3 ? left / entry_rows(part) : (left + entry_rows(part) - 1) / entry_rows(part);
-  }
+  // Rows go in entries of 64, what is left in entries of 8, then one by one (bf16: in pairs).
+  index entry_rows(int part) const noexcept { return part == 0 ? nn::block_rows : part == 1 ? 8 : k_group_of(data_); }
 
   bool one_part(index rows) const noexcept {
     if (compute_ != math::f32) return true;
-    const bool small = rows < entry_ && (rows == rest_ || rows % 8 == 0);
-    return rows % entry_ == 0 || small || rows < 8;
+    return rows % nn::block_rows == 0 || (rows < nn::block_rows && rows % 8 == 0) || rows < 8;
   }
 
   template <class Kernel>
-  void sum_rows(index rows, Kernel&& kernel_of, const void* x, bool x_moves, const char* z, float* c,
-                bool continues) const noexcept {
+  void sum_rows(index rows, Kernel&& kernel_of, const void* x, bool x_moves, const char* z, float* c) const noexcept {
     index done = 0;
-    for (int part = 0; part < parts && done < rows; ++part) {
+    for (int part = 0; part < 3; ++part) {
+      const index entry = entry_rows(part);
       arguments call;
-      call.batch = entries(part, rows - done);
+      call.batch = part < 2 ? (rows - done) / entry : (rows - done + entry - 1) / entry;
       if (call.batch == 0) continue;
-      call.beta = done == 0 && !continues ? 0 : 1;  // C is not read before it is written
+      call.beta = done == 0 ? 0 : 1;  // C is not read before it is written
       call.a = static_cast<const char*>(x) + (x_moves ? x_row(done) * size_of(data_) : 0);
-      call.b = z + (done / entry_ * z_.row_step + done % entry_ * z_.ld) * size_of(data_);
+      call.b = z + (done / nn::block_rows * z_.row_step + done % nn::block_rows * z_.ld) * size_of(data_);
       call.c = c;
       (*kernel_of(part))(call);
-      done += call.batch * entry_rows(part);
+      done += call.batch * entry;
     }
   }
 
@@ -217,8 +168,8 @@ class gradient_product {
 
   /// Offset of row r in a column of blocks of x.
   index x_row(index r) const noexcept {
-    const index in_block = r % entry_;
-    return r / entry_ * x_.row_step + (data_ == type::f32 ? in_block * x_.ld : in_block);
+    const index in_block = r % nn::block_rows;
+    return r / nn::block_rows * x_.row_step + (data_ == type::f32 ? in_block * x_.ld : in_block);
   }
 
   desc common_desc(int part, index n) const noexcept {
@@ -226,7 +177,7 @@ class gradient_product {
     desc d;
     d.n = n;
     d.ldb = z_.ld;
-    d.ldc = dw_.ld;
+    d.ldc = z_.ld;
     d.a = d.b = f32 ? type::f32 : type::bf16;
     d.layout_b = f32 ? layout::plain : layout::interleaved;
     if (compute_ != math::f32) {
@@ -237,7 +188,7 @@ class gradient_product {
     }
     d.k = entry_rows(part);
     d.stride_b = part == 0 ? z_.row_step : d.k * z_.ld;
-    d.beta = beta_kind::at_call;
+    d.beta = part == 0 ? beta_kind::zero : beta_kind::at_call;
     return d;
   }
   desc kernel_desc(int part, index m, index n) const noexcept {
@@ -255,7 +206,6 @@ class gradient_product {
   }
   desc sum_desc(int part, index n) const noexcept {
     desc d = common_desc(part, n);
-    d.ldc = n;
     d.lda = d.k;
     return d;
   }
@@ -266,16 +216,12 @@ class gradient_product {
   math compute_ = math::f32;
   nn::tiling x_;
   nn::tiling z_;
-  gradient_layout dw_;
-  bool in_panels_ = true;
-  index entry_ = nn::block_rows;
-  index rest_ = 0;  ///< 0: never at once
   piece_list products_;
   piece_list sums_list_;
   bool streams_ = false;
-  kernel kernels_[parts][2][2];    ///< [part][full m][full n]; of pieces part 0 alone
-  kernel streaming_[parts][2][2];  ///< the same, with C written past the caches
-  kernel sums_[parts][2];          ///< [part][full n]: m = 1, A is ones
+  kernel kernels_[3][2][2];    ///< [part][full m][full n]; of pieces part 0 alone
+  kernel streaming_[3][2][2];  ///< the same, with C written past the caches
+  kernel sums_[3][2];          ///< [part][full n]: m = 1, A is ones
 };
 
 }  // namespace brgemm::inline abi_0::detail
