@@ -171,37 +171,86 @@ struct problem {
   }
 };
 
-/// dW (groups, taps, in/groups, out/groups) and, behind it, db (out): sums over the images, then the pixels of y.
+/// Rows of y that count as one: in a convolution of one tap and no padding, as many as divide the height and have at
+/// most 128 pixels.
+index joined_rows(const conv_desc& d) {
+  for (const int i : {1, 2}) {
+    const conv_axis& a = d.axes[i];
+    if (a.kernel > 1 || a.pad_before > 0 || a.pad_after > 0) return 1;
+  }
+  index rows = std::clamp<index>(128 / d.axes[2].out(), 1, d.axes[1].out());
+  while (d.axes[1].out() % rows != 0) --rows;
+  return rows;
+}
+
+/// For each column of y the number of its run of columns that see the same taps, where these are joined; else 0.
+std::vector<std::size_t> runs_of_columns(const conv_desc& d) {
+  const conv_axis& a = d.axes[2];
+  std::vector<std::size_t> run(static_cast<std::size_t>(a.out()));
+  if (d.groups > 1 || a.kernel == 1 || a.dilation > 1 || a.kernel * d.in > 64) return run;
+  const auto taps = [&](index column) {
+    const index at = column * a.stride - a.pad_before;
+    return std::pair{std::max<index>(-at, 0), std::clamp<index>(a.in - at, 0, a.kernel)};
+  };
+  for (index i = 0; i < a.out(); ++i) {
+    const auto [first, end] = taps(i);
+    if (first >= end) return std::vector<std::size_t>(run.size());
+    if (i > 0) run[static_cast<std::size_t>(i)] = run[static_cast<std::size_t>(i - 1)] + (taps(i) != taps(i - 1));
+  }
+  return run;
+}
+
+/// dW (groups, taps, in/groups, out/groups), then db (out): run after run over the images' rows of y; in bf16 over
+/// pairs of the pixels of a row that see x through a tap.
 std::vector<float> expected_update(const problem& p) {
   const conv_desc& d = p.d;
-  const index in = d.in / d.groups;
-  const index out = d.out / d.groups;
+  const index in = d.in / d.groups, out = d.out / d.groups;
   std::vector<float> sums(static_cast<std::size_t>(d.out * in * p.taps() + d.out));
-  index pixel = 0;
   const index outputs[3] = {d.axes[0].out(), d.axes[1].out(), d.axes[2].out()};
-  for_pixels(d.images, outputs, [&](index image, const index(&place)[3]) {
-    const auto z_at = [&](index k) { return p.z.get(d.data, pixel * d.out + k); };
-    for (index k = 0; k < d.out; ++k) sums[static_cast<std::size_t>(d.out * in * p.taps() + k)] += z_at(k);
-    const index kernels[3] = {d.axes[0].kernel, d.axes[1].kernel, d.axes[2].kernel};
-    index tap = 0;
-    for_pixels(1, kernels, [&](index, const index(&taps)[3]) {
+  const index kernels[3] = {d.axes[0].kernel, d.axes[1].kernel, d.axes[2].kernel};
+  using pixels = std::vector<std::pair<index, index>>;  // of x and y
+  const auto add_rows = [&](float& sum, const std::vector<std::vector<pixels>>& runs, index channel_in,
+                            index channel_out) {
+    for (const auto& rows : runs) {
+      for (const pixels& row : rows) {
+        p.add_channels(sum, 0, static_cast<index>(row.size()), [&](index i) {
+          const auto [x, y] = row[static_cast<std::size_t>(i)];
+          const float of_x = channel_in < 0 ? 1.0f : p.x.get(d.data, x * d.in + channel_in);
+          return std::pair{of_x, p.z.get(d.data, y * d.out + channel_out)};
+        });
+      }
+    }
+  };
+  const index joined = joined_rows(d);
+  const std::vector<std::size_t> run = runs_of_columns(d);
+  index tap = 0;
+  for_pixels(1, kernels, [&](index, const index(&taps)[3]) {
+    std::vector<std::vector<pixels>> seen(run.back() + 1), all(run.back() + 1);
+    index pixel = 0;
+    for_pixels(d.images, outputs, [&](index image, const index(&place)[3]) {
       index from = image;
-      bool seen = true;
       for (int i = 0; i < 3; ++i) {
         const conv_axis& a = d.axes[i];
         const index at = place[i] * a.stride - a.pad_before + taps[i] * a.dilation;
-        seen = seen && at >= 0 && at < a.in;
-        from = from * a.in + at;
+        from = from < 0 || at < 0 || at >= a.in ? -1 : from * a.in + at;
       }
-      for (index k = 0; seen && k < d.out; ++k) {
-        for (index c = 0; c < in; ++c) {
-          float& sum = sums[static_cast<std::size_t>(((k / out * p.taps() + tap) * in + c) * out + k % out)];
-          sum = std::fma(p.x.get(d.data, from * d.in + k / out * in + c), z_at(k), sum);
-        }
+      const bool begins = place[2] == 0 && place[1] % joined == 0;
+      for (auto* rows : {&seen, &all}) {
+        for (auto& of_run : *rows) of_run.resize(of_run.size() + begins);
       }
-      ++tap;
+      const std::size_t r = run[static_cast<std::size_t>(place[2])];
+      if (from >= 0) seen[r].back().emplace_back(from, pixel);
+      all[r].back().emplace_back(0, pixel);
+      ++pixel;
     });
-    ++pixel;
+    for (index k = 0; k < d.out; ++k) {
+      for (index c = 0; c < in; ++c) {
+        const index at = ((k / out * p.taps() + tap) * in + c) * out + k % out;
+        add_rows(sums[static_cast<std::size_t>(at)], seen, k / out * in + c, k);
+      }
+      if (tap == 0) add_rows(sums[static_cast<std::size_t>(d.out * in * p.taps() + k)], all, -1, k);
+    }
+    ++tap;
   });
   return sums;
 }
@@ -383,70 +432,11 @@ TEST(Conv, UpdateOfLargerImages) {
   }
 }
 
-/// Rows of y that count as one: in a convolution of one tap and no padding, as many as divide the height and have at
-/// most 128 pixels.
-index joined_rows(const conv_desc& d) {
-  for (const int i : {1, 2}) {
-    const conv_axis& a = d.axes[i];
-    if (a.kernel > 1 || a.pad_before > 0 || a.pad_after > 0) return 1;
-  }
-  index rows = std::clamp<index>(128 / d.axes[2].out(), 1, d.axes[1].out());
-  while (d.axes[1].out() % rows != 0) --rows;
-  return rows;
-}
-
-/// In bf16: over pairs of the pixels of a row of y that see x through a tap.
-std::vector<float> expected_bf16_update(const problem& p) {
-  const conv_desc& d = p.d;
-  const index in = d.in / d.groups, out = d.out / d.groups;
-  std::vector<float> sums(static_cast<std::size_t>(d.out * in * p.taps() + d.out));
-  const index outputs[3] = {d.axes[0].out(), d.axes[1].out(), d.axes[2].out()};
-  const index kernels[3] = {d.axes[0].kernel, d.axes[1].kernel, d.axes[2].kernel};
-  using pixels = std::vector<std::pair<index, index>>;  // of x and y
-  const auto add_row = [&](float& sum, const pixels& row, index channel_in, index channel_out) {
-    p.add_channels(sum, 0, static_cast<index>(row.size()), [&](index i) {
-      const auto [x, y] = row[static_cast<std::size_t>(i)];
-      const float of_x = channel_in < 0 ? 1.0f : p.x.get(d.data, x * d.in + channel_in);
-      return std::pair{of_x, p.z.get(d.data, y * d.out + channel_out)};
-    });
-  };
-  const index joined = joined_rows(d);
-  index tap = 0;
-  for_pixels(1, kernels, [&](index, const index(&taps)[3]) {
-    std::vector<pixels> seen, all;
-    index pixel = 0;
-    for_pixels(d.images, outputs, [&](index image, const index(&place)[3]) {
-      index from = image;
-      for (int i = 0; i < 3; ++i) {
-        const conv_axis& a = d.axes[i];
-        const index at = place[i] * a.stride - a.pad_before + taps[i] * a.dilation;
-        from = from < 0 || at < 0 || at >= a.in ? -1 : from * a.in + at;
-      }
-      if (place[2] == 0 && place[1] % joined == 0) seen.emplace_back(), all.emplace_back();
-      if (from >= 0) seen.back().emplace_back(from, pixel);
-      all.back().emplace_back(0, pixel);
-      ++pixel;
-    });
-    for (index k = 0; k < d.out; ++k) {
-      for (index c = 0; c < in; ++c) {
-        float& sum = sums[static_cast<std::size_t>(((k / out * p.taps() + tap) * in + c) * out + k % out)];
-        for (const pixels& row : seen) add_row(sum, row, k / out * in + c, k);
-      }
-      float& sum = sums[static_cast<std::size_t>(d.out * in * p.taps() + k)];
-      for (const pixels& row : all) {
-        if (tap == 0) add_row(sum, row, -1, k);
-      }
-    }
-    ++tap;
-  });
-  return sums;
-}
-
 TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
   std::mt19937 random(7);
   for (int i = 0; i < 200; ++i) {
     const problem p = draw(random, type::bf16);
-    const auto right = expected_bf16_update(p);
+    const auto right = expected_update(p);
     ASSERT_TRUE(same_bits(update_of(p, 1 + i % 4), right)) << text_of(p.d);
     if (i % 8 != 0) continue;
     backend::for_each([&](const backend::entry& e) {
@@ -476,7 +466,7 @@ TEST(Conv, UpdateByCopies) {
     d.axes[1] = {s.height, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
     d.axes[2] = {s.width, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
     const problem p = draw_data(random, d);
-    const auto right = d.data == type::f32 ? expected_update(p) : expected_bf16_update(p);
+    const auto right = expected_update(p);
     EXPECT_GT(conv::plan(d)->backward_weights_workspace_bytes(), 0);
     for (const int threads : {1, 2, 3}) EXPECT_TRUE(same_bits(update_of(p, threads), right)) << text_of(d);
     if (s.in > 1000) continue;

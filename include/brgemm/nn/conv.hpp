@@ -101,7 +101,9 @@ class conv {
   /// which are as in forward and backward_data. Each is one chain over the images, then the pixels of y in row-major
   /// order, those that see x through the tap; in bf16 over pairs of those of a row of y, an odd last one alone. Where
   /// height and width have kernel 1 and no padding, as many rows count as one as divide the height and have 128 pixels
-  /// or fewer. workspace: backward_weights_workspace_bytes(), null where that is 0.
+  /// or fewer; where groups and dilation of the width are 1 and all taps of a row have up to 64 channels together, the
+  /// chain goes over runs of columns of y that see the same ones. workspace: backward_weights_workspace_bytes(), null
+  /// where that is 0.
   result<void> backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw,
                                 float* db, void* workspace = nullptr) const noexcept;
 

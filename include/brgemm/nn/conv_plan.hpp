@@ -110,7 +110,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   if (!backward) return backward.error();
   c.backward_.emplace(*std::move(backward));
   const detail::conv_geometry g = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out};
-  auto update = detail::conv_update::make(d.images, d.groups, c.in(), c.out(), g, d.data, how);
+  auto update = detail::conv_update::make({d.images, d.groups, c.in(), c.out(), g, d.data}, how);
   if (!update) return update.error();
   c.update_.emplace(*std::move(update));
   return c;

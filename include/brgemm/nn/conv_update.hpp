@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <memory>
+#include <optional>
 
 #include "../loops/row_product.hpp"
 #include "conv_geometry.hpp"
@@ -30,22 +31,35 @@ constexpr seen_outputs outputs_through(const conv_axis& a, index tap) noexcept {
   return s;
 }
 
-/// dW (groups, taps, in, out) and db (groups, out) in f32, in and out being a group's, from x and dz of f32 or bf16.
+/// `forward`: x is what it reads, dz has the shape of what it writes. At most `images` images; in and out are a
+/// group's.
+struct conv_update_desc {
+  index images = 1;
+  index groups = 1;
+  index in = 1;
+  index out = 1;
+  conv_geometry forward;
+  type data = type::f32;  ///< of x and dz: f32 or bf16
+};
+
+/// What the outputs of one run of the width, or all of them, add to dW (groups, taps, in, out) and db (groups, out).
 /// Each sum is one chain over the images, then the pixels of y in row-major order; pixels that see no input through a
 /// tap add no term to its sum. bf16: over pairs of those of a row of y, from its first one.
 ///
 /// A row of y is a batch entry, its pixels are k. In f32 the kernels read x and dz in place, but for layers of one tap
 /// whose pixels are far apart: there they fall on few sets of the caches and each on a page of its own. Of such layers
 /// and of bf16, which needs pixels in pairs, bands are copied: once for all taps.
-class conv_update {
+class run_update {
  public:
-  /// `forward`: x is what it reads, dz has the shape of what it writes. At most `images` images.
-  static result<conv_update> make(index images, index groups, index in, index out, const conv_geometry& forward,
-                                  type data, const options& how) noexcept {
-    conv_update u;
-    u.groups_ = groups, u.in_ = in, u.out_ = out, u.data_ = data;
-    u.join_rows(forward);
-    u.plan_bands(images);
+  /// Of all outputs, or of those of `run`, whose taps of a row are then one with taps * in channels.
+  static result<run_update> make(const conv_update_desc& of, const conv_run* run, const options& how) noexcept {
+    run_update u;
+    u.groups_ = of.groups, u.in_ = of.in, u.out_ = of.out, u.data_ = of.data;
+    u.set_axes(of.forward);
+    u.tap_step_ = of.in * of.out;
+    if (run != nullptr) u.join_taps(*run);
+    u.join_rows(run == nullptr);
+    u.plan_bands(of.images);
     u.copies_ ? u.place_copies() : u.place_tensors();
     if (auto r = u.plan_taps(); !r) return r.error();
     if (auto r = u.plan_kernels(how); !r) return r.error();
@@ -57,12 +71,15 @@ class conv_update {
     return groups_ * (nn::panels(in_) * x_.panel + nn::panels(out_) * z_.panel) * size_of(data_);
   }
 
-  /// db may be null.
+  /// db may be null. `continues`: to the sums that are there.
   void operator()(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw, float* db,
-                  void* workspace) const noexcept {
+                  bool continues, void* workspace) const noexcept {
     const index rows = images * image_rows();
-    if (!copies_) return add_products(threads, {0, rows}, {x, dz}, dw, db);
     const index size = size_of(data_);
+    x = static_cast<const char*>(x) + first_x_ * size;
+    dz = static_cast<const char*>(dz) + first_z_ * size;
+    dw += first_w_;
+    if (!copies_) return add_products(threads, {0, rows}, {x, dz, continues}, dw, db);
     for (index first = 0, end = 0; first < rows; first = end) {
       end = end_of(first, band_rows_, rows);
       const box z = box_of(first, end);
@@ -70,7 +87,11 @@ class conv_update {
       auto* const copy = static_cast<char*>(workspace);
       char* const copy_of_z = copy + groups_ * nn::panels(in_) * x_.panel * size;
       copy_band(threads, b, static_cast<const char*>(x), copy, z, static_cast<const char*>(dz), copy_of_z);
-      const operands from{copy, copy_of_z, z.image, b.depth * x_.depth + b.row * x_.row,
+      const operands from{copy,
+                          copy_of_z,
+                          continues,
+                          z.image,
+                          b.depth * x_.depth + b.row * x_.row,
                           z.depth * z_.depth + z.row * z_.row};
       add_products(threads, {first, end}, from, dw, db);
     }
@@ -80,8 +101,8 @@ class conv_update {
   static constexpr index step_pixels = 512;        ///< whose x and dz are in L2 for all taps
   static constexpr index cached_bytes = 32 << 10;  ///< of dz in L1, where x has too few channels to read it from L2
   static constexpr index few_channels = 16;
-  static constexpr index band_bytes = index{2} << 20;  ///< of copies
-  static constexpr index least_band = 256;             ///< pixels: dW is read and written once a band
+  static constexpr index band_bytes = index{512} << 10;  ///< of copies
+  static constexpr index least_band = 256;               ///< pixels
   static constexpr index joined_pixels = 128;
   static constexpr index far_apart = 8192;  ///< bytes
 
@@ -108,6 +129,7 @@ class conv_update {
   struct operands {
     const void* x;
     const void* z;
+    bool continues = false;  ///< to the sums that are there
     index image = 0;
     index x_origin = 0;
     index z_origin = 0;
@@ -120,7 +142,7 @@ class conv_update {
     index image_rows() const noexcept { return depth.count * height.count; }
   };
 
-  conv_update() = default;
+  run_update() = default;
 
   index taps() const noexcept { return axes_[0].kernel * axes_[1].kernel * axes_[2].kernel; }
   index image_rows() const noexcept { return axes_[0].out() * axes_[1].out(); }
@@ -179,12 +201,14 @@ class conv_update {
       first = depth * t.height.count + begin - t.height.first;
     }
     if (call.batch > 0) call.pairs = pairs_.get() + t.pairs + first;
-    call.beta = s.first == 0 ? 0 : 1;
+    const bool begins = s.first == 0 && !from.continues;
+    call.beta = begins ? 0 : 1;
     const index size = size_of(data_);
     const index image = b.image - from.image;
     call.a = static_cast<const char*>(from.x) + (image * x_.image - from.x_origin) * size;
     call.b = static_cast<const char*>(from.z) + (image * z_.image - from.z_origin) * size;
-    return call.batch > 0 || s.first == 0;
+    call.lda = x_.ld;
+    return call.batch > 0 || begins;
   }
 
   void add_product(index i, stretch s, const operands& from, float* dw) const noexcept {
@@ -200,7 +224,7 @@ class conv_update {
     const index channel_out = panel_out * nn::block_width(out_);
     call.a = static_cast<const char*>(call.a) + panel_at(x_, in_, group, panel_in) * size_of(data_);
     call.b = static_cast<const char*>(call.b) + panel_at(z_, out_, group, panel_out) * size_of(data_);
-    call.c = dw + ((group * taps() + tap) * in_ + channel_in) * out_ + channel_out;
+    call.c = dw + (group * taps() + tap) * tap_step_ + channel_in * out_ + channel_out;
     const bool full_in = channel_in + nn::block_width(in_) <= in_;
     const bool full_out = channel_out + nn::block_width(out_) <= out_;
     kernels_[at(tap % axes_[2].kernel)][full_in][full_out](call);
@@ -228,7 +252,9 @@ class conv_update {
   void copy_row_of_x(const char* from, index columns, char* to) const noexcept;
   void copy_row_of_z(const char* from, index columns, char* to) const noexcept;
 
-  void join_rows(const conv_geometry& g) noexcept;
+  void set_axes(const conv_geometry& g) noexcept;
+  void join_taps(const conv_run& run) noexcept;
+  void join_rows(bool adjacent) noexcept;
   void plan_bands(index images) noexcept;
   void place_tensors() noexcept;
   void place_copies() noexcept;
@@ -258,6 +284,10 @@ class conv_update {
   bool copies_ = false;
   conv_axis axes_[3];  ///< rows joined, and as copies have them
   index line_ = 1;     ///< pixels of a row of x before rows were joined
+  index first_x_ = 0;  ///< elements of x, dz and dW before those of the run
+  index first_z_ = 0;
+  index first_w_ = 0;
+  index tap_step_ = 0;  ///< of dW
   index step_rows_ = 1;
   index band_rows_ = 1;
   placement x_;
@@ -269,18 +299,31 @@ class conv_update {
   kernel sums_[2];                           ///< [full out]
 };
 
-/// Where each pixel of y sees just one of x, rows that follow each other are one: longer sums a batch entry. Copies
-/// leave out what a stride of one tap leaves out.
-inline void conv_update::join_rows(const conv_geometry& g) noexcept {
+inline void run_update::set_axes(const conv_geometry& g) noexcept {
   std::copy(g.axes, g.axes + 3, axes_);
-  x_.from_image = g.step_in(-1), x_.from_depth = g.step_in(0), x_.from_line = g.step_in(1),
-  x_.from_pixel = g.step_in(2);
+  x_.from_image = g.step_in(-1), x_.from_depth = g.step_in(0), x_.from_line = g.step_in(1), x_.from_pixel = g.pixel_in;
   z_.from_image = g.step_out(-1), z_.from_depth = g.step_out(0), z_.from_line = g.step_out(1);
-  z_.from_pixel = g.step_out(2);
-  const index pixel = std::max(g.axes[2].stride * g.pixel_in, g.pixel_out) * size_of(data_);
+  z_.from_pixel = g.pixel_out;
+}
+
+/// Taps of a row are adjacent in x as they are in dW.
+inline void run_update::join_taps(const conv_run& run) noexcept {
+  first_x_ = run.in * x_.from_pixel;
+  first_z_ = run.first * z_.from_pixel;
+  first_w_ = run.tap * in_ * out_;
+  tap_step_ *= axes_[2].kernel;
+  in_ *= run.taps;
+  x_.from_pixel *= axes_[2].stride;
+  axes_[2] = {run.count};
+}
+
+/// Where each pixel of y sees just one of x, rows that follow each other are one: longer sums a batch entry. Copies
+/// leave out what a stride of one tap leaves out. `adjacent`: all columns of y are there.
+inline void run_update::join_rows(bool adjacent) noexcept {
+  const index pixel = std::max(axes_[2].stride * x_.from_pixel, z_.from_pixel) * size_of(data_);
   copies_ = data_ != type::f32 || (taps() == 1 && pixel >= far_apart);
   index* const steps[3] = {&x_.from_depth, &x_.from_line, &x_.from_pixel};
-  bool joins = true;
+  bool joins = adjacent;
   for (int i = 0; i < 3; ++i) {
     conv_axis& a = axes_[i];
     const bool one_tap = a.kernel == 1 && a.pad_before == 0 && a.pad_after == 0;
@@ -294,7 +337,7 @@ inline void conv_update::join_rows(const conv_geometry& g) noexcept {
   if (joined > 1) axes_[1].in /= joined, axes_[2].in *= joined;
 }
 
-inline void conv_update::plan_bands(index images) noexcept {
+inline void run_update::plan_bands(index images) noexcept {
   const index width = axes_[2].out();
   const auto rows_of = [&](index pixels) {
     const index rows = std::min(std::max<index>(pixels / width, 1), images * image_rows());
@@ -302,19 +345,21 @@ inline void conv_update::plan_bands(index images) noexcept {
   };
   const index pixel = nn::block_width(out_) * size_of(data_);
   step_rows_ = rows_of(in_ <= few_channels ? std::max<index>(cached_bytes / pixel, 1) : step_pixels);
-  band_rows_ = rows_of(std::max(band_bytes / (groups_ * (in_ + 2 * out_) * size_of(data_)), least_band));
+  // dW is read and written once a band: of one that does not stay in L2 there are fewer.
+  const index bytes = groups_ * taps() * in_ * out_ * 4 <= band_bytes ? band_bytes : 4 * band_bytes;
+  band_rows_ = rows_of(std::max(bytes / (groups_ * (in_ + 2 * out_) * size_of(data_)), least_band));
 }
 
-inline void conv_update::place_tensors() noexcept {
+inline void run_update::place_tensors() noexcept {
   x_.image = x_.from_image, x_.depth = x_.from_depth, x_.row = x_.from_row;
   x_.panel = nn::block_width(in_), x_.ld = axes_[2].stride * x_.from_pixel;
   z_.image = z_.from_image, z_.depth = z_.from_depth, z_.row = z_.from_row;
   z_.panel = nn::block_width(out_), z_.ld = z_.from_pixel;
 }
 
-/// A panel of channels of a band behind the other. In f32 its pixels have the panel's width; in bf16 x is transposed,
-/// its channels `ld` apart, and dz has its pixels in pairs.
-inline void conv_update::place_copies() noexcept {
+/// A panel of channels of a band behind the other. In f32 its pixels have the panel's width; in bf16 each row of x is
+/// transposed, (channels, pixels), and each of dz has its pixels in pairs.
+inline void run_update::place_copies() noexcept {
   const index width_in = nn::block_width(in_);
   const index width_out = nn::block_width(out_);
   const bool whole = band_rows_ >= image_rows();
@@ -334,15 +379,14 @@ inline void conv_update::place_copies() noexcept {
     x_.ld = axes_[2].stride * width_in, z_.ld = width_out;
     return;
   }
-  place(x_, x, axes_[2].stride * phase_pitch());
-  x_.ld = ((x_.panel + 31) / 32 | 1) * 32;  // an odd number of lines: channels fall on different sets of the caches
-  x_.panel = width_in * x_.ld;
+  place(x_, x, axes_[2].stride * phase_pitch() * width_in);
+  x_.ld = phase_pitch();
   place(z_, z, pair_starts() * pairs_pitch());
   z_.ld = width_out;
 }
 
-inline void conv_update::copy_band(loops::executor_ref threads, const box& bx, const char* x, char* x_copy,
-                                   const box& bz, const char* z, char* z_copy) const noexcept {
+inline void run_update::copy_band(loops::executor_ref threads, const box& bx, const char* x, char* x_copy,
+                                  const box& bz, const char* z, char* z_copy) const noexcept {
   const index panels_in = nn::panels(in_);
   const index panels_out = nn::panels(out_);
   const index size = size_of(data_);
@@ -367,12 +411,14 @@ inline void conv_update::copy_band(loops::executor_ref threads, const box& bx, c
                       });
 }
 
-inline void conv_update::copy_row_of_x(const char* from, index columns, char* to) const noexcept {
+inline void run_update::copy_row_of_x(const char* from, index columns, char* to) const noexcept {
   const conv_axis& a = axes_[2];
-  const auto place = [&](index pixel)
-                         BRGEMM_ALWAYS_INLINE { return pixel / line_ * x_.from_line + pixel % line_ * x_.from_pixel; };
+  const index to_next_line = x_.from_line - line_ * x_.from_pixel;
   if (data_ == type::f32) {
-    for (index i = 0; i < a.in; ++i) std::memcpy(to + i * x_.ld * 4, from + place(i) * 4, at(columns) * 4);
+    for (index i = 0, in_line = 0; i < a.in; ++i, ++in_line, from += x_.from_pixel * 4) {
+      if (in_line == line_) in_line = 0, from += to_next_line * 4;
+      std::memcpy(to + i * x_.ld * 4, from, at(columns) * 4);
+    }
     return;
   }
   const auto* const elements = reinterpret_cast<const std::uint16_t*>(from);
@@ -381,18 +427,23 @@ inline void conv_update::copy_row_of_x(const char* from, index columns, char* to
     while (tap < a.kernel && (phase + a.pad_before - tap * a.dilation) % a.stride != 0) ++tap;
     if (tap == a.kernel) continue;  // none sees it
     const index count = (a.in - phase + a.stride - 1) / a.stride;
+    index in_line = phase;  // lines are joined where the stride is 1
+    index place = phase * x_.from_pixel;
     for (index first = 0; first < count; first += nn::block_rows) {
       index places[nn::block_rows];
       const index here = std::min(count - first, nn::block_rows);
-      for (index i = 0; i < here; ++i) places[i] = place(phase + (first + i) * a.stride);
+      for (index i = 0; i < here; ++i, in_line += a.stride, place += a.stride * x_.from_pixel) {
+        if (in_line == line_) in_line = 0, place += to_next_line;
+        places[i] = place;
+      }
       const auto row = [&](index r) BRGEMM_ALWAYS_INLINE { return elements + places[r]; };
-      auto* const block = reinterpret_cast<std::uint16_t*>(to) + phase * phase_pitch() + first;
+      auto* const block = reinterpret_cast<std::uint16_t*>(to) + phase * nn::block_width(in_) * x_.ld + first;
       transpose_rows_at(row, 0, block, x_.ld, here, columns);
     }
   }
 }
 
-inline void conv_update::copy_row_of_z(const char* from, index columns, char* to) const noexcept {
+inline void run_update::copy_row_of_z(const char* from, index columns, char* to) const noexcept {
   const index count = axes_[2].out();
   if (data_ == type::f32) {
     for (index i = 0; i < count; ++i) {
@@ -408,7 +459,7 @@ inline void conv_update::copy_row_of_z(const char* from, index columns, char* to
   }
 }
 
-inline result<void> conv_update::plan_taps() noexcept {
+inline result<void> run_update::plan_taps() noexcept {
   taps_.reset(new (std::nothrow) planned_tap[at(taps() + 1)]);
   if (!taps_) return error(errc::out_of_memory, "axes", "no memory for %ld taps", taps());
   const index images = std::max<index>(step_rows_ / image_rows(), 1);
@@ -432,10 +483,11 @@ inline result<void> conv_update::plan_taps() noexcept {
   return {};
 }
 
-inline void conv_update::list_rows(const planned_tap& t, const seen_outputs& w) noexcept {
+inline void run_update::list_rows(const planned_tap& t, const seen_outputs& w) noexcept {
   const bool in_pairs = data_ != type::f32;
   const index stride = axes_[2].stride;
-  const index x_column = in_pairs ? w.in % stride * phase_pitch() + w.in / stride : w.in * (x_.ld / stride);
+  const index x_column =
+      in_pairs ? w.in % stride * nn::block_width(in_) * x_.ld + w.in / stride : w.in * (x_.ld / stride);
   const index z_column = in_pairs ? w.first % 2 * pairs_pitch() + w.first / 2 * 2 * z_.ld : w.first * z_.ld;
   offset_pair* to = pairs_.get() + t.pairs;
   for (index image = 0; image < std::max<index>(step_rows_ / image_rows(), 1); ++image) {
@@ -450,7 +502,7 @@ inline void conv_update::list_rows(const planned_tap& t, const seen_outputs& w) 
 }
 
 /// One set of kernels for each tap of the width: they differ in how many pixels of a row see x.
-inline result<void> conv_update::plan_kernels(const options& how) noexcept {
+inline result<void> run_update::plan_kernels(const options& how) noexcept {
   const index widths = axes_[2].kernel;
   kernels_.reset(new (std::nothrow) kernel[at(widths)][2][2]);
   const index row = axes_[2].out();
@@ -474,16 +526,16 @@ inline result<void> conv_update::plan_kernels(const options& how) noexcept {
 }
 
 /// A is x: a row's pixels are k, its channels m. No pixel that sees x leaves k = 1 with no entry.
-inline desc conv_update::product_desc(index tap_w, index m, index n) const noexcept {
+inline desc run_update::product_desc(index tap_w, index m, index n) const noexcept {
   desc d = sum_desc(n);
   d.m = m;
   d.k = std::max<index>(outputs_through(axes_[2], tap_w).count, 1);
   if (data_ == type::f32) d.layout_a = layout::transposed;
-  d.lda = x_.ld;
+  d.lda = x_.ld >= m || data_ != type::f32 ? x_.ld : at_call;  // rows that share taps overlap
   d.ldc = out_;
   return d;
 }
-inline desc conv_update::sum_desc(index n) const noexcept {
+inline desc run_update::sum_desc(index n) const noexcept {
   desc d;
   d.n = n;
   d.k = axes_[2].out();
@@ -496,5 +548,69 @@ inline desc conv_update::sum_desc(index n) const noexcept {
   d.beta = beta_kind::at_call;
   return d;
 }
+
+/// dW (groups, taps, in, out) and db (groups, out) in f32. Where channels are few, the taps of a row are one product:
+/// run after run of the columns of y that see the same ones.
+class conv_update {
+ public:
+  static result<conv_update> make(const conv_update_desc& d, const options& how) noexcept {
+    const conv_axis& width = d.forward.axes[2];
+    conv_update u;
+    u.weights_ = d.groups * d.forward.axes[0].kernel * d.forward.axes[1].kernel * width.kernel * d.in * d.out;
+    u.sums_ = d.groups * d.out;
+    u.joined_ = d.groups == 1 && width.kernel > 1 && width.dilation == 1 && width.kernel * d.in <= most_joined;
+    index count = 0;
+    for_forward_runs(width, [&](const conv_run& run) {
+      ++count;
+      u.joined_ = u.joined_ && run.taps > 0;
+    });
+    u.runs_.reset(new (std::nothrow) std::optional<run_update>[static_cast<std::size_t>(count)]);
+    if (!u.runs_) return error(errc::out_of_memory, "axes", "no memory for %ld runs of the width", count);
+    result<void> made;
+    const auto add = [&](const conv_run* run) {
+      auto update = run_update::make(d, run, how);
+      if (update) {
+        u.runs_[static_cast<std::size_t>(u.count_++)].emplace(*std::move(update));
+      } else {
+        made = update.error();
+      }
+    };
+    if (!u.joined_) add(nullptr);
+    if (u.joined_) {
+      for_forward_runs(width, [&](const conv_run& run) {
+        if (made) add(&run);
+      });
+    }
+    if (!made) return made.error();
+    return u;
+  }
+
+  index workspace_bytes() const noexcept {
+    index bytes = 0;
+    for (index i = 0; i < count_; ++i) bytes = std::max(bytes, runs_[static_cast<std::size_t>(i)]->workspace_bytes());
+    return bytes;
+  }
+
+  /// db may be null.
+  void operator()(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw, float* db,
+                  void* workspace) const noexcept {
+    if (joined_) std::fill_n(dw, weights_, 0.0f);
+    if (joined_ && db != nullptr) std::fill_n(db, sums_, 0.0f);
+    for (index i = 0; i < count_; ++i) {
+      (*runs_[static_cast<std::size_t>(i)])(threads, images, x, dz, dw, db, joined_, workspace);
+    }
+  }
+
+ private:
+  static constexpr index most_joined = 64;  ///< channels of a joined row: one panel
+
+  conv_update() = default;
+
+  index weights_ = 0;
+  index sums_ = 0;
+  bool joined_ = false;
+  index count_ = 0;
+  std::unique_ptr<std::optional<run_update>[]> runs_;
+};
 
 }  // namespace brgemm::inline abi_0::detail

@@ -29,12 +29,15 @@ inline bool passes_caches(index bytes, const void* to) noexcept {
 using words = std::uint32_t __attribute__((vector_size(64)));
 using pairs_of_words = std::uint64_t __attribute__((vector_size(64)));
 
-/// transpose_words for rows and columns that are multiples of 16, by squares of 16 in registers. Streaming, `to` is on
-/// 64 bytes and ld_to a multiple of 16.
+/// transpose_words for at least 16 rows and columns, by squares of 16 in registers: where they are no multiples of 16,
+/// the last squares overlap the ones before. Streaming, they are multiples, `to` is on 64 bytes, ld_to a multiple
+/// of 16.
 [[gnu::target("avx512f")]] inline void transpose_by_16(const float* from, index ld_from, float* to, index ld_to,
                                                        index rows, index columns, streaming ahead) noexcept {
-  for (index c = 0; c < columns; c += 16) {
-    for (index r = 0; r < rows; r += 16) {
+  for (index left = 0; left < columns; left += 16) {
+    const index c = left + 16 <= columns ? left : columns - 16;
+    for (index above = 0; above < rows; above += 16) {
+      const index r = above + 16 <= rows ? above : rows - 16;
       words x[16], y[16];
       const float* row = from + r * ld_from + c;
 #pragma GCC unroll 16
@@ -50,10 +53,10 @@ using pairs_of_words = std::uint64_t __attribute__((vector_size(64)));
 #pragma GCC unroll 8
       for (int j = 0; j < 16; j += 2) {  // of 4 x 4, in each quarter of a vector
         const int i = j / 4 * 4 + j % 4 / 2;
-        const auto above = reinterpret_cast<pairs_of_words>(y[i]);
-        const auto below = reinterpret_cast<pairs_of_words>(y[i + 2]);
-        x[j] = reinterpret_cast<words>(__builtin_shufflevector(above, below, 0, 8, 2, 10, 4, 12, 6, 14));
-        x[j + 1] = reinterpret_cast<words>(__builtin_shufflevector(above, below, 1, 9, 3, 11, 5, 13, 7, 15));
+        const auto upper = reinterpret_cast<pairs_of_words>(y[i]);
+        const auto lower = reinterpret_cast<pairs_of_words>(y[i + 2]);
+        x[j] = reinterpret_cast<words>(__builtin_shufflevector(upper, lower, 0, 8, 2, 10, 4, 12, 6, 14));
+        x[j + 1] = reinterpret_cast<words>(__builtin_shufflevector(upper, lower, 1, 9, 3, 11, 5, 13, 7, 15));
       }
 #pragma GCC unroll 8
       for (int j = 0; j < 8; ++j) {  // of 8 x 8: quarters 0 and 2, quarters 1 and 3
@@ -116,6 +119,7 @@ inline void transpose_words(const float* from, index ld_from, float* to, index l
   if (!cpu().has(feature::avx512) || rows < 16 || columns < 16 || (ahead.on && !on_lines)) {
     return transpose_by_4(from, ld_from, to, ld_to, rows, columns, ahead);
   }
+  if (!ahead.on) return transpose_by_16(from, ld_from, to, ld_to, rows, columns, ahead);
   const index below = rows / 16 * 16;
   const index beside = columns / 16 * 16;
   transpose_by_16(from, ld_from, to, ld_to, below, beside, ahead);
@@ -139,8 +143,16 @@ void interleave_rows_at(const Row& row, index ld_ahead, std::uint32_t* to, index
       }
       if (r + 1 < rows) {
         const std::uint16_t* const odd = row(r + 1);
-        BRGEMM_INDEPENDENT
-        for (index c = 0; c < columns; ++c) pairs[c] = even[c] | static_cast<std::uint32_t>(odd[c]) << 16;
+        const auto join = [&](index begin, index end) BRGEMM_ALWAYS_INLINE {
+          BRGEMM_INDEPENDENT
+          for (index c = begin; c < end; ++c) pairs[c] = even[c] | static_cast<std::uint32_t>(odd[c]) << 16;
+        };
+        if (columns % 16 == 0 || columns < 16) {
+          join(0, columns);
+        } else {  // the last vector overlaps the one before
+          join(0, columns / 16 * 16);
+          join(columns - 16, columns);
+        }
       } else {
         for (index c = 0; c < columns; ++c) pairs[c] = even[c];
       }
