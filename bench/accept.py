@@ -320,7 +320,8 @@ def primitive_rows(results):
 
 
 CONV_SHARES = {("f32", "forward"): 0.95, ("f32", "backward_data"): 0.94, ("f32", "backward_weights"): 0.94,
-               ("bf16", "forward"): 0.97, ("bf16", "backward_data"): 0.93, ("bf16", "backward_weights"): 0.9}
+               ("bf16", "forward"): 0.97, ("bf16", "backward_data"): 0.93, ("bf16", "backward_weights"): 0.9,
+               ("u8s8", "forward"): 0.94}
 
 
 def conv_case(name):

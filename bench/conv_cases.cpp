@@ -1,10 +1,12 @@
-// Convolutions over height and width, without bias and activation: forward, backward by data, and of f32 weight update:
+// Convolutions over height and width, without bias and activation: forward, and of f32 and bf16 backward by data and
+// weight update; of u8s8 y is u8, by a scale a channel:
 //   conv TYPE IMAGES IN OUT GROUPS HEIGHT WIDTH KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_H PAD_W THREADS
 // Ours reads and writes (images, height, width, channels) in place; oneDNN has every tensor in the layout that it likes
 // best, brought there outside the timing. Work is counted without the taps that padding hides.
 #include <algorithm>
 #include <brgemm/loops/parallel_for.hpp>
 #include <brgemm/nn/conv.hpp>
+#include <cmath>
 #include <memory>
 
 #include "cases.hpp"
@@ -23,13 +25,17 @@ struct layer {
 };
 
 layer layer_of(const problem& p, peer_pass pass) {
-  layer l{p.words[1] == "bf16" ? peer_type::bf16 : peer_type::f32, {}, static_cast<int>(p.number(14)), pass};
+  const bool is_8bit = p.words[1] == "u8s8";
+  const peer_type type = is_8bit ? peer_type::u8s8 : p.words[1] == "bf16" ? peer_type::bf16 : peer_type::f32;
+  layer l{type, {}, static_cast<int>(p.number(14)), pass};
   l.d.images = p.number(2), l.d.in = p.number(3), l.d.out = p.number(4), l.d.groups = p.number(5);
   for (std::size_t i = 0; i < 2; ++i) {
     l.d.axes[i + 1] = {p.number(6 + i), p.number(8 + i), p.number(10 + i), 1, p.number(12 + i), p.number(12 + i)};
   }
-  l.d.data = l.d.y = l.type == peer_type::bf16 ? brgemm::type::bf16 : brgemm::type::f32;
+  l.d.data = is_8bit ? brgemm::type::u8 : type == peer_type::bf16 ? brgemm::type::bf16 : brgemm::type::f32;
+  l.d.y = l.d.data;
   l.d.bias = false;
+  l.d.scale = is_8bit;
   l.d.training = pass != peer_pass::forward;
   return l;
 }
@@ -50,7 +56,8 @@ class planned_conv {
   brgemm::result<void> run() const {
     switch (l_.pass) {
       case peer_pass::forward:
-        return plan_.forward(threads_, l_.d.images, x_.data(), packed_.data(), nullptr, result_.data());
+        return plan_.forward(threads_, l_.d.images, x_.data(), packed_.data(), {.scale = scale_.as<float>()},
+                             result_.data());
       case peer_pass::backward_data:
         return plan_.backward_data(threads_, l_.d.images, y_.data(), transposed_.data(), result_.data());
       case peer_pass::backward_weights: break;
@@ -87,6 +94,7 @@ class planned_conv {
             {h.stride, v.stride},
             {h.pad_before, v.pad_before},
             l_.threads,
+            scale_of_all(),
             pick(peer_pass::backward_data, x_),
             pick(peer_pass::backward_weights, w_),
             pick(peer_pass::forward, y_)};
@@ -123,10 +131,19 @@ class planned_conv {
         packed_(plan_.weights_bytes()),
         transposed_(plan_.transposed_bytes()),
         workspace_(plan_.backward_weights_workspace_bytes()),
+        scale_(l.d.out * 4),
         result_(std::max({plan_.x_bytes(), plan_.y_bytes(), plan_.weights() * 4})) {}
 
+  // Sums of x and w over their whole ranges become some hundreds at most.
+  float scale_of_all() const { return 0.01f / std::sqrt(static_cast<float>(plan_.weights() / l_.d.out)); }
+
   brgemm::result<void> load() {
+    std::fill_n(scale_.as<float>(), l_.d.out, scale_of_all());
     fill(x_, l_.d.data, plan_.x_bytes() / brgemm::size_of(l_.d.data), 1);
+    if (l_.type == peer_type::u8s8) {
+      fill(w_, brgemm::type::s8, plan_.weights(), 2);
+      return plan_.pack_weights(threads_, w_.as<std::int8_t>(), nn::conv_weights::out_first, packed_.data());
+    }
     fill(w_, l_.d.data, plan_.weights(), 2);
     fill(y_, l_.d.data, plan_.y_bytes() / brgemm::size_of(l_.d.data), 3);
     const buffer wide(plan_.weights() * 4);
@@ -141,7 +158,7 @@ class planned_conv {
   nn::conv plan_;
   brgemm::loops::openmp executor_;
   brgemm::loops::executor_ref threads_;
-  buffer x_, w_, y_, packed_, transposed_, workspace_, result_;
+  buffer x_, w_, y_, packed_, transposed_, workspace_, scale_, result_;
 };
 
 void run_conv(benchmark::State& state, const layer& l, const settings& s) {
@@ -160,7 +177,7 @@ void run_conv(benchmark::State& state, const layer& l, const settings& s) {
                            }});
     std::vector<std::unique_ptr<peer_task>> tasks;
     const peer_conv problem = (*ours)->problem(theirs);
-    const double tolerance = l.type == peer_type::bf16 ? 2e-2 : 1e-4;
+    const double tolerance = l.type == peer_type::f32 ? 1e-4 : l.type == peer_type::bf16 ? 2e-2 : 1.0 / 254;
     add_peers(
         state, s,
         [&](const peer_api& peer, char* reason, std::size_t room) { return peer.make_conv(problem, reason, room); },
@@ -182,6 +199,7 @@ bool add_conv(const problem& p, const settings& s) {
   if (p.words[10] != "1" || p.words[11] != "1") name += "/stride" + p.words[10] + "x" + p.words[11];
   name += "/threads" + p.words[14] + "/";
   for (const peer_pass pass : {peer_pass::forward, peer_pass::backward_data, peer_pass::backward_weights}) {
+    if (p.words[1] == "u8s8" && pass != peer_pass::forward) continue;
     const layer l = layer_of(p, pass);
     add_case(s, name + name_of(pass), [l, &s](benchmark::State& state) { run_conv(state, l, s); });
   }

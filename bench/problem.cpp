@@ -20,7 +20,7 @@ constexpr const char* forms[] = {
     "generation FILE COUNT",
     "linear LINEAR_TYPE ROWS IN OUT THREADS",
     "product MATH M N K THREADS",
-    "conv LAYER_TYPE IMAGES IN OUT GROUPS HEIGHT WIDTH KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_H PAD_W THREADS",
+    "conv CONV_TYPE IMAGES IN OUT GROUPS HEIGHT WIDTH KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_H PAD_W THREADS",
     "train LAYER_TYPE BATCH THREADS FEATURES FEATURES...",
     "bandwidth BYTES THREADS",
     "peak TYPE THREADS",
@@ -76,6 +76,7 @@ void expect_value(const problem& p, const std::string& name, const std::string& 
   if (name == "MATH") return expect_one_of(p, name, word, {"f32", "bf16x3", "bf16x2"});
   if (name == "LINEAR_TYPE") return expect_one_of(p, name, word, {"f32", "bf16", "bf16x3", "bf16x2"});
   if (name == "LAYER_TYPE") return expect_one_of(p, name, word, {"f32", "bf16"});
+  if (name == "CONV_TYPE") return expect_one_of(p, name, word, {"f32", "bf16", "u8s8"});
   if (name == "FILE") return expect_shapes(p, word);
   if (name != "STEPS") return expect_number(p, name, word);
   if (word.back() == ',') fail(p, "a step is missing behind the last comma of " + quoted(word));

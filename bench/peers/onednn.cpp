@@ -252,7 +252,7 @@ struct conv_shapes {
 
 // Everything in its plain layout (`plain`), or in whichever the primitive likes best.
 conv_shapes shapes_of(const peer_conv& p, bool plain, memory::data_type weights) {
-  const auto t = type_of(p.type);
+  const auto t = p.type == peer_type::u8s8 ? memory::data_type::u8 : type_of(p.type);
   memory::dims y = {p.images, p.out, 0, 0};
   for (int i = 0; i < 2; ++i) y[2 + i] = (p.size[i] + 2 * p.pad[i] - p.kernel[i]) / p.stride[i] + 1;
   memory::dims w = {p.out, p.in, p.kernel[0], p.kernel[1]};
@@ -270,8 +270,16 @@ struct conv_geometry {
 
 constexpr auto direct = dnnl::algorithm::convolution_direct;
 #if DNNL_VERSION_MAJOR >= 3
-auto forward_of(const conv_shapes& s, const conv_geometry& g, dnnl::prop_kind kind) {
-  return dnnl::convolution_forward::primitive_desc(cpu(), kind, direct, s.x, s.w, s.y, g.strides, g.pad, g.pad);
+auto forward_of(const conv_shapes& s, const conv_geometry& g, dnnl::prop_kind kind,
+                const dnnl::primitive_attr& attributes = {}) {
+  return dnnl::convolution_forward::primitive_desc(cpu(), kind, direct, s.x, s.w, s.y, g.strides, g.pad, g.pad,
+                                                   attributes);
+}
+// y = scale * sums; the factor is an argument.
+dnnl::primitive_attr scaled_by(float) {
+  dnnl::primitive_attr a;
+  a.set_scales_mask(DNNL_ARG_WEIGHTS, 0);
+  return a;
 }
 auto backward_data_of(const conv_shapes& s, const conv_geometry& g) {
   return dnnl::convolution_backward_data::primitive_desc(cpu(), direct, s.x, s.w, s.y, g.strides, g.pad, g.pad,
@@ -282,8 +290,16 @@ auto backward_weights_of(const conv_shapes& s, const conv_shapes& hint, const co
                                                             forward_of(hint, g, dnnl::prop_kind::forward_training));
 }
 #else
-auto forward_of(const conv_shapes& s, const conv_geometry& g, dnnl::prop_kind kind) {
-  return dnnl::convolution_forward::primitive_desc({kind, direct, s.x, s.w, s.y, g.strides, g.pad, g.pad}, cpu());
+auto forward_of(const conv_shapes& s, const conv_geometry& g, dnnl::prop_kind kind,
+                const dnnl::primitive_attr& attributes = {}) {
+  return dnnl::convolution_forward::primitive_desc({kind, direct, s.x, s.w, s.y, g.strides, g.pad, g.pad}, attributes,
+                                                   cpu());
+}
+// y = scale * sums
+dnnl::primitive_attr scaled_by(float scale) {
+  dnnl::primitive_attr a;
+  a.set_output_scales(0, {scale});
+  return a;
 }
 auto backward_data_of(const conv_shapes& s, const conv_geometry& g) {
   return dnnl::convolution_backward_data::primitive_desc({direct, s.x, s.w, s.y, g.strides, g.pad, g.pad}, cpu(),
@@ -298,16 +314,27 @@ auto backward_weights_of(const conv_shapes& s, const conv_shapes& hint, const co
 bench::peer_task* make_conv(const peer_conv& p, char* reason, std::size_t size) try {
   auto made = std::make_unique<primitive_task>(p.threads);
   const auto t = type_of(p.type);
-  const auto weights = p.pass == peer_pass::backward_weights ? memory::data_type::f32 : t;
+  const bool is_8bit = p.type == peer_type::u8s8;
+  const auto weights = is_8bit                                 ? memory::data_type::s8
+                       : p.pass == peer_pass::backward_weights ? memory::data_type::f32
+                                                               : t;
   const conv_shapes plain = shapes_of(p, true, weights);
   const conv_shapes any = shapes_of(p, false, weights);
   const conv_geometry geometry(p);
   made->limit([&] {
     if (p.pass == peer_pass::forward) {
-      const auto pd = forward_of(any, geometry, dnnl::prop_kind::forward_inference);
+      const auto attributes = is_8bit ? scaled_by(p.scale) : dnnl::primitive_attr();
+      const auto pd = forward_of(any, geometry, dnnl::prop_kind::forward_inference, attributes);
       made->bind(DNNL_ARG_SRC, plain.x, pd.src_desc(), p.x, true);
       made->bind(DNNL_ARG_WEIGHTS, plain.w, pd.weights_desc(), p.w, true);
       made->bind(DNNL_ARG_DST, plain.y, pd.dst_desc(), p.y, false);
+#if DNNL_VERSION_MAJOR >= 3
+      if (is_8bit) {
+        const memory::desc one({1}, memory::data_type::f32, tag::a);
+        float scale = p.scale;
+        made->bind(DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, one, one, &scale, true);
+      }
+#endif
       made->primitive = dnnl::convolution_forward(pd);
     } else if (p.pass == peer_pass::backward_data) {
       const auto pd = backward_data_of(any, geometry);

@@ -34,14 +34,15 @@ struct peer_linear {
 };
 
 /// One pass of a convolution over height and width, without bias: x (images,height,width,in), w (out, in/groups,
-/// kernel_h, kernel_w), y (images, ..., out), plain and of the same type. Padding is the same on both sides. What is
-/// written and read is as in peer_linear.
+/// kernel_h, kernel_w), y (images, ..., out), plain and of the same type; of u8s8 y is u8, the sums times `scale`.
+/// Padding is the same on both sides. What is written and read is as in peer_linear.
 struct peer_conv {
   peer_type type;
   peer_pass pass;
   std::int64_t images, in, out, groups;
   std::int64_t size[2], kernel[2], stride[2], pad[2];
   std::int32_t threads;
+  float scale;
   void* x;
   void* w;
   void* y;

@@ -546,7 +546,7 @@ TEST(Conv, WrongDescs) {
       {"mask", {"4 channels"}, [](auto& d) { d.mask = true, d.act = nn::activation::relu; }, errc::unsupported},
       {"input_mask", {"training"}, [](auto& d) { d.input_mask = true; }},
       {"input_mask", {"6 channels"}, [](auto& d) { d.input_mask = d.training = true; }, errc::unsupported},
-      {"data", {"f32 and bf16"}, [](auto& d) { d.data = type::f64; }, errc::unsupported},
+      {"data", {"f32, bf16, u8 and s8"}, [](auto& d) { d.data = type::f64; }, errc::unsupported},
       {"y", {"f32"}, [](auto& d) { d.y = type::bf16; }, errc::unsupported},
       {"y", {"65 channels", "64"}, [](auto& d) { d.in = 130, d.data = d.y = type::bf16; }, errc::unsupported},
       {"data",

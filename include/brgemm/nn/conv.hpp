@@ -1,5 +1,5 @@
 // A convolution over one, two or three spatial axes: y = act(x * W * scale + b + residual), and its gradients by x, W
-// and b, of f32 and bf16.
+// and b, of f32 and bf16; forward also of 8-bit types.
 #pragma once
 
 #include <optional>
@@ -24,11 +24,13 @@ struct conv_desc {
   index out = 1;     ///< channels of y, a multiple of groups
   index groups = 1;
   conv_axis axes[3] = {};
-  type data = type::f32;  ///< of x, of gradients of activations, and of the weights that kernels read: f32 or bf16
-  type y = type::f32;     ///< f32; with bf16 data also bf16
+  /// Of x, of gradients of activations, and of the weights that kernels read: f32; bf16; or, forward only, u8 or s8,
+  /// the weights then s8.
+  type data = type::f32;
+  type y = type::f32;  ///< f32; with bf16 data also bf16; with 8-bit data also bf16, u8, s8, and s32: as summed
   activation act = activation::none;
   bool bias = true;
-  bool scale = false;       ///< a factor a channel of y, folded batch normalisation say
+  bool scale = false;       ///< a factor a channel of y: folded batch normalisation, or the scales of 8-bit x and w
   bool residual = false;    ///< a tensor as y is added before the activation
   bool mask = false;        ///< forward writes where relu's input was above 0: what input_mask reads
   bool input_mask = false;  ///< backward_data multiplies by the mask of x
@@ -42,6 +44,7 @@ struct conv_operands {
   const float* scale = nullptr;    ///< (out)
   const void* residual = nullptr;  ///< as y
   void* mask = nullptr;            ///< written: mask_bytes()
+  std::int32_t zero_x = 0;         ///< 8-bit data: x stands for x - zero_x, padding for 0
 };
 
 /// The plan of one convolution: immutable, so any number of threads may call it at once with different memory. It owns
@@ -78,12 +81,13 @@ class conv {
   index backward_weights_workspace_bytes() const noexcept { return update_ ? update_->workspace_bytes() : 0; }
 
   /// Brings weights to what kernels read: weights_bytes() for forward, transposed_bytes() for backward_data, which is
-  /// null where that is not called. w: f32, or bf16 in a layer of bf16; zero where no weight is.
+  /// null where that is not called. w: f32, or bf16 in a layer of bf16; s8 in one of u8 or s8.
   template <class T>
   result<void> pack_weights(loops::executor_ref threads, const T* w, conv_weights stored, void* weights,
                             void* transposed = nullptr) const noexcept;
 
-  /// y = act((x * W) * scale + b + residual) for the first `images` images, the steps in this order, each rounded.
+  /// y = act((x * W) * scale + b + residual) for the first `images` images, the steps in this order, each rounded. Of
+  /// 8-bit types x * W is exact, modulo 2^32; a zero point of y is added by the bias.
   result<void> forward(loops::executor_ref threads, index images, const void* x, const void* weights,
                        const conv_operands& with, void* y) const noexcept;
   result<void> forward(loops::executor_ref threads, index images, const void* x, const void* weights, const float* bias,
@@ -114,6 +118,7 @@ class conv {
   static result<void> check_masks(const conv_desc& d) noexcept;
   index in() const noexcept { return d_.in / d_.groups; }
   index out() const noexcept { return d_.out / d_.groups; }
+  index weights_alignment() const noexcept { return detail::is_8bit(d_.data) ? 4 : size_of(d_.data); }
   index taps() const noexcept { return d_.axes[0].kernel * d_.axes[1].kernel * d_.axes[2].kernel; }
   result<void> check_images(index images) const noexcept {
     if (images >= 1 && images <= d_.images) return {};
@@ -133,7 +138,7 @@ inline result<void> conv::forward(loops::executor_ref threads, index images, con
   const detail::buffer written[] = {{"y", y, y_bytes, size_of(d_.y)},
                                     {"mask", with.mask, d_.mask ? images * forward_->mask_bytes() : 0, 1}};
   const detail::buffer read[] = {{"x", x, images * forward_->image_in() * size_of(d_.data), size_of(d_.data)},
-                                 {"weights", weights, weights_bytes(), size_of(d_.data)},
+                                 {"weights", weights, weights_bytes(), weights_alignment()},
                                  {"bias", with.bias, d_.bias ? d_.out * 4 : 0},
                                  {"scale", with.scale, d_.scale ? d_.out * 4 : 0},
                                  {"residual", with.residual, d_.residual ? y_bytes : 0, size_of(d_.y)}};
@@ -144,7 +149,7 @@ inline result<void> conv::forward(loops::executor_ref threads, index images, con
   if (d_.bias) operands[steps++] = const_cast<float*>(with.bias);
   if (d_.residual) operands[steps++] = const_cast<void*>(with.residual);
   if (d_.mask) operands[steps++] = with.mask;
-  (*forward_)(threads, images, x, weights, y, operands);
+  (*forward_)(threads, images, x, weights, y, operands, with.zero_x);
   return {};
 }
 

@@ -34,14 +34,15 @@ struct conv_pass_desc {
 };
 
 /// Sums go by chunks of 64 input channels (the last shorter), in a chunk by tap in row-major order, in a tap by
-/// channel.
+/// channel; of 8-bit types, whose sums are exact, all channels are one chunk.
 class conv_pass {
  public:
   static result<conv_pass> make(const conv_pass_desc& d, const options& how) noexcept {
     conv_pass p;
     p.d_ = d;
     p.width_ = nn::block_width(d.out);
-    p.panel_ = p.chunk_begin(d.in / chunk_channels) + p.taps() * p.padded(d.in % chunk_channels) * p.width_;
+    if (p.is_8bit()) p.chunk_ = d.in;
+    p.panel_ = p.chunk_begin(d.in / p.chunk_) + p.taps() * p.padded(d.in % p.chunk_) * p.width_;
     p.plan_steps();
     if (auto r = p.plan_pieces(); !r) return r.error();
     if (auto r = p.plan_kernels(how); !r) return r.error();
@@ -50,54 +51,61 @@ class conv_pass {
 
   index image_in() const noexcept { return d_.geometry.step_in(-1); }
   index image_out() const noexcept { return d_.geometry.step_out(-1); }
-  index packed_bytes() const noexcept { return d_.groups * nn::panels(d_.out) * panel_ * size_of(d_.data); }
+  index packed_bytes() const noexcept { return sums_at() + (is_8bit() ? boxes_ * sums_of_box() * 4 : 0); }
   std::string_view backend() const noexcept { return (kernels_[0][0] ? kernels_[0][0] : kernels_[0][1]).backend(); }
 
   /// Element (group, in, tap, out) of the weights in `packed`.
   index weight_at(index group, index in, index tap, index out) const noexcept {
     const index of_k = k_group_of(d_.data);
-    const index chunk = in / chunk_channels;
-    const index rows = padded(std::min(chunk_channels, d_.in - chunk * chunk_channels));
-    const index k = in % chunk_channels;
+    const index chunk = in / chunk_;
+    const index rows = padded(std::min(chunk_, d_.in - chunk * chunk_));
+    const index k = in % chunk_;
     return (group * nn::panels(d_.out) + out / width_) * panel_ + chunk_begin(chunk) + tap * rows * width_ +
            k / of_k * of_k * width_ + out % width_ * of_k + k % of_k;
   }
 
+  /// 8-bit types: what a zero point of A is multiplied by, the sums of `packed` over the taps that pieces see, from
+  /// weight(group, in, tap, out).
+  template <class Weight>
+  void sum_weights(loops::executor_ref threads, const Weight& weight, void* packed) const noexcept;
+
   index mask_bytes() const noexcept { return image_out() / d_.geometry.pixel_out * d_.mask_pitch(); }
 
-  /// operands: one an epilogue step, null where a step has none.
+  /// operands: one an epilogue step, null where a step has none. zero_a: of 8-bit types.
   void operator()(loops::executor_ref threads, index images, const void* a, const void* b, void* c,
-                  void* const (&operands)[max_epilogue]) const noexcept {
+                  void* const (&operands)[max_epilogue], std::int32_t zero_a = 0) const noexcept {
     const index panels = nn::panels(d_.out);
     // Enough bands of an image that all threads have work of nearly equal size.
     const index tasks = d_.groups * panels * images;
     const index bands = std::clamp<index>((8 * threads.threads() + tasks - 1) / tasks, 1, pieces_);
-    loops::parallel_for(threads, {d_.groups, panels, images, bands},
-                        [&](index group, index panel, index image, index band) {
-                          const index channel = group * d_.out + panel * width_;
-                          arguments call;
-                          call.b = static_cast<const char*>(b) + (group * panels + panel) * panel_ * size_of(d_.data);
-                          const auto* const from =
-                              static_cast<const char*>(a) + (image * image_in() + group * d_.in) * size_of(d_.data);
-                          auto* const to = static_cast<char*>(c) + (image * image_out() + channel) * size_of(d_.c);
-                          const bool full = (panel + 1) * width_ <= d_.out;
-                          for (int s = 0; s < steps_; ++s) {
-                            for (index i = pieces_ * band / bands; i < pieces_ * (band + 1) / bands; ++i) {
-                              const planned_piece& p = piece_.get()[i];
-                              if (is_zero(p)) {  // all of its channels by one task
-                                if (s == 0 && group == 0 && i % panels == panel) clear(p, image, c);
-                                continue;
-                              }
-                              call.a = from + p.place.a * size_of(d_.data);
-                              call.c = to + p.place.c * size_of(d_.c);
-                              call.lda = p.place.lda;
-                              call.pairs = pairs_.get() + p.pairs + step_[s].first * p.entries;
-                              call.batch = step_[s].chunks * p.entries;
-                              place_operands(operands, image * image_out() + p.place.c, channel, call);
-                              kernels_.get()[p.kernels + s][full](call);
-                            }
-                          }
-                        });
+    loops::parallel_for(
+        threads, {d_.groups, panels, images, bands}, [&](index group, index panel, index image, index band) {
+          const index channel = group * d_.out + panel * width_;
+          arguments call;
+          call.zero_a = zero_a;
+          call.b = static_cast<const char*>(b) + (group * panels + panel) * panel_ * size_of(d_.data);
+          const auto* const from =
+              static_cast<const char*>(a) + (image * image_in() + group * d_.in) * size_of(d_.data);
+          auto* const to = static_cast<char*>(c) + (image * image_out() + channel) * size_of(d_.c);
+          const bool full = (panel + 1) * width_ <= d_.out;
+          for (int s = 0; s < steps_; ++s) {
+            for (index i = pieces_ * band / bands; i < pieces_ * (band + 1) / bands; ++i) {
+              const planned_piece& p = piece_.get()[i];
+              if (is_zero(p)) {  // all of its channels by one task
+                if (s == 0 && group == 0 && i % panels == panel) clear(p, image, c);
+                continue;
+              }
+              call.a = from + p.place.a * size_of(d_.data);
+              call.c = to + p.place.c * size_of(d_.c);
+              call.lda = p.place.lda;
+              call.pairs = pairs_.get() + p.pairs + step_[s].first * p.entries;
+              call.batch = step_[s].chunks * p.entries;
+              if (is_8bit()) call.column_sums = sums_in(b) + p.box * sums_of_box() + (group * panels + panel) * width_;
+              place_operands(operands, image * image_out() + p.place.c, channel, call);
+              kernels_.get()[p.kernels + s][full](call);
+            }
+          }
+        });
   }
 
  private:
@@ -113,23 +121,30 @@ class conv_pass {
     index entries = 0;  ///< of the batch, a chunk
     index kernels = 0;  ///< of the first step
     index pairs = 0;    ///< of the first chunk
+    index box = 0;
   };
-  static constexpr index chunk_channels = 64;
   static constexpr int most_steps = 32;
 
   conv_pass() = default;
 
   const conv_axis& axis(int i) const noexcept { return d_.geometry.axes[i]; }
   index taps() const noexcept { return axis(0).kernel * axis(1).kernel * axis(2).kernel; }
+  bool is_8bit() const noexcept { return detail::is_8bit(d_.data); }
+  /// Sums of weights, one a box and channel of C, lie behind the panels.
+  index sums_of_box() const noexcept { return d_.groups * nn::panels(d_.out) * width_; }
+  index sums_at() const noexcept { return d_.groups * nn::panels(d_.out) * panel_ * size_of(d_.data); }
+  const std::int32_t* sums_in(const void* packed) const noexcept {
+    return reinterpret_cast<const std::int32_t*>(static_cast<const char*>(packed) + sums_at());
+  }
   /// Channels of a chunk, rounded up to what an instruction takes.
   index padded(index channels) const noexcept {
     const index group = k_group_of(d_.data);
     return (channels + group - 1) / group * group;
   }
-  index chunk_begin(index chunk) const noexcept { return chunk * taps() * padded(chunk_channels) * width_; }
+  index chunk_begin(index chunk) const noexcept { return chunk * taps() * padded(chunk_) * width_; }
   /// One chunk whose channels are adjacent to the next tap's: the taps of a row are one entry.
   bool joins_taps() const noexcept {
-    return d_.groups == 1 && d_.in <= chunk_channels && !d_.geometry.backward && axis(2).dilation == 1 &&
+    return d_.groups == 1 && d_.in <= chunk_ && !d_.geometry.backward && axis(2).dilation == 1 &&
            d_.in == padded(d_.in);
   }
   index entries(const conv_piece& p) const noexcept {
@@ -169,8 +184,10 @@ class conv_pass {
   desc kernel_desc(const conv_piece& p, const step& s, index n) const noexcept;
 
   conv_pass_desc d_;
-  index width_ = 0;  ///< of a panel
-  index panel_ = 0;  ///< elements of a panel
+  index width_ = 0;   ///< of a panel
+  index panel_ = 0;   ///< elements of a panel
+  index chunk_ = 64;  ///< channels
+  index boxes_ = 0;
   int steps_ = 0;
   step step_[most_steps];
   index pieces_ = 0;
@@ -182,13 +199,13 @@ class conv_pass {
 /// As many chunks at once as have their weights in a part of L2; a C of another type than f32 cannot rest in between.
 inline void conv_pass::plan_steps() noexcept {
   constexpr index cached_bytes = 384 << 10;
-  const index whole = d_.in / chunk_channels;
-  const index rest = d_.in % chunk_channels;
-  const index bytes = taps() * chunk_channels * width_ * size_of(d_.data);
+  const index whole = d_.in / chunk_;
+  const index rest = d_.in % chunk_;
+  const index bytes = taps() * chunk_ * width_ * size_of(d_.data);
   index chunks = d_.c == type::f32 ? std::max<index>(1, cached_bytes / bytes) : whole;
   chunks = std::max(chunks, (whole + most_steps - 2) / (most_steps - 1));
   for (index first = 0; first < whole; first += chunks) {
-    step_[steps_++] = {first, std::min(chunks, whole - first), chunk_channels, false};
+    step_[steps_++] = {first, std::min(chunks, whole - first), chunk_, false};
   }
   if (rest != 0) step_[steps_++] = {whole, 1, rest, false};
   step_[steps_ - 1].last = true;
@@ -196,13 +213,13 @@ inline void conv_pass::plan_steps() noexcept {
 
 /// Offsets of one chunk of A and of B from a piece's first tap.
 inline offset_pair* conv_pass::list_taps(const conv_run (&box)[3], index chunk, offset_pair* to) const noexcept {
-  const index row = padded(std::min(chunk_channels, d_.in - chunk * chunk_channels)) * width_;
+  const index row = padded(std::min(chunk_, d_.in - chunk * chunk_)) * width_;
   const index along_width = joins_taps() ? std::min<index>(1, box[2].taps) : box[2].taps;
   for (index t = 0; t < box[0].taps; ++t) {
     for (index r = 0; r < box[1].taps; ++r) {
       for (index s = 0; s < along_width; ++s) {
         const index n[3] = {t, r, s};
-        index a = chunk * chunk_channels;
+        index a = chunk * chunk_;
         index tap = 0;
         for (int i = 0; i < 3; ++i) {
           a += n[i] * box[i].in_tap_step * d_.geometry.step_in(i);
@@ -215,10 +232,30 @@ inline offset_pair* conv_pass::list_taps(const conv_run (&box)[3], index chunk, 
   return to;
 }
 
+template <class Weight>
+void conv_pass::sum_weights(loops::executor_ref threads, const Weight& weight, void* packed) const noexcept {
+  auto* const sums = reinterpret_cast<std::int32_t*>(static_cast<char*>(packed) + sums_at());
+  loops::parallel_for(threads, {d_.groups, d_.out}, [&](index group, index out) {
+    std::int32_t* sum = sums + group * nn::panels(d_.out) * width_ + out;
+    d_.geometry.for_boxes([&](const conv_run(&box)[3]) {
+      const index taps = box[0].taps * box[1].taps * box[2].taps;
+      std::uint32_t total = 0;  // modulo 2^32
+      for (index n = 0; n < taps; ++n) {
+        const index at[3] = {n / box[2].taps / box[1].taps, n / box[2].taps % box[1].taps, n % box[2].taps};
+        index tap = 0;
+        for (int i = 0; i < 3; ++i) tap = tap * axis(i).kernel + box[i].tap + at[i] * box[i].tap_step;
+        for (index in = 0; in < d_.in; ++in) total += static_cast<std::uint32_t>(weight(group, in, tap, out));
+      }
+      *sum = static_cast<std::int32_t>(total);
+      sum += sums_of_box();
+    });
+  });
+}
+
 inline result<void> conv_pass::plan_pieces() noexcept {
   constexpr index most_rows = 64;
   const conv_geometry& g = d_.geometry;
-  const index chunks = (d_.in + chunk_channels - 1) / chunk_channels;
+  const index chunks = (d_.in + chunk_ - 1) / chunk_;
   index pairs = 0;
   g.for_boxes([&](const conv_run(&box)[3]) {
     pairs += chunks * box[0].taps * box[1].taps * box[2].taps;
@@ -234,7 +271,10 @@ inline result<void> conv_pass::plan_pieces() noexcept {
   g.for_boxes([&](const conv_run(&box)[3]) {
     const index first = to - pairs_.get();
     for (index chunk = 0; chunk < chunks; ++chunk) to = list_taps(box, chunk, to);
-    g.for_pieces(box, most_rows, [&](const conv_piece& p) { piece_.get()[piece++] = {p, entries(p), 0, first}; });
+    g.for_pieces(box, most_rows, [&](const conv_piece& p) {
+      piece_.get()[piece++] = {p, entries(p), 0, first, boxes_};
+    });
+    ++boxes_;
   });
   return {};
 }
@@ -249,8 +289,10 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
   k.ldb = width_;
   k.ldc = std::max(p.ldc, n);
   k.batch = batch_kind::offsets;
-  k.a = k.b = d_.data;
+  k.a = d_.data;
+  k.b = is_8bit() ? type::s8 : d_.data;
   k.c = d_.c;
+  if (is_8bit()) k.zero_a = zero_point::at_call;
   if (k_group_of(d_.data) > 1) k.layout_b = layout::interleaved;
   k.beta = s.first == 0 ? beta_kind::zero : beta_kind::one;
   if (!s.last) return k;

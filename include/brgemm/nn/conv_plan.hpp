@@ -59,16 +59,27 @@ inline result<void> conv::check_masks(const conv_desc& d) noexcept {
 
 inline result<void> conv::check_types(const conv_desc& d) noexcept {
   if (auto r = detail::check_enumerator("act", static_cast<int>(d.act), activation_count); !r) return r;
-  if (d.data != type::f32 && d.data != type::bf16) {
-    return error(errc::unsupported, "data", "data is %d; f32 and bf16 are there", static_cast<int>(d.data));
+  const bool is_8bit = detail::is_8bit(d.data);
+  if (d.data != type::f32 && d.data != type::bf16 && !is_8bit) {
+    return error(errc::unsupported, "data", "data is %d; f32, bf16, u8 and s8 are there", static_cast<int>(d.data));
   }
-  if (d.y != type::f32 && d.y != d.data) {
+  const bool y_fits = d.y == type::f32 || (d.data == type::bf16 && d.y == type::bf16) ||
+                      (is_8bit && (d.y == type::s32 || d.y == type::bf16 || detail::is_8bit(d.y)));
+  if (!y_fits) {
     return error(errc::unsupported, "y", "y is %d with data of %s", static_cast<int>(d.y), name_of(d.data).data());
+  }
+  if (d.y == type::s32 && (d.bias || d.scale || d.residual || d.act != activation::none)) {
+    return error(errc::unsupported, "y",
+                 "y is s32, stored as summed, and bias %d, scale %d, residual %d, act %d are set", d.bias, d.scale,
+                 d.residual, static_cast<int>(d.act));
+  }
+  if (is_8bit && d.training) {
+    return error(errc::unsupported, "training", "a layer of %s has a forward pass only", name_of(d.data).data());
   }
   if (auto r = check_masks(d); !r) return r;
   constexpr index chunk = 64;
   const auto in_chunks = [](index channels) { return channels <= chunk || channels % chunk == 0; };
-  if (d.y != type::f32 && !in_chunks(d.in / d.groups)) {
+  if (d.data == type::bf16 && d.y != type::f32 && !in_chunks(d.in / d.groups)) {
     return error(errc::unsupported, "y", "y is bf16 with %ld channels a group: f32, or a multiple of %ld",
                  d.in / d.groups, chunk);
   }
@@ -131,25 +142,26 @@ template <class T>
 result<void> conv::pack_weights(loops::executor_ref threads, const T* w, conv_weights stored, void* weights,
                                 void* transposed) const noexcept {
   if (auto r = detail::check_enumerator("stored", static_cast<int>(stored), 2); !r) return r;
-  static_assert(std::is_same_v<T, float> || std::is_same_v<T, bf16>, "weights are f32 or bf16");
-  if (std::is_same_v<T, bf16> && d_.data != type::bf16) {
-    return error(errc::invalid_argument, "w", "weights of bf16 for a layer of %s", name_of(d_.data).data());
+  constexpr bool is_s8 = std::is_same_v<T, std::int8_t>;
+  static_assert(is_s8 || std::is_same_v<T, float> || std::is_same_v<T, bf16>, "weights are f32, bf16 or s8");
+  if (is_s8 != detail::is_8bit(d_.data) || (std::is_same_v<T, bf16> && d_.data != type::bf16)) {
+    return error(errc::invalid_argument, "w", "weights of %s for a layer of %s",
+                 name_of(element_traits<T>::value).data(), name_of(d_.data).data());
   }
   const index size = size_of(d_.data);
   const bool both = transposed != nullptr;
-  const detail::buffer written[] = {{"weights", weights, weights_bytes(), size},
+  const detail::buffer written[] = {{"weights", weights, weights_bytes(), weights_alignment()},
                                     {"transposed", transposed, both ? transposed_bytes() : 0, size}};
   const detail::buffer read[] = {{"w", w, d_.out * in() * taps() * static_cast<index>(sizeof(T)), alignof(T)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  const auto widened = [](T value) {
-    if constexpr (std::is_same_v<T, bf16>) {
-      return to_f32(value);
-    } else {
-      return value;
-    }
+  const auto weight = [&](index g, index c, index tap, index k) {
+    return w[stored == conv_weights::out_first ? ((g * out() + k) * in() + c) * taps() + tap
+                                               : ((g * taps() + tap) * in() + c) * out() + k];
   };
-  const auto put = [&](void* to, index at, float value) {
-    if (d_.data == type::f32) {
+  const auto put = [&](void* to, index at, T value) {
+    if constexpr (is_s8 || std::is_same_v<T, bf16>) {
+      static_cast<T*>(to)[at] = value;
+    } else if (d_.data == type::f32) {
       static_cast<float*>(to)[at] = value;
     } else {
       static_cast<bf16*>(to)[at] = to_bf16(value);
@@ -160,13 +172,13 @@ result<void> conv::pack_weights(loops::executor_ref threads, const T* w, conv_we
   loops::parallel_for(threads, {d_.groups, out()}, [&](index g, index k) {
     for (index c = 0; c < in(); ++c) {
       for (index tap = 0; tap < taps(); ++tap) {
-        const float value = widened(w[stored == conv_weights::out_first ? ((g * out() + k) * in() + c) * taps() + tap
-                                                                        : ((g * taps() + tap) * in() + c) * out() + k]);
+        const T value = weight(g, c, tap, k);
         put(weights, forward_->weight_at(g, c, tap, k), value);
         if (both) put(transposed, backward_->weight_at(g, k, tap, c), value);
       }
     }
   });
+  if constexpr (is_s8) forward_->sum_weights(threads, weight, weights);
   return {};
 }
 

@@ -1,0 +1,189 @@
+// The forward pass of nn::conv on 8-bit types against exact integer sums: equal results for every type of y, number of
+// threads and backend, and no byte touched outside of a tensor.
+#include <gtest/gtest.h>
+
+#include <brgemm/nn/conv.hpp>
+#include <cmath>
+#include <cstring>
+#include <random>
+#include <vector>
+
+#include "support/expect_error.hpp"
+#include "support/guarded_memory.hpp"
+
+namespace brgemm_test {
+namespace {
+
+using namespace brgemm;
+using brgemm::index;
+using nn::conv;
+using nn::conv_desc;
+using nn::conv_weights;
+
+struct problem {
+  conv_desc d;
+  conv_weights stored = conv_weights::out_first;
+  std::int32_t zero_x = 0;
+  std::vector<int> x;
+  std::vector<std::int8_t> w;
+  std::vector<float> scale, bias;
+};
+
+problem draw(std::mt19937& random) {
+  const auto from = [&](int low, int high) {
+    return low + static_cast<int>(random() % static_cast<std::uint32_t>(high - low + 1));
+  };
+  problem p;
+  conv_desc& d = p.d;
+  constexpr type results[] = {type::s32, type::f32, type::bf16, type::u8, type::s8};
+  d.data = from(0, 1) != 0 ? type::u8 : type::s8;
+  d.y = results[from(0, 4)];
+  d.images = from(1, 2);
+  d.groups = from(0, 3) == 0 ? from(2, 3) : 1;
+  d.in = d.groups * (from(0, 3) == 0 ? from(60, 140) : from(1, 20));
+  d.out = d.groups * (from(0, 3) == 0 ? from(60, 140) : from(1, 40));
+  for (int i = from(0, 2); i < 3; ++i) {
+    nn::conv_axis& a = d.axes[i];
+    a = {from(1, 9), from(1, 4), from(1, 3), from(1, 2), from(0, 3), from(0, 3)};
+    a.in = std::max<index>({a.in, a.dilation * (a.kernel - 1) + 1 - a.pad_before - a.pad_after, 1});
+  }
+  const bool summed = d.y == type::s32;
+  d.bias = !summed && from(0, 1) != 0;
+  d.scale = !summed;
+  if (!summed && from(0, 1) != 0) d.act = nn::activation::relu;
+  p.stored = from(0, 1) != 0 ? conv_weights::out_first : conv_weights::out_last;
+  p.zero_x = from(0, 2) == 0 ? 0 : from(-128, 255);
+  p.x.resize(static_cast<std::size_t>(d.images * d.in * d.axes[0].in * d.axes[1].in * d.axes[2].in));
+  p.w.resize(
+      static_cast<std::size_t>(d.out * d.in / d.groups * d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel));
+  for (int& v : p.x) v = d.data == type::u8 ? from(0, 255) : from(-128, 127);
+  for (std::int8_t& v : p.w) v = static_cast<std::int8_t>(from(-128, 127));
+  p.scale.resize(static_cast<std::size_t>(d.out)), p.bias.resize(static_cast<std::size_t>(d.out));
+  for (float& v : p.scale) v = static_cast<float>(from(1, 1000)) * 1e-5f;
+  for (float& v : p.bias) v = static_cast<float>(from(-1000, 1000)) * 0.1f;
+  return p;
+}
+
+/// The exact sum of y's pixel `place` and channel k.
+std::int64_t sum_of(const problem& p, index image, const index (&place)[3], index k) {
+  const conv_desc& d = p.d;
+  const index in = d.in / d.groups, out = d.out / d.groups;
+  const index taps = d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel;
+  std::int64_t sum = 0;
+  for (index tap = 0; tap < taps; ++tap) {
+    const index at[3] = {tap / d.axes[2].kernel / d.axes[1].kernel, tap / d.axes[2].kernel % d.axes[1].kernel,
+                         tap % d.axes[2].kernel};
+    index pixel = image;
+    bool seen = true;
+    for (int i = 0; i < 3; ++i) {
+      const nn::conv_axis& a = d.axes[i];
+      const index from = place[i] * a.stride - a.pad_before + at[i] * a.dilation;
+      seen = seen && from >= 0 && from < a.in;
+      pixel = pixel * a.in + from;
+    }
+    for (index c = 0; seen && c < in; ++c) {
+      const index weight = p.stored == conv_weights::out_first ? (k * in + c) * taps + tap
+                                                               : ((k / out * taps + tap) * in + c) * out + k % out;
+      sum += (p.x[static_cast<std::size_t>(pixel * d.in + k / out * in + c)] - p.zero_x) *
+             p.w[static_cast<std::size_t>(weight)];
+    }
+  }
+  return sum;
+}
+
+/// y as bytes, in order of its elements.
+std::vector<std::byte> expected(const problem& p) {
+  const conv_desc& d = p.d;
+  std::vector<std::byte> y;
+  const auto put = [&](auto value) {
+    const auto* const bytes = reinterpret_cast<const std::byte*>(&value);
+    y.insert(y.end(), bytes, bytes + sizeof value);
+  };
+  for (index image = 0; image < d.images; ++image) {
+    for (index i = 0; i < d.axes[0].out() * d.axes[1].out() * d.axes[2].out(); ++i) {
+      const index place[3] = {i / d.axes[2].out() / d.axes[1].out(), i / d.axes[2].out() % d.axes[1].out(),
+                              i % d.axes[2].out()};
+      for (index k = 0; k < d.out; ++k) {
+        const auto sum = static_cast<std::int32_t>(sum_of(p, image, place, k));
+        float value = static_cast<float>(sum) * p.scale[static_cast<std::size_t>(k)];
+        if (d.bias) value += p.bias[static_cast<std::size_t>(k)];
+        if (d.act == nn::activation::relu && value < 0) value = 0;
+        const float whole = std::nearbyint(value);
+        switch (d.y) {
+          case type::s32: put(sum); break;
+          case type::f32: put(value); break;
+          case type::bf16: put(to_bf16(value)); break;
+          case type::u8: put(static_cast<std::uint8_t>(std::clamp(whole, 0.0f, 255.0f))); break;
+          default: put(static_cast<std::int8_t>(std::clamp(whole, -128.0f, 127.0f)));
+        }
+      }
+    }
+  }
+  return y;
+}
+
+std::vector<std::byte> forward(const problem& p, int threads, std::string_view backend = "") {
+  const auto layer = conv::plan(p.d, {.backend = backend});
+  auto pool = loops::thread_pool::make(threads);
+  EXPECT_TRUE(layer && pool) << layer.error().message();
+  if (!layer || !pool) return {};
+  const guarded_memory x_memory(p.x.size()), y_memory(static_cast<std::size_t>(layer->y_bytes())),
+      w_memory(static_cast<std::size_t>(layer->weights_bytes()));
+  const guard side = p.x.size() % 2 == 0 ? guard::before : guard::after;
+  std::byte* const x = x_memory.place(p.x.size(), side);
+  for (std::size_t i = 0; i < p.x.size(); ++i) x[i] = static_cast<std::byte>(p.x[i]);
+  const auto bytes = static_cast<std::size_t>(layer->y_bytes());
+  std::byte* const y = y_memory.place(bytes, side);
+  std::memset(y, 0xee, bytes);
+  std::byte* const weights = w_memory.place(static_cast<std::size_t>(layer->weights_bytes()), guard::after);
+  const auto packed = layer->pack_weights(*pool, p.w.data(), p.stored, weights);
+  EXPECT_TRUE(packed) << packed.error().message();
+  const nn::conv_operands with{
+      .bias = p.d.bias ? p.bias.data() : nullptr, .scale = p.d.scale ? p.scale.data() : nullptr, .zero_x = p.zero_x};
+  const auto done = layer->forward(*pool, p.d.images, x, weights, with, y);
+  EXPECT_TRUE(done) << done.error().message();
+  return {y, y + bytes};
+}
+
+TEST(Conv8Bit, HasTheExactSums) {
+  std::mt19937 random(1);
+  for (int i = 0; i < 400; ++i) {
+    const problem p = draw(random);
+    const auto right = expected(p);
+    ASSERT_EQ(forward(p, 1 + i % 3), right) << i;
+    if (i % 8 != 0) continue;
+    backend::for_each([&](const backend::entry& e) {
+      if (!e.runs_here()) return;
+      EXPECT_EQ(forward(p, 2, e.name), right) << i << ' ' << e.name;
+    });
+  }
+}
+
+TEST(Conv8Bit, WrongDescsAndWeights) {
+  conv_desc right;
+  right.in = 12, right.out = 8, right.data = type::u8, right.y = type::u8, right.scale = true;
+  right.axes[2] = {7, 3, 1, 1, 1, 1};
+  const auto fails = [&](void (*change)(conv_desc&), const char* field, std::vector<std::string> words) {
+    conv_desc d = right;
+    change(d);
+    expect_error(conv::plan(d), errc::unsupported, field, words);
+  };
+  fails([](auto& d) { d.y = type::s32; }, "y", {"bias 1", "scale 1"});
+  fails([](auto& d) { d.y = type::f64; }, "y", {"u8"});
+  fails([](auto& d) { d.training = true; }, "training", {"u8", "forward"});
+  const auto layer = conv::plan(right);
+  ASSERT_TRUE(layer) << layer.error().message();
+  constexpr loops::serial alone;
+  std::vector<float> w(12 * 8 * 3);
+  std::vector<std::int32_t> packed(static_cast<std::size_t>(layer->weights_bytes() / 4), 7);
+  expect_error(layer->pack_weights(alone, w.data(), conv_weights::out_first, packed.data()), errc::invalid_argument,
+               "w", {"f32", "u8"});
+  EXPECT_EQ(packed, std::vector<std::int32_t>(packed.size(), 7));
+  right.data = right.y = type::f32;
+  const std::vector<std::int8_t> of_s8(12 * 8 * 3);
+  expect_error(conv::plan(right)->pack_weights(alone, of_s8.data(), conv_weights::out_first, packed.data()),
+               errc::invalid_argument, "w", {"s8", "f32"});
+}
+
+}  // namespace
+}  // namespace brgemm_test
