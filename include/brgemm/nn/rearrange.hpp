@@ -143,15 +143,12 @@ void interleave_rows_at(const Row& row, index ld_ahead, std::uint32_t* to, index
       }
       if (r + 1 < rows) {
         const std::uint16_t* const odd = row(r + 1);
-        const auto join = [&](index begin, index end) BRGEMM_ALWAYS_INLINE {
-          BRGEMM_INDEPENDENT
-          for (index c = begin; c < end; ++c) pairs[c] = even[c] | static_cast<std::uint32_t>(odd[c]) << 16;
-        };
-        if (columns % 16 == 0 || columns < 16) {
-          join(0, columns);
-        } else {  // the last vector overlaps the one before
-          join(0, columns / 16 * 16);
-          join(columns - 16, columns);
+        const index whole = columns < 16 ? columns : columns / 16 * 16;
+        BRGEMM_INDEPENDENT
+        for (index c = 0; c < whole; ++c) pairs[c] = even[c] | static_cast<std::uint32_t>(odd[c]) << 16;
+        if (whole == columns) continue;
+        for (index c = columns - 16; c < columns; ++c) {  // a vector that overlaps the one before
+          pairs[c] = even[c] | static_cast<std::uint32_t>(odd[c]) << 16;
         }
       } else {
         for (index c = 0; c < columns; ++c) pairs[c] = even[c];
