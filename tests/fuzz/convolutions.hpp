@@ -39,6 +39,8 @@ inline brgemm::nn::conv_desc draw_conv(entropy& e) {
   d.act =
       static_cast<brgemm::nn::activation>(e.one_in(4) ? e.between(0, brgemm::nn::activation_count) : e.between(0, 1));
   d.bias = e.one_in(2), d.scale = e.one_in(2), d.residual = e.one_in(4);
+  d.transposed = e.one_in(8);
+  if (e.one_in(4)) d.clamp = true, d.lower = static_cast<float>(e.between(-9, 9)), d.upper = d.lower + 1;
   d.mask = e.one_in(4), d.input_mask = e.one_in(4), d.training = e.one_in(2);
   return d;
 }

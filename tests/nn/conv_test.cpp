@@ -130,7 +130,8 @@ struct problem {
     if (d.scale) z_of *= scale[static_cast<std::size_t>(k)];
     if (d.bias) z_of += bias[static_cast<std::size_t>(k)];
     if (d.residual) z_of += residual.get(d.y, element);
-    return d.act == nn::activation::relu && z_of < 0 ? 0 : z_of;
+    if (d.act == nn::activation::relu && z_of < 0) z_of = 0;
+    return d.clamp ? std::min(std::max(z_of, d.lower), d.upper) : z_of;
   }
 
   static bool bit(const tensor& of, index element, index channels) {
@@ -319,6 +320,7 @@ problem draw(std::mt19937& random, type data) {
   const auto whole_bytes = [&](index channels) { return d.groups == 1 || channels / d.groups % 8 == 0; };
   d.scale = random() % 3 == 0;
   d.residual = random() % 3 == 0;
+  d.clamp = random() % 3 == 0, d.lower = -0.25f, d.upper = 0.75f;
   d.mask = d.act == nn::activation::relu && whole_bytes(d.out) && random() % 2 == 0;
   d.input_mask = whole_bytes(d.in) && random() % 2 == 0;
   return draw_data(random, d);
@@ -492,6 +494,41 @@ TEST(Conv, Bf16HasTheBitsOfThePlainLoops) {
   }
 }
 
+// The other way round: with x where z was, and the same weights.
+TEST(Conv, TransposedIsTheGradientByData) {
+  std::mt19937 random(8);
+  for (int i = 0; i < 200; ++i) {
+    conv_desc gradient = draw_desc(random);
+    gradient.data = gradient.y = i % 2 == 0 ? type::f32 : type::bf16;
+    gradient.in = gradient.groups * (1 + i % 30), gradient.out = gradient.groups * (1 + i % 19);
+    gradient.training = true;
+    const problem p = draw_data(random, gradient);
+    run(p, p.y, p.dx, 1);
+    conv_desc d = gradient;
+    d.transposed = true, d.training = false, d.act = nn::activation::none;
+    std::swap(d.in, d.out);
+    d.bias = i % 4 < 2;
+    const auto layer = conv::plan(d);
+    ASSERT_TRUE(layer) << layer.error().message();
+    ASSERT_EQ(layer->x_bytes(), conv::plan(gradient)->y_bytes());
+    ASSERT_EQ(layer->y_bytes(), conv::plan(gradient)->x_bytes());
+    ASSERT_EQ(layer->operations(), conv::plan(gradient)->operations());
+    auto pool = loops::thread_pool::make(1 + i % 3);
+    const tensor weights(layer->weights_bytes(), guard::after), y(layer->y_bytes(), guard::before);
+    const std::vector<float> bias(static_cast<std::size_t>(d.out), 0.25f);
+    ASSERT_TRUE(layer->pack_weights(*pool, p.w.data(), p.stored, weights.data()));
+    ASSERT_TRUE(layer->forward(*pool, d.images, p.z.data(), weights.data(), d.bias ? bias.data() : nullptr, y.data()));
+    if (!d.bias) {
+      EXPECT_TRUE(y.same_bytes(p.dx)) << text_of(d);
+      continue;
+    }
+    if (d.data == type::bf16) continue;  // dx was rounded before a bias could be added
+    for (index at = 0; at < layer->y_bytes() / 4; ++at) {
+      ASSERT_EQ(y.get(d.y, at), p.dx.get(d.y, at) + 0.25f) << text_of(d);
+    }
+  }
+}
+
 TEST(Conv, EveryBackendAndNumberOfThreads) {
   std::mt19937 random(3);
   for (int i = 0; i < 60; ++i) {
@@ -541,6 +578,8 @@ TEST(Conv, WrongDescs) {
       {"axes[0]", {"pad_after is -2"}, [](auto& d) { d.axes[0].pad_after = -2; }},
       {"axes[2]", {"kernel of 10", "spans 10", "more than 7"}, [](auto& d) { d.axes[2].kernel = 10; }},
       {"images", {"2^62"}, [](auto& d) { d.axes[0].in = d.axes[1].in = d.images = index{1} << 29; }},
+      {"training", {"transposed"}, [](auto& d) { d.transposed = d.training = true; }, errc::unsupported},
+      {"clamp", {"[1, 0.5]"}, [](auto& d) { d.clamp = true, d.lower = 1, d.upper = 0.5f; }},
       {"act", {"77"}, [](auto& d) { d.act = static_cast<nn::activation>(77); }},
       {"mask", {"act is 0"}, [](auto& d) { d.mask = true; }},
       {"mask", {"4 channels"}, [](auto& d) { d.mask = true, d.act = nn::activation::relu; }, errc::unsupported},

@@ -24,14 +24,20 @@ struct conv_desc {
   index out = 1;     ///< channels of y, a multiple of groups
   index groups = 1;
   conv_axis axes[3] = {};
+  /// The transposed convolution (PyTorch's ConvTranspose): forward computes what backward_data does in the convolution
+  /// that `axes` describe, with an epilogue. x has axes[i].out() pixels then and y axes[i].in; forward only.
+  bool transposed = false;
   /// Of x, of gradients of activations, and of the weights that kernels read: f32; bf16; or, forward only, u8 or s8,
   /// the weights then s8.
   type data = type::f32;
   type y = type::f32;  ///< f32; with bf16 data also bf16; with 8-bit data also bf16, u8, s8, and s32: as summed
   activation act = activation::none;
   bool bias = true;
-  bool scale = false;       ///< a factor a channel of y: folded batch normalisation, or the scales of 8-bit x and w
-  bool residual = false;    ///< a tensor as y is added before the activation
+  bool scale = false;     ///< a factor a channel of y: folded batch normalisation, or the scales of 8-bit x and w
+  bool residual = false;  ///< a tensor as y is added before the activation
+  bool clamp = false;     ///< forward ends with min(max(y, lower), upper); relu6: 0 and 6, and no activation
+  float lower = 0;
+  float upper = 6;
   bool mask = false;        ///< forward writes where relu's input was above 0: what input_mask reads
   bool input_mask = false;  ///< backward_data multiplies by the mask of x
   bool training = false;    ///< plan the backward passes
@@ -81,13 +87,14 @@ class conv {
   index backward_weights_workspace_bytes() const noexcept { return update_ ? update_->workspace_bytes() : 0; }
 
   /// Brings weights to what kernels read: weights_bytes() for forward, transposed_bytes() for backward_data, which is
-  /// null where that is not called. w: f32, or bf16 in a layer of bf16; s8 in one of u8 or s8.
+  /// null where that is not called. w: f32, or bf16 in a layer of bf16; s8 in one of u8 or s8; of a transposed
+  /// convolution as that which it transposes has them: out_first is (in, out/groups, D, R, S), as PyTorch has it.
   template <class T>
   result<void> pack_weights(loops::executor_ref threads, const T* w, conv_weights stored, void* weights,
                             void* transposed = nullptr) const noexcept;
 
-  /// y = act((x * W) * scale + b + residual) for the first `images` images, the steps in this order, each rounded. Of
-  /// 8-bit types x * W is exact, modulo 2^32; a zero point of y is added by the bias.
+  /// y = clamp(act((x * W) * scale + b + residual)) for the first `images` images, the steps in this order, each
+  /// rounded. Of 8-bit types x * W is exact, modulo 2^32; a zero point of y is added by the bias.
   result<void> forward(loops::executor_ref threads, index images, const void* x, const void* weights,
                        const conv_operands& with, void* y) const noexcept;
   result<void> forward(loops::executor_ref threads, index images, const void* x, const void* weights, const float* bias,

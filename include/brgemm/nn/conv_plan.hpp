@@ -68,10 +68,18 @@ inline result<void> conv::check_types(const conv_desc& d) noexcept {
   if (!y_fits) {
     return error(errc::unsupported, "y", "y is %d with data of %s", static_cast<int>(d.y), name_of(d.data).data());
   }
-  if (d.y == type::s32 && (d.bias || d.scale || d.residual || d.act != activation::none)) {
+  if (d.clamp && !(d.lower <= d.upper)) {
+    return error(errc::invalid_argument, "clamp", "clamp to [%g, %g], which holds no number",
+                 static_cast<double>(d.lower), static_cast<double>(d.upper));
+  }
+  if (d.y == type::s32 && (d.bias || d.scale || d.residual || d.clamp || d.act != activation::none)) {
     return error(errc::unsupported, "y",
-                 "y is s32, stored as summed, and bias %d, scale %d, residual %d, act %d are set", d.bias, d.scale,
-                 d.residual, static_cast<int>(d.act));
+                 "y is s32, stored as summed, and bias %d, scale %d, residual %d, clamp %d, act %d are set", d.bias,
+                 d.scale, d.residual, d.clamp, static_cast<int>(d.act));
+  }
+  if (d.transposed && d.training) {
+    return error(errc::unsupported, "training",
+                 "a transposed convolution has a forward pass only; that which it transposes has the others");
   }
   if (is_8bit && d.training) {
     return error(errc::unsupported, "training", "a layer of %s has a forward pass only", name_of(d.data).data());
@@ -98,7 +106,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   detail::conv_pass_desc pass;
   pass.groups = d.groups;
   pass.in = c.in(), pass.out = c.out();
-  pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out};
+  pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, d.transposed, d.in, d.out};
   pass.data = d.data, pass.c = d.y;
   if (d.scale) pass.epilogue[pass.steps++] = op::scale(axis::column);
   if (d.bias) pass.epilogue[pass.steps++] = op::bias(axis::column);
@@ -108,6 +116,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   } else if (d.act != activation::none) {
     pass.epilogue[pass.steps++] = op::make(op_of(d.act));
   }
+  if (d.clamp) pass.epilogue[pass.steps++] = op::clamp(d.lower, d.upper);
   auto forward = detail::conv_pass::make(pass, how);
   if (!forward) return forward.error();
   c.forward_.emplace(*std::move(forward));
@@ -155,8 +164,11 @@ result<void> conv::pack_weights(loops::executor_ref threads, const T* w, conv_we
   const detail::buffer read[] = {{"w", w, d_.out * in() * taps() * static_cast<index>(sizeof(T)), alignof(T)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
   const auto weight = [&](index g, index c, index tap, index k) {
-    return w[stored == conv_weights::out_first ? ((g * out() + k) * in() + c) * taps() + tap
-                                               : ((g * taps() + tap) * in() + c) * out() + k];
+    const index outs = d_.transposed ? in() : out();  // of the convolution whose weights they are
+    const index ins = d_.transposed ? out() : in();
+    if (d_.transposed) std::swap(c, k);
+    return w[stored == conv_weights::out_first ? ((g * outs + k) * ins + c) * taps() + tap
+                                               : ((g * taps() + tap) * ins + c) * outs + k];
   };
   const auto put = [&](void* to, index at, T value) {
     if constexpr (is_s8 || std::is_same_v<T, bf16>) {
