@@ -56,8 +56,8 @@ class planned_conv {
   brgemm::result<void> run() const {
     switch (l_.pass) {
       case peer_pass::forward:
-        return plan_.forward(threads_, l_.d.images, x_.data(), packed_.data(), {.scale = scale_.as<float>()},
-                             result_.data());
+        return plan_.forward(threads_, l_.d.images, x_.data(), packed_.data(),
+                             {.scale = l_.d.scale ? scale_.as<float>() : nullptr}, result_.data());
       case peer_pass::backward_data:
         return plan_.backward_data(threads_, l_.d.images, y_.data(), transposed_.data(), result_.data());
       case peer_pass::backward_weights: break;
