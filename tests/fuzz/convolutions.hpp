@@ -1,5 +1,6 @@
 // One fuzzed input: bytes draw a convolution, which may be nonsense, and its data; every backend must then have the
-// reference's bits in all directions, and touch no byte outside of a tensor.
+// reference's bits in all directions, and touch no byte outside of a tensor. The loops are the same for all backends:
+// that their sums are right is for nn/conv_test.cpp.
 #pragma once
 
 #include <array>
@@ -73,7 +74,7 @@ class conv_fuzzer {
 
  private:
   static constexpr std::size_t room = std::size_t{1} << 20;
-  enum buffer { x, y, z, dx, w, dw, weights, transposed, vectors, residual, mask, input_mask, workspace, buffers };
+  enum buffer { x, y, z, dx, w, dw, weights, transposed, vectors, residual, mask, input_mask, buffers };
 
   static bool fits(const brgemm::nn::conv& c) {
     const brgemm::index largest =
@@ -138,7 +139,7 @@ class conv_fuzzer {
                                          .scale = d.scale ? vector + d.out : nullptr,
                                          .residual = d.residual ? at(residual, c.y_bytes()) : nullptr,
                                          .mask = d.mask ? clean(mask, c.mask_bytes()) : nullptr,
-                                         .zero_x = zero_x_};
+                                         .zero_x = is_8bit ? zero_x_ : 0};
     const auto done = c.forward(*pool, d.images, at(x, c.x_bytes()), packed, with, clean(y, c.y_bytes()));
     if (!done) return std::string(done.error().message());
     keep(y, c.y_bytes());
@@ -152,7 +153,8 @@ class conv_fuzzer {
     const brgemm::index bytes = (c.weights() + d.out) * 4;
     auto* const sums = static_cast<float*>(clean(dw, bytes));
     const guarded_memory copies(static_cast<std::size_t>(c.backward_weights_workspace_bytes()));
-    void* const copy = copies.place(static_cast<std::size_t>(c.backward_weights_workspace_bytes()), guard::before);
+    void* const copy = copies.place(static_cast<std::size_t>(c.backward_weights_workspace_bytes()), guard::after);
+    std::memset(copy, 0xff, static_cast<std::size_t>(c.backward_weights_workspace_bytes()));
     const auto update =
         c.backward_weights(*pool, d.images, at(x, c.x_bytes()), at(z, z_bytes), sums, sums + c.weights(),
                            c.backward_weights_workspace_bytes() > 0 ? copy : nullptr);

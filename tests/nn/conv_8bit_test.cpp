@@ -51,9 +51,13 @@ problem draw(std::mt19937& random) {
   d.bias = !summed && from(0, 1) != 0;
   d.scale = !summed;
   if (!summed && from(0, 1) != 0) d.act = nn::activation::relu;
+  d.clamp = !summed && from(0, 2) == 0, d.lower = -3, d.upper = 100;
+  d.transposed = from(0, 3) == 0;
   p.stored = from(0, 1) != 0 ? conv_weights::out_first : conv_weights::out_last;
   p.zero_x = from(0, 2) == 0 ? 0 : from(-128, 255);
-  p.x.resize(static_cast<std::size_t>(d.images * d.in * d.axes[0].in * d.axes[1].in * d.axes[2].in));
+  index pixels = d.images;
+  for (const nn::conv_axis& a : d.axes) pixels *= d.transposed ? a.out() : a.in;
+  p.x.resize(static_cast<std::size_t>(pixels * d.in));
   p.w.resize(
       static_cast<std::size_t>(d.out * d.in / d.groups * d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel));
   for (int& v : p.x) v = d.data == type::u8 ? from(0, 255) : from(-128, 127);
@@ -77,13 +81,21 @@ std::int64_t sum_of(const problem& p, index image, const index (&place)[3], inde
     bool seen = true;
     for (int i = 0; i < 3; ++i) {
       const nn::conv_axis& a = d.axes[i];
-      const index from = place[i] * a.stride - a.pad_before + at[i] * a.dilation;
-      seen = seen && from >= 0 && from < a.in;
-      pixel = pixel * a.in + from;
+      const index inputs = d.transposed ? a.out() : a.in;
+      index from = place[i] * a.stride - a.pad_before + at[i] * a.dilation;
+      if (d.transposed) {
+        const index scaled = place[i] + a.pad_before - at[i] * a.dilation;
+        from = scaled < 0 || scaled % a.stride != 0 ? -1 : scaled / a.stride;
+      }
+      seen = seen && from >= 0 && from < inputs;
+      pixel = pixel * inputs + from;
     }
     for (index c = 0; seen && c < in; ++c) {
-      const index weight = p.stored == conv_weights::out_first ? (k * in + c) * taps + tap
-                                                               : ((k / out * taps + tap) * in + c) * out + k % out;
+      const index group = k / out;
+      const index a = d.transposed ? c : k % out, b = d.transposed ? k % out : c;  // out and in of the weights
+      const index as = d.transposed ? in : out, bs = d.transposed ? out : in;
+      const index weight = p.stored == conv_weights::out_first ? ((group * as + a) * bs + b) * taps + tap
+                                                               : ((group * taps + tap) * bs + b) * as + a;
       sum += (p.x[static_cast<std::size_t>(pixel * d.in + k / out * in + c)] - p.zero_x) *
              p.w[static_cast<std::size_t>(weight)];
     }
@@ -99,15 +111,17 @@ std::vector<std::byte> expected(const problem& p) {
     const auto* const bytes = reinterpret_cast<const std::byte*>(&value);
     y.insert(y.end(), bytes, bytes + sizeof value);
   };
+  index size[3];
+  for (int i = 0; i < 3; ++i) size[i] = d.transposed ? d.axes[i].in : d.axes[i].out();
   for (index image = 0; image < d.images; ++image) {
-    for (index i = 0; i < d.axes[0].out() * d.axes[1].out() * d.axes[2].out(); ++i) {
-      const index place[3] = {i / d.axes[2].out() / d.axes[1].out(), i / d.axes[2].out() % d.axes[1].out(),
-                              i % d.axes[2].out()};
+    for (index i = 0; i < size[0] * size[1] * size[2]; ++i) {
+      const index place[3] = {i / size[2] / size[1], i / size[2] % size[1], i % size[2]};
       for (index k = 0; k < d.out; ++k) {
         const auto sum = static_cast<std::int32_t>(sum_of(p, image, place, k));
         float value = static_cast<float>(sum) * p.scale[static_cast<std::size_t>(k)];
         if (d.bias) value += p.bias[static_cast<std::size_t>(k)];
         if (d.act == nn::activation::relu && value < 0) value = 0;
+        if (d.clamp) value = std::min(std::max(value, d.lower), d.upper);
         const float whole = std::nearbyint(value);
         switch (d.y) {
           case type::s32: put(sum); break;
@@ -171,6 +185,7 @@ TEST(Conv8Bit, WrongDescsAndWeights) {
   fails([](auto& d) { d.y = type::s32; }, "y", {"bias 1", "scale 1"});
   fails([](auto& d) { d.y = type::f64; }, "y", {"u8"});
   fails([](auto& d) { d.training = true; }, "training", {"u8", "forward"});
+  fails([](auto& d) { d.residual = true; }, "residual", {"u8"});
   const auto layer = conv::plan(right);
   ASSERT_TRUE(layer) << layer.error().message();
   constexpr loops::serial alone;

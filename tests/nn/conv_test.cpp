@@ -6,6 +6,7 @@
 #include <brgemm/nn/conv.hpp>
 #include <cmath>
 #include <cstring>
+#include <limits>
 #include <random>
 #include <sstream>
 #include <vector>
@@ -321,7 +322,7 @@ problem draw(std::mt19937& random, type data) {
   d.scale = random() % 3 == 0;
   d.residual = random() % 3 == 0;
   d.clamp = random() % 3 == 0, d.lower = -0.25f, d.upper = 0.75f;
-  d.mask = d.act == nn::activation::relu && whole_bytes(d.out) && random() % 2 == 0;
+  d.mask = d.act == nn::activation::relu && !d.clamp && whole_bytes(d.out) && random() % 2 == 0;
   d.input_mask = whole_bytes(d.in) && random() % 2 == 0;
   return draw_data(random, d);
 }
@@ -390,15 +391,17 @@ bool same_bits(const std::vector<float>& x, const std::vector<float>& y) {
   return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0;
 }
 
-std::vector<float> update_of(const problem& p, int threads, std::string_view backend = "") {
-  const auto layer = conv::plan(p.d, {.backend = backend});
+std::vector<float> update_of(const problem& p, int threads, std::string_view backend = "", index more_images = 0) {
+  conv_desc d = p.d;
+  d.images += more_images;
+  const auto layer = conv::plan(d, {.backend = backend});
   auto pool = loops::thread_pool::make(threads);
   EXPECT_TRUE(layer && pool);
   const tensor sums((layer->weights() + p.d.out) * 4, guard::after);
   sums.fill(std::byte{0xff});
   auto* const dw = static_cast<float*>(sums.data());
   const index bytes = layer->backward_weights_workspace_bytes();
-  const tensor workspace(bytes, guard::before);
+  const tensor workspace(bytes, threads % 2 == 0 ? guard::before : guard::after);
   workspace.fill(std::byte{0xff});
   const auto done = layer->backward_weights(*pool, p.d.images, p.x.data(), p.z.data(), dw, dw + layer->weights(),
                                             bytes > 0 ? workspace.data() : nullptr);
@@ -420,7 +423,7 @@ TEST(Conv, UpdateHasTheBitsOfThePlainLoops) {
   }
 }
 
-// Several bands of rows, whole blocks of channels and what is left of them.
+// Several steps, whole blocks of channels and what is left of them.
 TEST(Conv, UpdateOfLargerImages) {
   for (const index channels : {64, 70}) {
     conv_desc d;
@@ -434,7 +437,35 @@ TEST(Conv, UpdateOfLargerImages) {
   }
 }
 
+void expect_pairs() {  // what the plain loops follow
+  desc d;
+  d.a = d.b = type::bf16;
+  const auto kernel = make_kernel(d);
+  ASSERT_TRUE(kernel);
+  ASSERT_EQ(kernel->order(), order::pair);
+}
+
+// An odd number of pixels is paired with none, whatever is behind them.
+TEST(Conv, Bf16UpdateLeavesOutWhatNoTapSees) {
+  conv_desc d;
+  d.in = 64, d.out = 17, d.data = type::bf16, d.training = true;
+  d.axes[2] = {8, 3, 1, 1, 1, 1};
+  std::mt19937 random(9);
+  const problem p = draw_data(random, d);
+  for (index k = 0; k < d.out; ++k) p.z.set(d.data, 7 * d.out + k, std::numeric_limits<float>::infinity());
+  const auto right = expected_update(p);
+  const long last_tap = 2 * d.in * d.out;  // does not see pixel 7 of y
+  backend::for_each([&](const backend::entry& e) {
+    if (!e.runs_here()) return;
+    const auto sums = update_of(p, 1, e.name);
+    EXPECT_TRUE(std::equal(right.begin() + last_tap, right.begin() + 3 * d.in * d.out, sums.begin() + last_tap))
+        << e.name;
+    EXPECT_TRUE(std::isfinite(sums[static_cast<std::size_t>(last_tap)]));
+  });
+}
+
 TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
+  expect_pairs();
   std::mt19937 random(7);
   for (int i = 0; i < 200; ++i) {
     const problem p = draw(random, type::bf16);
@@ -450,27 +481,30 @@ TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
 
 // Layers whose blocks are copied: several bands, images that end within an entry, fewer images than planned.
 TEST(Conv, UpdateByCopies) {
+  expect_pairs();
   std::mt19937 random(6);
   struct shape {
     type data;
-    index images, groups, in, out, height, width, stride, depth = 1, kernel = 1;
+    index images, groups, in, out, height, width, stride, depth = 1, kernel = 1, pad = kernel / 2;
   };
-  const shape shapes[] = {{type::f32, 3, 1, 20, 2100, 7, 7, 1},         {type::f32, 2, 1, 1030, 70, 9, 8, 2},
-                          {type::f32, 2, 2, 2080, 40, 15, 17, 1},       {type::bf16, 3, 1, 64, 64, 7, 7, 1},
-                          {type::bf16, 2, 1, 100, 64, 9, 8, 2},         {type::bf16, 1, 2, 6, 128, 33, 33, 1},
-                          {type::bf16, 2, 1, 1024, 64, 18, 20, 1},      {type::bf16, 2, 1, 17, 64, 5, 4, 2, 7},
-                          {type::bf16, 3, 1, 70, 64, 28, 28, 1, 1, 3},  {type::bf16, 2, 1, 3, 64, 61, 63, 2, 1, 7},
-                          {type::bf16, 1, 1, 1024, 8, 40, 41, 1, 1, 3}, {type::f32, 2, 1, 2052, 8, 20, 40, 1}};
+  const shape shapes[] = {{type::f32, 3, 1, 20, 2100, 7, 7, 1},          {type::f32, 2, 1, 1030, 70, 9, 8, 2},
+                          {type::f32, 2, 2, 2080, 40, 15, 17, 1},        {type::bf16, 3, 1, 64, 64, 7, 7, 1},
+                          {type::bf16, 2, 1, 100, 64, 9, 8, 2},          {type::bf16, 1, 2, 6, 128, 33, 33, 1},
+                          {type::bf16, 2, 1, 1024, 64, 18, 20, 1},       {type::bf16, 2, 1, 17, 64, 5, 4, 2, 7},
+                          {type::bf16, 3, 1, 70, 64, 28, 28, 1, 1, 3},   {type::bf16, 2, 1, 3, 64, 61, 63, 2, 1, 7},
+                          {type::bf16, 1, 1, 1024, 8, 40, 41, 1, 1, 3},  {type::f32, 2, 1, 2052, 8, 20, 40, 1},
+                          {type::f32, 2, 1, 1024, 16, 5, 7, 2, 3, 1, 1}, {type::bf16, 1, 1, 64, 16, 6, 8, 5, 1, 2}};
   for (const shape& s : shapes) {
     conv_desc d;
     d.images = s.images, d.groups = s.groups, d.in = s.in, d.out = s.out, d.data = s.data, d.training = true;
     d.axes[0] = {s.depth, 1, s.stride};
-    d.axes[1] = {s.height, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
-    d.axes[2] = {s.width, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
+    d.axes[1] = {s.height, s.kernel, s.stride, 1, s.pad, s.pad};
+    d.axes[2] = {s.width, s.kernel, s.stride, 1, s.pad, s.pad};
     const problem p = draw_data(random, d);
     const auto right = expected_update(p);
     EXPECT_GT(conv::plan(d)->backward_weights_workspace_bytes(), 0);
     for (const int threads : {1, 2, 3}) EXPECT_TRUE(same_bits(update_of(p, threads), right)) << text_of(d);
+    EXPECT_TRUE(same_bits(update_of(p, 2, "", 7), right)) << text_of(d);
     if (s.in > 1000) continue;
     backend::for_each([&](const backend::entry& e) {
       if (!e.runs_here()) return;
@@ -480,11 +514,7 @@ TEST(Conv, UpdateByCopies) {
 }
 
 TEST(Conv, Bf16HasTheBitsOfThePlainLoops) {
-  desc pairs;
-  pairs.a = pairs.b = type::bf16;
-  const auto kernel = make_kernel(pairs);
-  ASSERT_TRUE(kernel);
-  ASSERT_EQ(kernel->order(), order::pair);  // what `sum` follows
+  expect_pairs();
   std::mt19937 random(2);
   for (int i = 0; i < 200; ++i) {
     const problem p = draw(random, type::bf16);
@@ -579,6 +609,13 @@ TEST(Conv, WrongDescs) {
       {"axes[2]", {"kernel of 10", "spans 10", "more than 7"}, [](auto& d) { d.axes[2].kernel = 10; }},
       {"images", {"2^62"}, [](auto& d) { d.axes[0].in = d.axes[1].in = d.images = index{1} << 29; }},
       {"training", {"transposed"}, [](auto& d) { d.transposed = d.training = true; }, errc::unsupported},
+      {"mask",
+       {"[0, 6]"},
+       [](auto& d) { d.groups = 1, d.mask = d.clamp = true, d.act = nn::activation::relu; },
+       errc::unsupported},
+      {"images",
+       {"2^62"},
+       [](auto& d) { d.in = 64, d.transposed = true, d.axes[1] = d.axes[2] = {1, 1, 1, 1, 0, 1 << 29}; }},
       {"clamp", {"[1, 0.5]"}, [](auto& d) { d.clamp = true, d.lower = 1, d.upper = 0.5f; }},
       {"act", {"77"}, [](auto& d) { d.act = static_cast<nn::activation>(77); }},
       {"mask", {"act is 0"}, [](auto& d) { d.mask = true; }},
@@ -665,6 +702,7 @@ TEST(Conv, WrongOperands) {
   fails(*layer, {right.bias, right.scale, y.data(), right.mask}, "y", {"overlaps residual"});
   fails(*layer, {right.bias, right.scale, right.residual, residual.data()}, "mask", {"overlaps residual"});
   fails(*plain, right, "mask", {"none"});
+  fails(*plain, {.bias = right.bias, .zero_x = 3}, "zero_x", {"3", "f32"});
   fails(*plain, {right.bias, right.scale, nullptr, nullptr}, "scale", {"none"});
   fails(*plain, {right.bias, nullptr, right.residual, nullptr}, "residual", {"none"});
   std::vector<float> transposed(static_cast<std::size_t>(layer->transposed_bytes() / 4));

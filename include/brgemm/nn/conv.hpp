@@ -34,8 +34,8 @@ struct conv_desc {
   activation act = activation::none;
   bool bias = true;
   bool scale = false;     ///< a factor a channel of y: folded batch normalisation, or the scales of 8-bit x and w
-  bool residual = false;  ///< a tensor as y is added before the activation
-  bool clamp = false;     ///< forward ends with min(max(y, lower), upper); relu6: 0 and 6, and no activation
+  bool residual = false;  ///< a tensor as y, f32 or bf16, is added before the activation
+  bool clamp = false;     ///< forward ends with min(max(y, lower), upper); relu6: 0 and 6, without act
   float lower = 0;
   float upper = 6;
   bool mask = false;        ///< forward writes where relu's input was above 0: what input_mask reads
@@ -65,8 +65,9 @@ struct conv_operands {
 class conv {
  public:
   /// Errors: invalid_argument with the field of the desc; unsupported for other types, for masks of groups whose
-  /// channels are no multiple of 8, and for a y or, in training, data of bf16 where sums over more than 64 channels do
-  /// not come in whole chunks; what make_kernel says; out_of_memory.
+  /// channels are no multiple of 8 or beside clamp, for training of 8-bit types and of transposed convolutions, for
+  /// steps of a y of s32 and a residual of 8 bits, and for a y or, in training, data of bf16 where sums over more than
+  /// 64 channels do not come in whole chunks; what make_kernel says; out_of_memory.
   static result<conv> plan(const conv_desc& d, const options& how = {}) noexcept;
 
   const conv_desc& description() const noexcept { return d_; }
@@ -83,7 +84,7 @@ class conv {
   index mask_bytes() const noexcept { return d_.mask ? d_.images * forward_->mask_bytes() : 0; }
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
 
-  /// Bytes that backward_weights needs besides its arguments, 0 for most layers; align them to 64.
+  /// Bytes that backward_weights needs besides its arguments, 0 for most layers of f32; align them to 64.
   index backward_weights_workspace_bytes() const noexcept { return update_ ? update_->workspace_bytes() : 0; }
 
   /// Brings weights to what kernels read: weights_bytes() for forward, transposed_bytes() for backward_data, which is
@@ -94,7 +95,8 @@ class conv {
                             void* transposed = nullptr) const noexcept;
 
   /// y = clamp(act((x * W) * scale + b + residual)) for the first `images` images, the steps in this order, each
-  /// rounded. Of 8-bit types x * W is exact, modulo 2^32; a zero point of y is added by the bias.
+  /// rounded. Of 8-bit types x * W is exact, modulo 2^32; a zero point of y can be a part of the bias where there is no
+  /// activation (relu is then clamp, with the zero point as `lower`).
   result<void> forward(loops::executor_ref threads, index images, const void* x, const void* weights,
                        const conv_operands& with, void* y) const noexcept;
   result<void> forward(loops::executor_ref threads, index images, const void* x, const void* weights, const float* bias,
@@ -112,9 +114,9 @@ class conv {
   /// which are as in forward and backward_data. Each is one chain over the images, then the pixels of y in row-major
   /// order, those that see x through the tap; in bf16 over pairs of those of a row of y, an odd last one alone. Where
   /// height and width have kernel 1 and no padding, as many rows count as one as divide the height and have 128 pixels
-  /// or fewer; where groups and dilation of the width are 1 and all taps of a row have up to 64 channels together, the
-  /// chain goes over runs of columns of y that see the same ones. workspace: backward_weights_workspace_bytes(), null
-  /// where that is 0.
+  /// or fewer; where groups and dilation of the width are 1, all taps of a row have up to 64 channels together and each
+  /// column of y sees one, the chain goes over runs of columns of y that see the same ones. workspace:
+  /// backward_weights_workspace_bytes(), null where that is 0.
   result<void> backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw,
                                 float* db, void* workspace = nullptr) const noexcept;
 
@@ -150,6 +152,9 @@ inline result<void> conv::forward(loops::executor_ref threads, index images, con
                                  {"scale", with.scale, d_.scale ? d_.out * 4 : 0},
                                  {"residual", with.residual, d_.residual ? y_bytes : 0, size_of(d_.y)}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
+  if (with.zero_x != 0 && !detail::is_8bit(d_.data)) {
+    return error(errc::invalid_argument, "zero_x", "zero_x is %d and data is %s", with.zero_x, name_of(d_.data).data());
+  }
   void* operands[max_epilogue] = {};
   int steps = 0;
   if (d_.scale) operands[steps++] = const_cast<float*>(with.scale);

@@ -30,8 +30,8 @@ inline result<void> conv::check(const conv_desc& d) noexcept {
   for (int i = 0; i < 3; ++i) {
     const conv_axis& a = d.axes[i];
     if (auto r = detail::check_axis(a, i); !r) return r;
-    x *= static_cast<double>(a.in);
-    y *= static_cast<double>(a.out());
+    x *= static_cast<double>(d.transposed ? a.out() : a.in);
+    y *= static_cast<double>(d.transposed ? a.in : a.out());
     w *= static_cast<double>(a.kernel);
   }
   if (std::max({x, y, w}) > 0x1p62) {
@@ -44,6 +44,10 @@ inline result<void> conv::check(const conv_desc& d) noexcept {
 inline result<void> conv::check_masks(const conv_desc& d) noexcept {
   if (d.mask && d.act != activation::relu) {
     return error(errc::invalid_argument, "mask", "mask is that of relu (1), and act is %d", static_cast<int>(d.act));
+  }
+  if (d.mask && d.clamp) {
+    return error(errc::unsupported, "mask", "a mask of relu does not show what clamp to [%g, %g] cut off",
+                 static_cast<double>(d.lower), static_cast<double>(d.upper));
   }
   if (d.input_mask && !d.training) {
     return error(errc::invalid_argument, "input_mask", "input_mask is for backward_data: training must be true");
@@ -76,6 +80,9 @@ inline result<void> conv::check_types(const conv_desc& d) noexcept {
     return error(errc::unsupported, "y",
                  "y is s32, stored as summed, and bias %d, scale %d, residual %d, clamp %d, act %d are set", d.bias,
                  d.scale, d.residual, d.clamp, static_cast<int>(d.act));
+  }
+  if (d.residual && detail::is_8bit(d.y)) {
+    return error(errc::unsupported, "residual", "residual is of y's type, and y is %s", name_of(d.y).data());
   }
   if (d.transposed && d.training) {
     return error(errc::unsupported, "training",

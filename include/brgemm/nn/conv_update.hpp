@@ -60,6 +60,7 @@ class run_update {
     if (run != nullptr) u.join_taps(*run);
     u.join_rows(run == nullptr);
     u.plan_bands(of.images);
+    if (auto r = u.plan_pairings(); !r) return r.error();
     u.copies_ ? u.place_copies() : u.place_tensors();
     if (auto r = u.plan_taps(); !r) return r.error();
     if (auto r = u.plan_kernels(how); !r) return r.error();
@@ -134,6 +135,18 @@ class run_update {
     index x_origin = 0;
     index z_origin = 0;
   };
+  /// bf16: a way to have the pixels of a row of dz in pairs: `count` of them from `first`, 0 or 1. What an odd last one
+  /// is paired with is 0, so a tap that is seen by an odd number of pixels and not by the last one of a row has its
+  /// own.
+  struct pairing {
+    index first = 0;
+    index count = 0;
+  };
+  pairing pairing_of(const seen_outputs& w) const noexcept {
+    const index first = w.first % 2;
+    const bool any_end = w.count % 2 == 0 || w.first + w.count == axes_[2].out();
+    return {first, (any_end ? axes_[2].out() : w.first + w.count) - first};
+  }
   /// One tap: its rows of y are the batch, in `pairs` one behind the other.
   struct planned_tap {
     seen_outputs depth;
@@ -258,6 +271,8 @@ class run_update {
   void plan_bands(index images) noexcept;
   void place_tensors() noexcept;
   void place_copies() noexcept;
+  result<void> plan_pairings() noexcept;
+  index pairing_number(const pairing& p) const noexcept;
   result<void> plan_taps() noexcept;
   void list_rows(const planned_tap& t, const seen_outputs& w) noexcept;
   result<void> plan_kernels(const options& how) noexcept;
@@ -266,15 +281,7 @@ class run_update {
 
   /// bf16: pixels of a row of x between those that a tap sees in adjacent outputs lie in copies of their own.
   index phase_pitch() const noexcept { return ((axes_[2].in + axes_[2].stride - 1) / axes_[2].stride + 1) / 2 * 2; }
-  /// bf16: pixels of a row of dz that pairs begin with: the first, and the second where a tap is seen from an odd one
-  /// on.
-  index pair_starts() const noexcept {
-    for (index w = 0; w < axes_[2].kernel; ++w) {
-      if (outputs_through(axes_[2], w).first % 2 != 0) return 2;
-    }
-    return 1;
-  }
-  /// bf16: elements of a row of dz in pairs from one of these.
+  /// bf16: elements of a row of dz in one way of pairs.
   index pairs_pitch() const noexcept { return (axes_[2].out() + 1) / 2 * 2 * nn::block_width(out_); }
 
   index groups_ = 1;
@@ -292,6 +299,8 @@ class run_update {
   index band_rows_ = 1;
   placement x_;
   placement z_;
+  index pairings_count_ = 0;
+  std::unique_ptr<pairing[]> pairings_;  ///< the first one of all pixels
   std::unique_ptr<planned_tap[]> taps_;  ///< and one that all outputs see, for db
   std::unique_ptr<offset_pair[]> pairs_;
   std::unique_ptr<kernel[][2][2]> kernels_;  ///< [tap of the width][full in][full out]
@@ -327,7 +336,10 @@ inline void run_update::join_rows(bool adjacent) noexcept {
   for (int i = 0; i < 3; ++i) {
     conv_axis& a = axes_[i];
     const bool one_tap = a.kernel == 1 && a.pad_before == 0 && a.pad_after == 0;
-    if (one_tap && copies_) *steps[i] *= a.stride, a.in = a.out(), a.stride = 1;
+    if (one_tap && copies_) {
+      if (a.out() > 1) *steps[i] *= a.stride;
+      a.in = a.out(), a.stride = 1;
+    }
     joins = joins && (i == 0 || (one_tap && a.stride == 1));
   }
   line_ = axes_[2].in;
@@ -379,9 +391,9 @@ inline void run_update::place_copies() noexcept {
     x_.ld = axes_[2].stride * width_in, z_.ld = width_out;
     return;
   }
-  place(x_, x, axes_[2].stride * phase_pitch() * width_in);
+  place(x_, x, std::min(axes_[2].stride, axes_[2].in) * phase_pitch() * width_in);
   x_.ld = phase_pitch();
-  place(z_, z, pair_starts() * pairs_pitch());
+  place(z_, z, pairings_count_ * pairs_pitch());
   z_.ld = width_out;
 }
 
@@ -417,7 +429,7 @@ inline void run_update::copy_row_of_x(const char* from, index columns, char* to)
   if (data_ == type::f32) {
     for (index i = 0, in_line = 0; i < a.in; ++i, ++in_line, from += x_.from_pixel * 4) {
       if (in_line == line_) in_line = 0, from += to_next_line * 4;
-      std::memcpy(to + i * x_.ld * 4, from, at(columns) * 4);
+      std::memcpy(to + i * nn::block_width(in_) * 4, from, at(columns) * 4);
     }
     return;
   }
@@ -453,10 +465,30 @@ inline void run_update::copy_row_of_z(const char* from, index columns, char* to)
   }
   const auto* const elements = reinterpret_cast<const std::uint16_t*>(from);
   auto* const pairs = reinterpret_cast<std::uint32_t*>(to);
-  for (index first = 0; first < std::min(count, pair_starts()); ++first) {
-    interleave_rows(elements + first * z_.from_pixel, z_.from_pixel, pairs + first * pairs_pitch() / 2, z_.ld,
-                    count - first, columns);
+  for (index i = 0; i < pairings_count_; ++i) {
+    const pairing& p = pairings_[at(i)];
+    interleave_rows(elements + p.first * z_.from_pixel, z_.from_pixel, pairs + i * pairs_pitch() / 2, z_.ld, p.count,
+                    columns);
   }
+}
+
+inline result<void> run_update::plan_pairings() noexcept {
+  if (data_ == type::f32) return {};
+  pairings_.reset(new (std::nothrow) pairing[at(axes_[2].kernel + 1)]);
+  if (!pairings_) return error(errc::out_of_memory, "axes", "no memory for %ld taps", axes_[2].kernel);
+  pairings_[at(pairings_count_++)] = {0, axes_[2].out()};
+  for (index w = 0; w < axes_[2].kernel; ++w) {
+    const seen_outputs seen = outputs_through(axes_[2], w);
+    if (seen.count == 0 || pairing_number(pairing_of(seen)) < pairings_count_) continue;
+    pairings_[at(pairings_count_++)] = pairing_of(seen);
+  }
+  return {};
+}
+
+inline index run_update::pairing_number(const pairing& p) const noexcept {
+  index i = 0;
+  while (i < pairings_count_ && (pairings_[at(i)].first != p.first || pairings_[at(i)].count != p.count)) ++i;
+  return i;
 }
 
 inline result<void> run_update::plan_taps() noexcept {
@@ -478,7 +510,7 @@ inline result<void> run_update::plan_taps() noexcept {
   pairs_.reset(new (std::nothrow) offset_pair[at(pairs)]);
   if (!pairs_) return error(errc::out_of_memory, "axes", "no memory for a list of %ld rows", pairs);
   for (index i = 0; i < taps(); ++i) list_rows(taps_[at(i)], outputs_through(axes_[2], i % axes_[2].kernel));
-  list_rows(taps_[at(taps())], {});
+  list_rows(taps_[at(taps())], {0, axes_[2].out(), 0});
   for (index i = taps_[at(taps())].pairs; i < pairs; ++i) pairs_[at(i)].a = 0;  // the ones
   return {};
 }
@@ -488,7 +520,8 @@ inline void run_update::list_rows(const planned_tap& t, const seen_outputs& w) n
   const index stride = axes_[2].stride;
   const index x_column =
       in_pairs ? w.in % stride * nn::block_width(in_) * x_.ld + w.in / stride : w.in * (x_.ld / stride);
-  const index z_column = in_pairs ? w.first % 2 * pairs_pitch() + w.first / 2 * 2 * z_.ld : w.first * z_.ld;
+  const index z_column =
+      in_pairs ? pairing_number(pairing_of(w)) * pairs_pitch() + w.first / 2 * 2 * z_.ld : w.first * z_.ld;
   offset_pair* to = pairs_.get() + t.pairs;
   for (index image = 0; image < std::max<index>(step_rows_ / image_rows(), 1); ++image) {
     for (index d = 0; d < t.depth.count; ++d) {
@@ -564,6 +597,7 @@ class conv_update {
       ++count;
       u.joined_ = u.joined_ && run.taps > 0;
     });
+    if (!u.joined_) count = 1;
     u.runs_.reset(new (std::nothrow) std::optional<run_update>[static_cast<std::size_t>(count)]);
     if (!u.runs_) return error(errc::out_of_memory, "axes", "no memory for %ld runs of the width", count);
     result<void> made;
