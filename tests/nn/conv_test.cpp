@@ -6,7 +6,6 @@
 #include <brgemm/nn/conv.hpp>
 #include <cmath>
 #include <cstring>
-#include <limits>
 #include <random>
 #include <sstream>
 #include <vector>
@@ -443,25 +442,6 @@ void expect_pairs() {  // what the plain loops follow
   const auto kernel = make_kernel(d);
   ASSERT_TRUE(kernel);
   ASSERT_EQ(kernel->order(), order::pair);
-}
-
-// An odd number of pixels is paired with none, whatever is behind them.
-TEST(Conv, Bf16UpdateLeavesOutWhatNoTapSees) {
-  conv_desc d;
-  d.in = 64, d.out = 17, d.data = type::bf16, d.training = true;
-  d.axes[2] = {8, 3, 1, 1, 1, 1};
-  std::mt19937 random(9);
-  const problem p = draw_data(random, d);
-  for (index k = 0; k < d.out; ++k) p.z.set(d.data, 7 * d.out + k, std::numeric_limits<float>::infinity());
-  const auto right = expected_update(p);
-  const long last_tap = 2 * d.in * d.out;  // does not see pixel 7 of y
-  backend::for_each([&](const backend::entry& e) {
-    if (!e.runs_here()) return;
-    const auto sums = update_of(p, 1, e.name);
-    EXPECT_TRUE(std::equal(right.begin() + last_tap, right.begin() + 3 * d.in * d.out, sums.begin() + last_tap))
-        << e.name;
-    EXPECT_TRUE(std::isfinite(sums[static_cast<std::size_t>(last_tap)]));
-  });
 }
 
 TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
