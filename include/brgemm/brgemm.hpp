@@ -17,3 +17,4 @@
 #include "nn/mlp.hpp"
 #include "nn/norm.hpp"
 #include "nn/pool.hpp"
+#include "nn/softmax.hpp"
