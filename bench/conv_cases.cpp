@@ -46,9 +46,9 @@ class planned_conv {
   static brgemm::result<std::unique_ptr<planned_conv>> make(const layer& l) {
     auto plan = nn::conv::plan(l.d);
     if (!plan) return plan.error();
-    auto executor = brgemm::loops::thread_pool::make(l.threads);
+    const auto executor = brgemm::loops::openmp::make(l.threads);
     if (!executor) return executor.error();
-    std::unique_ptr<planned_conv> made(new planned_conv(l, *std::move(plan), *std::move(executor)));
+    std::unique_ptr<planned_conv> made(new planned_conv(l, *std::move(plan), *executor));
     if (auto r = made->load(); !r) return r.error();
     return made;
   }
@@ -120,10 +120,10 @@ class planned_conv {
   }
 
  private:
-  planned_conv(const layer& l, nn::conv plan, brgemm::loops::thread_pool executor)
+  planned_conv(const layer& l, nn::conv plan, brgemm::loops::openmp executor)
       : l_(l),
         plan_(std::move(plan)),
-        executor_(std::move(executor)),
+        executor_(executor),
         threads_(executor_),
         x_(plan_.x_bytes()),
         w_(plan_.weights() * 4),
@@ -156,7 +156,7 @@ class planned_conv {
 
   layer l_;
   nn::conv plan_;
-  brgemm::loops::thread_pool executor_;
+  brgemm::loops::openmp executor_;
   brgemm::loops::executor_ref threads_;
   buffer x_, w_, y_, packed_, transposed_, workspace_, scale_, result_;
 };

@@ -66,9 +66,9 @@ class planned_layer {
     if (nn::can_block(l.out)) d.y_storage = storage;
     auto plan = nn::linear::plan(d);
     if (!plan) return plan.error();
-    auto executor = brgemm::loops::thread_pool::make(l.threads);
+    const auto executor = brgemm::loops::openmp::make(l.threads);
     if (!executor) return executor.error();
-    std::unique_ptr<planned_layer> made(new planned_layer(l, *std::move(plan), *std::move(executor)));
+    std::unique_ptr<planned_layer> made(new planned_layer(l, *std::move(plan), *executor));
     if (auto r = made->load(from); !r) return r.error();
     return made;
   }
@@ -106,10 +106,10 @@ class planned_layer {
   }
 
  private:
-  planned_layer(const layer& l, nn::linear plan, brgemm::loops::thread_pool executor)
+  planned_layer(const layer& l, nn::linear plan, brgemm::loops::openmp executor)
       : l_(l),
         plan_(std::move(plan)),
-        executor_(std::move(executor)),
+        executor_(executor),
         threads_(executor_),
         x_(plan_.x_bytes()),
         y_(plan_.y_bytes()),
@@ -140,7 +140,7 @@ class planned_layer {
 
   layer l_;
   nn::linear plan_;
-  brgemm::loops::thread_pool executor_;
+  brgemm::loops::openmp executor_;
   brgemm::loops::executor_ref threads_;
   buffer x_, y_, parameters_, weights_, transposed_, gradient_, workspace_;
 };

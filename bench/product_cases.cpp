@@ -23,13 +23,13 @@ struct product {
 // Ours and its memory. B is (n,k), as the peers' layers have their weights.
 struct planned_product {
   loops::gemm plan;
-  loops::thread_pool executor;
+  loops::openmp executor;
   loops::executor_ref threads;
   buffer a, b, c, packed, workspace;
 
-  planned_product(const product& p, loops::gemm planned, loops::thread_pool pool)
+  planned_product(const product& p, loops::gemm planned, loops::openmp pool)
       : plan(std::move(planned)),
-        executor(std::move(pool)),
+        executor(pool),
         threads(executor),
         a(p.m * p.k * 4),
         b(p.n * p.k * 4),
@@ -54,9 +54,9 @@ void run_product(benchmark::State& state, const product& p, const settings& s) {
   for ([[maybe_unused]] auto _ : state) {
     auto plan = loops::gemm::plan({.m = p.m, .n = p.n, .k = p.k, .compute = p.compute});
     if (!plan) return state.SkipWithError(plan.error().message().data());
-    auto pool = loops::thread_pool::make(p.threads);
+    const auto pool = loops::openmp::make(p.threads);
     if (!pool) return state.SkipWithError(pool.error().message().data());
-    const planned_product ours(p, *std::move(plan), *std::move(pool));
+    const planned_product ours(p, *std::move(plan), *pool);
     if (auto r = ours.pack(p); !r) return state.SkipWithError(r.error().message().data());
     product whole = p;
     whole.pieces_given = false;

@@ -36,7 +36,7 @@ struct pictures {
 
 void run_step(benchmark::State& state, const step& t, const settings& s) {
   for ([[maybe_unused]] auto _ : state) {
-    auto executor = brgemm::loops::thread_pool::make(t.threads);
+    auto executor = brgemm::loops::openmp::make(t.threads);
     auto network = brgemm::nn::mlp::make({.rows = t.batch, .sizes = t.features, .data = t.type});
     if (!network) return state.SkipWithError(network.error().message().data());
     brgemm::train::generator random(1);
