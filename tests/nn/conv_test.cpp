@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <bit>
+#include <brgemm/backend/amx.hpp>
 #include <brgemm/nn/conv.hpp>
 #include <cmath>
 #include <cstring>
@@ -11,6 +12,7 @@
 #include <vector>
 
 #include "support/expect_error.hpp"
+#include "support/features.hpp"
 #include "support/guarded_memory.hpp"
 
 namespace brgemm_test {
@@ -752,6 +754,38 @@ TEST(Conv, WrongArgumentsOfTheUpdate) {
   expect_error(copying->backward_weights(alone, 1, x.data(), z.data(), dw.data(), nullptr), errc::invalid_argument,
                "workspace", {"null", std::to_string(bytes)});
   EXPECT_EQ(dw, std::vector<float>(dw.size(), 7.0f));
+}
+
+// The last test of this file: from here on the list of backends has tiles, emulated where the CPU has none.
+TEST(Conv, OrderOfTilesOnEveryBackend) {
+  show_tiles();
+  ASSERT_TRUE(backend::register_amx());
+  std::mt19937 random(10);
+  for (int i = 0; i < 12; ++i) {
+    conv_desc d;
+    d.images = 1 + i % 2, d.in = i % 3 == 0 ? 3 : 70, d.out = i % 2 == 0 ? 64 : 17;
+    d.axes[1] = {3 + i % 4, 1 + i % 3, 1, 1, i % 2, 0};
+    d.axes[2] = {8, 3, 1 + i % 2, 1, 1, 1};
+    d.data = type::bf16, d.sums = order::tile, d.training = true;
+    const problem p = draw_data(random, d);
+    // What no tap but one sees, beside what another pairs with nothing.
+    for (index k = 0; k < d.out; ++k) p.z.set(d.data, (d.axes[2].out() - 1) * d.out + k, HUGE_VALF);
+    std::vector<float> right;
+    backend::for_each([&](const backend::entry& e) {
+      if (!e.runs_here()) return;
+      const tensor y(conv::plan(d)->y_bytes(), guard::before), dx(conv::plan(d)->x_bytes(), guard::before);
+      run(p, y, dx, 2, e.name);
+      auto sums = update_of(p, 2, e.name);
+      for (float& v : sums) v = v == v ? v : 0;  // infinities of both signs: NaN with any bits
+      if (right.empty()) {
+        run(p, p.y, p.dx, 1, "reference");
+        right = update_of(p, 1, "reference");
+        for (float& v : right) v = v == v ? v : 0;
+      }
+      EXPECT_TRUE(y.same_bytes(p.y)) << text_of(d) << ' ' << e.name;
+      EXPECT_TRUE(same_bits(sums, right)) << text_of(d) << ' ' << e.name;
+    });
+  }
 }
 
 }  // namespace

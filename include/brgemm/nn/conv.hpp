@@ -31,6 +31,7 @@ struct conv_desc {
   /// the weights then s8.
   type data = type::f32;
   type y = type::f32;  ///< f32; with bf16 data also bf16; with 8-bit data also bf16, u8, s8, and s32: as summed
+  order sums = order::machine;  ///< bf16: of an entry, 64 or fewer channels of a tap, or of a row of taps
   activation act = activation::none;
   bool bias = true;
   bool scale = false;     ///< a factor a channel of y: folded batch normalisation, or the scales of 8-bit x and w
@@ -112,11 +113,11 @@ class conv {
 
   /// dw (weights()) and db (out), f32, db null where it is not wanted: sums over the first `images` images of x and dz,
   /// which are as in forward and backward_data. Each is one chain over the images, then the pixels of y in row-major
-  /// order, those that see x through the tap; in bf16 over pairs of those of a row of y, an odd last one alone. Where
-  /// height and width have kernel 1 and no padding, as many rows count as one as divide the height and have 128 pixels
-  /// or fewer; where groups and dilation of the width are 1, all taps of a row have up to 64 channels together and each
-  /// column of y sees one, the chain goes over runs of columns of y that see the same ones. workspace:
-  /// backward_weights_workspace_bytes(), null where that is 0.
+  /// order, those that see x through the tap; in bf16 over pairs (order::tile: chunks of 32) of those of a row of y, an
+  /// odd last one alone. Where height and width have kernel 1 and no padding, as many rows count as one as divide the
+  /// height and have 128 pixels or fewer; where groups and dilation of the width are 1, all taps of a row have up to 64
+  /// channels together and each column of y sees one, the chain goes over runs of columns of y that see the same ones.
+  /// workspace: backward_weights_workspace_bytes(), null where that is 0.
   result<void> backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw,
                                 float* db, void* workspace = nullptr) const noexcept;
 

@@ -21,6 +21,7 @@ struct conv_pass_desc {
   conv_geometry geometry;
   type data = type::f32;
   type c = type::f32;
+  order sums = order::machine;
   int steps = 0;
   /// Steps without an operand, with a vector of (groups * out) along the columns, with a matrix that lies as C, or with
   /// a bit mask (pixels of C, mask_pitch()); their ld is the pass's to set.
@@ -292,6 +293,7 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
   k.a = d_.data;
   k.b = is_8bit() ? type::s8 : d_.data;
   k.c = d_.c;
+  k.sums = d_.sums;
   if (is_8bit()) k.zero_a = zero_point::at_call;
   if (k_group_of(d_.data) > 1) k.layout_b = layout::interleaved;
   k.beta = s.first == 0 ? beta_kind::zero : beta_kind::one;

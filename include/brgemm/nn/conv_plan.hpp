@@ -114,7 +114,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   pass.groups = d.groups;
   pass.in = c.in(), pass.out = c.out();
   pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, d.transposed, d.in, d.out};
-  pass.data = d.data, pass.c = d.y;
+  pass.data = d.data, pass.c = d.y, pass.sums = d.sums;
   if (d.scale) pass.epilogue[pass.steps++] = op::scale(axis::column);
   if (d.bias) pass.epilogue[pass.steps++] = op::bias(axis::column);
   if (d.residual) pass.epilogue[pass.steps++] = op::add(0, d.y);
@@ -137,7 +137,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   if (!backward) return backward.error();
   c.backward_.emplace(*std::move(backward));
   const detail::conv_geometry g = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out};
-  auto update = detail::conv_update::make({d.images, d.groups, c.in(), c.out(), g, d.data}, how);
+  auto update = detail::conv_update::make({d.images, d.groups, c.in(), c.out(), g, d.data, d.sums}, how);
   if (!update) return update.error();
   c.update_.emplace(*std::move(update));
   return c;

@@ -40,6 +40,7 @@ struct conv_update_desc {
   index out = 1;
   conv_geometry forward;
   type data = type::f32;  ///< of x and dz: f32 or bf16
+  order sums = order::machine;
 };
 
 /// What the outputs of one run of the width, or all of them, add to dW (groups, taps, in, out) and db (groups, out).
@@ -54,7 +55,7 @@ class run_update {
   /// Of all outputs, or of those of `run`, whose taps of a row are then one with taps * in channels.
   static result<run_update> make(const conv_update_desc& of, const conv_run* run, const options& how) noexcept {
     run_update u;
-    u.groups_ = of.groups, u.in_ = of.in, u.out_ = of.out, u.data_ = of.data;
+    u.groups_ = of.groups, u.in_ = of.in, u.out_ = of.out, u.data_ = of.data, u.sums_order_ = of.sums;
     u.set_axes(of.forward);
     u.tap_step_ = of.in * of.out;
     if (run != nullptr) u.join_taps(*run);
@@ -288,6 +289,7 @@ class run_update {
   index in_ = 1;
   index out_ = 1;
   type data_ = type::f32;
+  order sums_order_ = order::machine;
   bool copies_ = false;
   conv_axis axes_[3];  ///< rows joined, and as copies have them
   index line_ = 1;     ///< pixels of a row of x before rows were joined
@@ -573,6 +575,7 @@ inline desc run_update::sum_desc(index n) const noexcept {
   d.n = n;
   d.k = axes_[2].out();
   d.a = d.b = data_;
+  d.sums = sums_order_;
   if (data_ != type::f32) d.layout_b = layout::interleaved;
   d.lda = d.k;
   d.ldb = z_.ld;
