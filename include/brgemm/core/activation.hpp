@@ -36,15 +36,18 @@ void emit_power_of_two(E& e, typename E::reg d, typename E::reg n) {
   e.shift_left(d, d, 23);
 }
 
-/// d = (2^-r - 1) / r for |r| <= 0.5: degree 5, r*d off by at most 2^-27.8 before rounding (minimax, by fpminimax).
+/// (2^-r - 1) / r for |r| <= 0.5 by Horner's rule: degree 5, r times it off by at most 2^-27.8 before rounding
+/// (minimax, by fpminimax).
+inline constexpr float exp2_series[] = {0x1.442512p-13f, -0x1.5ef5dp-10f, 0x1.3b2a48p-7f,
+                                        -0x1.c6af9cp-5f, 0x1.ebfbep-3f,   -0x1.62e43p-1f};
 template <class E>
 void emit_exp2_series(E& e, typename E::reg d, typename E::reg r) {
-  e.constant(d, 0x1.442512p-13f);
-  e.horner(d, r, -0x1.5ef5dp-10f);
-  e.horner(d, r, 0x1.3b2a48p-7f);
-  e.horner(d, r, -0x1.c6af9cp-5f);
-  e.horner(d, r, 0x1.ebfbep-3f);
-  e.horner(d, r, -0x1.62e43p-1f);
+  e.constant(d, exp2_series[0]);
+  e.horner(d, r, exp2_series[1]);
+  e.horner(d, r, exp2_series[2]);
+  e.horner(d, r, exp2_series[3]);
+  e.horner(d, r, exp2_series[4]);
+  e.horner(d, r, exp2_series[5]);
 }
 
 /// x = x / (1 + 2^(n-r)), n an integer in [-126, 200], |r| <= 0.5. n, r and t[0..2] are clobbered.

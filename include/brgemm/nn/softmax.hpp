@@ -18,12 +18,13 @@ BRGEMM_ALWAYS_INLINE inline float exp_of_negative(float x) noexcept {
   const float n = __builtin_fmaf(x, 0x1.715476p0f, whole) - whole;
   float r = __builtin_fmaf(x, -0x1.715476p0f, n);  // n - r = x log2(e)
   r = __builtin_fmaf(x, -0x1.4ae0cp-26f, r);
-  float series = 0x1.442512p-13f;  // (2^-r - 1) / r, as emit_exp2_series has it
-  series = __builtin_fmaf(series, r, -0x1.5ef5dp-10f);
-  series = __builtin_fmaf(series, r, 0x1.3b2a48p-7f);
-  series = __builtin_fmaf(series, r, -0x1.c6af9cp-5f);
-  series = __builtin_fmaf(series, r, 0x1.ebfbep-3f);
-  series = __builtin_fmaf(series, r, -0x1.62e43p-1f);
+  // Not emit_exp2_series: only what is inlined for certain is vectorised.
+  float series = exp2_series[0];
+  series = __builtin_fmaf(series, r, exp2_series[1]);
+  series = __builtin_fmaf(series, r, exp2_series[2]);
+  series = __builtin_fmaf(series, r, exp2_series[3]);
+  series = __builtin_fmaf(series, r, exp2_series[4]);
+  series = __builtin_fmaf(series, r, exp2_series[5]);
   const float mantissa = __builtin_fmaf(series, r, 1.0f);
   // 2^n in two factors, of which the first keeps the product normal; 1.5 * 2^23 + 127 has the exponent in its last
   // bits.
