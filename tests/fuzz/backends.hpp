@@ -22,8 +22,9 @@ inline drawn_desc draw_any_desc(entropy& e) {
   if (t.a == brgemm::type::s8 && e.one_in(8)) t.b = brgemm::type::u8;
   if (t.a == brgemm::type::u8 && e.one_in(8)) t.b = brgemm::type::u8;
   const auto kind = static_cast<brgemm::batch_kind>(e.between(0, 2));
-  drawn_desc drawn = draw_desc(e, s, t, kind);
-  if (t.a == brgemm::type::bf16 && e.one_in(8)) drawn.d.sums = brgemm::order::tile, drawn.d.chains = 1;
+  const bool depthwise = e.one_in(8);
+  drawn_desc drawn = draw_desc(e, s, t, kind, depthwise);
+  if (t.a == brgemm::type::bf16 && !depthwise && e.one_in(8)) drawn.d.sums = brgemm::order::tile, drawn.d.chains = 1;
   return drawn;
 }
 

@@ -117,7 +117,7 @@ inline const std::vector<desc_case>& desc_cases() {
       {"c", unsupported, valid_f64, [](desc& d) { d.c = type::f32; }, {"f32", "f64"}},
       {"c", unsupported, valid_u8, [](desc& d) { d.c = type::f16; }, {"f16"}},
       {"batch", invalid, valid_f32, [](desc& d) { d.batch = unknown<batch_kind>(3); }, {"batch is 3"}},
-      {"layout_a", invalid, valid_f32, [](desc& d) { d.layout_a = unknown<layout>(3); }, {"layout_a is 3"}},
+      {"layout_a", invalid, valid_f32, [](desc& d) { d.layout_a = unknown<layout>(4); }, {"layout_a is 4", "0..3"}},
       {"layout_a", invalid, valid_bf16, [](desc& d) { d.layout_a = layout::interleaved; }, {"only B"}},
       {"layout_b", invalid, valid_f32, [](desc& d) { d.layout_b = unknown<layout>(200); }, {"layout_b is 200"}},
       {"layout_b", invalid, valid_f32, [](desc& d) { d.layout_b = layout::interleaved; }, {"f32", "plain"}},

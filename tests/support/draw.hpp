@@ -139,7 +139,17 @@ inline index draw_stride(entropy& e, const brgemm::detail::storage& s, index ld)
   }
 }
 
-inline drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::batch_kind batch) {
+/// What a depthwise product cannot have is taken back.
+inline void make_depthwise(desc& d) {
+  d.layout_a = brgemm::layout::depthwise;
+  d.layout_b = brgemm::layout::plain;
+  d.chains = 1;
+  d.zero_b = brgemm::zero_point::none;
+  if (d.sums != brgemm::order::machine) d.sums = brgemm::order::chain;
+}
+
+inline drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::batch_kind batch,
+                            bool depthwise = false) {
   using brgemm::layout;
   drawn_desc out;
   desc& d = out.d;
@@ -158,6 +168,7 @@ inline drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::
   d.layout_a = e.one_in(4) ? layout::transposed : layout::plain;
   d.layout_b = grouped && e.one_in(2) ? layout::interleaved : e.one_in(4) ? layout::transposed : layout::plain;
   draw_sums(e, d);
+  if (depthwise) make_depthwise(d);
   const auto stored_a = brgemm::detail::storage_of_a(d, d.m);
   const auto stored_b = brgemm::detail::storage_of_b(d);
   const auto lda = draw_leading_dimension(e, std::max<index>(stored_a.columns, 1));

@@ -91,6 +91,7 @@ inline const char* instruction_of(product how) noexcept {
     case product::split_bf16: return "two vfmadd231ps on the halves of each pair";
     case product::dot_8bit: return "vpdpbusd";
     case product::madd_8bit: return "two vpmaddwd on even and odd bytes";
+    case product::mul_8bit: return "vpmulld and vpaddd";
   }
   return "?";
 }
@@ -137,10 +138,14 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
         b.chains, b.chains == 1 ? "" : "s");
   if (b.few != 0) p.add("Fewer than %lld rows are divided for their own sake. ", static_cast<long long>(b.few) + 1);
   if (b.pack > 1) p.add("The last %d columns of %d rows share a vector. ", b.tail, b.pack);
-  if (b.pack == 1 || !columns.masked)
+  if (d.layout_a == layout::depthwise) {
+    p.add("In a step vectors of B stay in registers, vectors of A pass by%s. ",
+          b.embed ? " as operands in memory" : "");
+  } else if (b.pack == 1 || !columns.masked) {
     p.add("In a step of %d k %s stay in registers, %s pass by%s; %d steps in the loop's body. ",
           static_cast<int>(k_group_of(d)), b.hold_a ? "broadcasts of A" : "vectors of B",
           b.hold_a ? "vectors of B" : "broadcasts of A", b.embed ? " as operands in memory" : "", b.unroll);
+  }
   if (b.group != 0) p.add("C rests in memory between groups of %lld entries. ", static_cast<long long>(b.group));
   if (b.prefetch) p.add("B is prefetched if it exceeds L1. ");
   if (b.tile) p.add("Even and odd elements of each %d k are summed apart. ", 2 * steps_of_chunk);

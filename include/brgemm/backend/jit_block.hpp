@@ -35,8 +35,9 @@ class jit_block : public jit_assembler {
     const index unit_b = size_b_ * (interleaved ? group_ : 1);
     transposed_b_ = d.layout_b == layout::transposed;
     vector_b_ = b.lanes * unit_b;
-    a_rows_ = d.layout_a == layout::plain;
-    lda_in_register_ = detail::needs_register(d.lda, size_a_, a_rows_ ? 32 : 64);
+    depthwise_ = d.layout_a == layout::depthwise;
+    a_rows_ = d.layout_a != layout::transposed;
+    lda_in_register_ = detail::needs_register(d.lda, size_a_, a_rows_ && !depthwise_ ? 32 : 64);
     ldb_in_register_ = detail::needs_register(d.ldb, unit_b, transposed_b_ ? 16 : 64 * group_);
     ldc_in_register_ = detail::needs_register(d.ldc, size_c_, 32);
     lda_ = lda_in_register_ ? 0 : d.lda * size_a_;
@@ -269,7 +270,8 @@ class jit_block : public jit_assembler {
   index group_;        // k of one lane
   index vector_b_;     // bytes of one vector of B's row
   bool transposed_b_;  // B is stored (n,k)
-  bool a_rows_;        // A is stored (m,k)
+  bool depthwise_;     // A is stored (m + k - 1, n)
+  bool a_rows_;        // rows of C are rows of A
   bool lda_in_register_, ldb_in_register_, ldc_in_register_;
   index lda_, ldb_, ldc_;  // bytes, where constant
   index step_b_;           // bytes of B's rows of one step

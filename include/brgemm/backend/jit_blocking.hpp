@@ -20,6 +20,7 @@ enum class product : std::uint8_t {
   split_bf16,  ///< two vfmadd231ps on the halves of the pairs, with subnormals flushed as vdpbf16ps does; order::tile
   dot_8bit,    ///< vpdpbusd
   madd_8bit,   ///< two vpmaddwd on the even and odd bytes, exact
+  mul_8bit,    ///< vpmulld and vpaddd: 8-bit types of layout::depthwise
 };
 
 /// The vector unit that code is generated for.
@@ -80,6 +81,11 @@ constexpr bool b_is_direct(const desc& d) {
 }
 
 inline product choose_product(const desc& d, const vector_unit& unit) {
+  if (d.layout_a == layout::depthwise) {
+    return accumulator_of(d) == type::s32   ? product::mul_8bit
+           : accumulator_of(d) == type::f64 ? product::fma_f64
+                                            : product::fma_f32;
+  }
   switch (d.a) {
     case type::f64: return product::fma_f64;
     case type::bf16:
@@ -101,7 +107,7 @@ constexpr bool needs_register(index ld, index bytes, index times) {
 }
 /// A stored (m,k) with its leading dimension in a register: three base registers reach 17 rows.
 constexpr bool has_few_bases(const desc& d) {
-  return d.layout_a == layout::plain && needs_register(d.lda, size_of(d.a), 32);
+  return d.layout_a != layout::transposed && needs_register(d.lda, size_of(d.a), 32);
 }
 
 /// s8 x s8 by vpdpbusd: A + 128 is unsigned; 128 times the sums of B's columns, kept beside C, are subtracted at the
@@ -119,6 +125,7 @@ inline double product_cycles(product how, const vector_unit& unit) {
     case product::dot_bf16: return unit.features.intel ? 1.0 : 0.5;  // Intel issues vdpbf16ps every second cycle
     case product::split_bf16: return 1.0;
     case product::madd_8bit: return 2.0;
+    case product::mul_8bit: return 1.0;
     default: return 0.5;
   }
 }
@@ -128,6 +135,7 @@ constexpr double product_latency(product how) {
     case product::dot_bf16: return 6;
     case product::split_bf16: return 8;
     case product::madd_8bit: return 2;
+    case product::mul_8bit: return 1;
     default: return 4;
   }
 }
@@ -224,8 +232,20 @@ inline step_cost cost_of_packed_step(const vector_unit& unit, const blocking& b,
   return cost;
 }
 
+/// layout::depthwise: each product reads its own vector of A.
+inline step_cost cost_of_depthwise_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
+                                        int vectors) {
+  step_cost cost;
+  cost.latency = product_latency(b.how);
+  cost.products = rows * vectors * product_cycles(b.how, unit);
+  cost.operations = cost.products * 2 + (size_of(d.a) < 4 ? rows * vectors : 0);  // those that are narrow are widened
+  cost.loads = (rows + 1) * vectors;
+  return cost;
+}
+
 inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
                               const section& columns, bool by_four) {
+  if (d.layout_a == layout::depthwise) return cost_of_depthwise_step(d, unit, b, rows, columns.size);
   if (packed_rows(b, rows, columns) > 1) return cost_of_packed_step(unit, b, rows, columns, by_four);
   step_cost cost;
   const int vectors = columns.size;
@@ -309,9 +329,19 @@ inline int fit_transposed(const desc& d, const vector_unit& unit, blocking& b, i
   return unit.registers() - std::max(rows * b.sums() + converting + in_a_step, at_the_end);
 }
 
+/// Vectors of B are held, those of A pass.
+inline int fit_depthwise(const desc& d, const vector_unit& unit, blocking& b, int rows, int vectors) {
+  b.hold_a = false;
+  b.embed = unit.wide && (d.a == type::f32 || d.a == type::f64);
+  const int in_a_step = vectors + (b.embed ? 0 : 1);
+  return unit.registers() - registers_beside(d, unit, b, vectors) - rows * vectors -
+         std::max(in_a_step, epilogue_registers(d, unit));
+}
+
 /// How many registers a block of `rows` leaves free; negative if it does not fit. Chooses the order of a step.
 inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, const section& columns) {
   const int vectors = columns.size;
+  if (d.layout_a == layout::depthwise) return fit_depthwise(d, unit, b, rows, vectors);
   if (packed_rows(b, rows, columns) > 1) return fit_packed(d, unit, b, rows, vectors);
   if (d.layout_b == layout::transposed) return vectors > 1 ? -1 : fit_transposed(d, unit, b, rows);
   b.hold_a = rows * b.a_registers < vectors * b.b_registers;
@@ -407,7 +437,7 @@ inline bool sums_may_rest_in_c(const desc& d) {
 
 /// Where a batch of 16 would not stay in L2, C is summed in groups of entries that do; in between it rests in memory.
 inline index choose_group(const desc& d, const blocking& b) {
-  if (d.write_c == write_kind::streaming) return 0;  // C is to be written once
+  if (d.write_c == write_kind::streaming || d.layout_a == layout::depthwise) return 0;  // C is to be written once
   const index blocks_of_rows = b.rows[0].count + b.rows[1].count;
   const index blocks_of_columns = b.columns[0].count + b.columns[1].count;
   if (blocks_of_rows == 1 || blocks_of_columns == 1 || b.sums() > 1) return 0;
@@ -454,7 +484,8 @@ inline blocking undivided(const desc& d, const vector_unit& unit) {
 /// The most rows that may share a vector in the last column.
 inline int most_packed(const desc& d, const vector_unit& unit, const blocking& b) {
   const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && b_is_direct(d) && b.b_registers == 1 &&
-                     !shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8;
+                     !shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8 &&
+                     d.layout_a != layout::depthwise;
   return !packs || b.tail > 8 ? 1 : b.tail > 4 ? 2 : 4;
 }
 
@@ -526,7 +557,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limi
   // A layer with a few rows reads its weights once: with prefetches as fast as L3 and memory give them. What may stay
   // in L1 would only be loaded more often: B of few entries (jit_generator.hpp) and small B.
   b.prefetch = d.m_extent == extent_kind::fixed && b.rows[0].count == 1 && b.rows[1].count == 0 && d.m <= 6 &&
-               detail::b_is_direct(d) && d.k * d.n >= 4096;
+               detail::b_is_direct(d) && d.layout_a != layout::depthwise && d.k * d.n >= 4096;
   b.unroll = detail::choose_unroll(d, b);
   return b;
 }

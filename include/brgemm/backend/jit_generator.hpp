@@ -282,6 +282,7 @@ class jit_generator : public jit_steps {
     if (d_.batch == batch_kind::strides) {
       mov(r8, grouped ? word_at(group_a) : argument(&arguments::a));
       if (!one_row_) with_a_offset([&](const Operand& offset) { add(r8, offset); });
+      if (!one_column_ && depthwise_) add(r8, word_at(b_offset));
       const Reg64* const own = next_b(k);
       const Reg64& b = own != nullptr ? *own : rax;
       mov(b, grouped ? word_at(group_b) : argument(&arguments::b));

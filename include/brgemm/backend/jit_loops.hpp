@@ -66,6 +66,7 @@ class jit_loops : public jit_epilogue {
   void add_places() {
     if (!one_row_) with_a_offset([&](const Operand& offset) { add(rax, offset); });
     if (!one_column_) add(rdx, word_at(b_offset));
+    if (!one_column_ && depthwise_) add(rax, word_at(b_offset));
   }
 };
 

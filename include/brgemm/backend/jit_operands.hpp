@@ -134,6 +134,7 @@ class jit_operands : public jit_loops {
         vfmadd231ps(v(sum - to_odd_sums_), v(a + 1), v(b + 1));
         return vfmadd231ps(v(sum), v(a), v(b));
       case product::dot_8bit: return d_.b == type::s8 ? dot_8bit(sum, a, b) : dot_8bit(sum, b, a);
+      case product::mul_8bit: vpmulld(v(a), v(a), v(b)); return vpaddd(v(sum), v(sum), v(a));
       case product::madd_8bit:
         for (int half = 0; half < 2; ++half) {
           vpmaddwd(v(spare), v(a + half), v(b + half));

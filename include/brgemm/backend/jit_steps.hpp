@@ -1,10 +1,11 @@
-// One entry of the batch, step by step of k: the three ways a block of a generated kernel can sum.
+// One entry of the batch, step by step of k: the four ways a block of a generated kernel can sum.
 //
 // - Plain: vectors of B are held while broadcasts of A pass, or the other way round.
 // - B stored (n,k): a tile of B is turned in registers, then its steps are summed.
 // - Packed rows: where the last vector of a row of C has at most 8 (or 4) columns, 2 (or 4) rows share one vector of
 //   accumulators. B's vector is loaded once for each of them, A's broadcasts are blended: one product for 2 (or 4)
 //   rows.
+// - Depthwise: each vector of C has its own of A.
 #pragma once
 
 #include "jit_operands.hpp"
@@ -81,7 +82,9 @@ class jit_steps : public jit_operands {
 
   /// Moves A and B by `steps`, as far as the steps did not do it themselves.
   void advance(const block& k, int steps) {
-    if (a_rows_) {
+    if (depthwise_) {
+      if (!lda_in_register_) add_constant(rax, steps * lda_, r12);
+    } else if (a_rows_) {
       const index bytes = steps * group_ * size_a_;
       add_constant(rax, bytes, r12);
       if (lda_in_register_ && k.rows > 5) add(r12, static_cast<std::uint32_t>(bytes));
@@ -99,6 +102,7 @@ class jit_steps : public jit_operands {
   /// One step: `s` counts from the pointers, `chain_step` from the entry's first step modulo the chains; `valid`
   /// elements of the group of k exist.
   void step(const block& k, int s, int chain_step, int valid) {
+    if (depthwise_) return depthwise_step(k, s);
     if (pack(k) > 1) return packed_step(k, s, valid);
     const int chain = chain_of(chain_step);
     const bool whole = valid == group_;
@@ -149,6 +153,37 @@ class jit_steps : public jit_operands {
       rows_of_step_ == 1 ? add(rdx, r11) : lea(rdx, ptr[rdx + r11 * rows_of_step_]);
     }
     if (lda_in_register_ && !a_rows_) add(rax, r9);
+  }
+
+  // ---- layout::depthwise -------------------------------------------------------------------------
+
+  /// Vectors of B from register 0, then one of A that passes.
+  void depthwise_step(const block& k, int s) {
+    for (int j = 0; j < k.columns; ++j) load_widened(j, b_at(j, s), d_.b, masked(k, j));
+    for (int r = 0; r < k.rows; ++r) {
+      const RegExp row = a_at(r, 0) + static_cast<std::size_t>(lda_in_register_ ? 0 : s * lda_);
+      for (int j = 0; j < k.columns; ++j) {
+        const RegExp at = row + static_cast<std::size_t>(j * vector_b_);
+        if (b_.embed) {
+          product_in_memory(accumulator(k, r, j), j, ptr[at], masked(k, j));
+        } else {
+          load_widened(k.columns, at, d_.a, masked(k, j));
+          multiply(accumulator(k, r, j), k.columns, j, k.columns);
+        }
+      }
+    }
+    next_step();
+    if (!lda_in_register_) return;
+    add(rax, r9);
+    if (k.rows > 5) add(r12, r9);
+    if (k.rows > 10) add(r13, r9);
+  }
+  void load_widened(int to, const RegExp& at, type t, bool tail) {
+    if (accumulator_of(t) != type::s32) return load_as_accumulator(to, at, t, tail);
+    load_8bit(to, at, tail);
+    if (t == type::u8) return;
+    vpslld(v(to), v(to), 24);
+    vpsrad(v(to), v(to), 24);
   }
 
   // ---- B stored (n,k) ----------------------------------------------------------------------------

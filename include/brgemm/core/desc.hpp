@@ -27,6 +27,9 @@ enum class layout : std::uint8_t {
   interleaved,  ///< groups of k beside each other. B: (ceil(k/g), n, g), ldb counts n (columns of g elements);
                 ///< the k missing from the last group are zero (kernels may multiply them), as pack_b writes them;
                 ///< A, made by pack_a from a transposed A: (m, k), rows with lda >= k, as plain. Only for B here.
+  depthwise,    ///< A stored (m + k - 1, n), B plain: C[i,j] += sum over k of A[i + k, j] * B[k, j], each column of C
+                ///< from its own of A and B. k = 1: a tap of a depthwise convolution, rows of A pixels, B its weights;
+                ///< else its weight gradient, or the taps of a row. One fma a term in ascending k, in bf16 too.
 };
 
 /// Not zero: C is read. C of u8 and s8: zero only; C of s32: zero or one, modulo 2^32.
@@ -48,7 +51,7 @@ enum class place : std::uint8_t { cpu, gpu };
 /// The order of sums. For f32, f64 and f16 it is always `chain`; 8-bit sums are exact, so any order is `chain`.
 enum class order : std::uint8_t {
   machine,  ///< bf16: pair or tile, whichever the types and the machine fix; kernel.order() tells
-  chain,    ///< one fma a term in ascending k
+  chain,    ///< one fma a term in ascending k; bf16 with layout::depthwise only
   pair,     ///< bf16: what vdpbf16ps does, pairs of k
   tile,     ///< bf16: what AMX tiles do, chunks of 32 k
   foreign,  ///< never asked for: the answer of a backend that wraps another library with an order of its own
@@ -129,7 +132,7 @@ struct desc {
   index m = 1;         ///< rows of A and C, >= 1; the maximum where m_extent is at_call
   index n = 1;         ///< columns of B and C, >= 1
   index k = 1;         ///< columns of A, rows of B, >= 0
-  index lda = 1;       ///< plain: >= k; transposed: >= m; or at_call
+  index lda = 1;       ///< plain: >= k; transposed: >= m; depthwise: >= n; or at_call
   index ldb = 1;       ///< plain: >= n; transposed: >= k; interleaved: >= n; or at_call
   index ldc = 1;       ///< >= n, or at_call; see write_kind::streaming
   index stride_a = 0;  ///< batch_kind::strides only, else 0. Elements; any sign, 0 allowed
@@ -167,7 +170,7 @@ constexpr bool becomes_f32(const desc& d) noexcept { return accumulator_of(d) ==
 }  // namespace detail
 
 /// How many consecutive k one lane of B holds.
-constexpr index k_group_of(const desc& d) noexcept { return k_group_of(d.a); }
+constexpr index k_group_of(const desc& d) noexcept { return d.layout_a == layout::depthwise ? 1 : k_group_of(d.a); }
 
 /// The steps an epilogue can have. A chain is written `{op::bias(axis::column), op::relu()}`.
 namespace op {

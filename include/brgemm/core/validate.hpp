@@ -19,6 +19,7 @@ struct storage {
 };
 
 constexpr storage storage_of_a(const desc& d, index m) noexcept {
+  if (d.layout_a == layout::depthwise) return {d.k == 0 ? 0 : m + d.k - 1, d.n, 1};
   return d.layout_a == layout::transposed ? storage{d.k, m, 1} : storage{m, d.k, 1};
 }
 
@@ -84,7 +85,7 @@ inline result<void> check_enumerators(const desc& d) noexcept {
   } fields[] = {
       {"a", static_cast<int>(d.a), type_count},      {"b", static_cast<int>(d.b), type_count},
       {"c", static_cast<int>(d.c), type_count},      {"batch", static_cast<int>(d.batch), 3},
-      {"layout_a", static_cast<int>(d.layout_a), 3}, {"layout_b", static_cast<int>(d.layout_b), 3},
+      {"layout_a", static_cast<int>(d.layout_a), 4}, {"layout_b", static_cast<int>(d.layout_b), 4},
       {"beta", static_cast<int>(d.beta), 3},         {"alpha", static_cast<int>(d.alpha), 2},
       {"sums", static_cast<int>(d.sums), 5},         {"m_extent", static_cast<int>(d.m_extent), 2},
       {"zero_a", static_cast<int>(d.zero_a), 2},     {"zero_b", static_cast<int>(d.zero_b), 2},
@@ -158,6 +159,27 @@ inline result<void> check_stride(const desc& d, const char* field, index stride,
   return {};
 }
 
+inline result<void> check_depthwise(const desc& d) noexcept {
+  if (d.layout_b == layout::depthwise) {
+    return error(errc::invalid_argument, "layout_b", "layout_b is depthwise, which only A can be");
+  }
+  if (d.layout_a != layout::depthwise) return {};
+  if (d.layout_b != layout::plain) {
+    return error(errc::unsupported, "layout_b", "layout_a is depthwise and layout_b %s: it must be plain",
+                 d.layout_b == layout::transposed ? "transposed" : "interleaved");
+  }
+  if (d.chains != 1) {
+    return error(errc::unsupported, "chains", "chains is %d, but a depthwise product has 1", d.chains);
+  }
+  if (d.zero_b != zero_point::none) {
+    return error(errc::unsupported, "zero_b", "a depthwise product has no zero point of B");
+  }
+  if (d.k > std::numeric_limits<index>::max() - d.m) {
+    return error(errc::invalid_argument, "k", "k is %ld and m %ld: A has more than 2^63 - 1 rows", d.k, d.m);
+  }
+  return {};
+}
+
 inline result<void> check_shape(const desc& d) noexcept {
   const auto too_small = [](const char* field, index value, int least) {
     return error(errc::invalid_argument, field, "%s is %ld; it must be at least %d", field, value, least);
@@ -172,6 +194,7 @@ inline result<void> check_shape(const desc& d) noexcept {
     return error(errc::invalid_argument, "layout_b", "layout_b is interleaved, but %s has no groups of k: use plain",
                  name_of(d.b).data());
   }
+  if (auto r = check_depthwise(d); !r) return r;
   if (auto r = check_storage("A", "lda", storage_of_a(d, d.m), d.lda, size_of(d.a)); !r) return r;
   if (auto r = check_storage("B", "ldb", storage_of_b(d), d.ldb, size_of(d.b)); !r) return r;
   if (auto r = check_storage("C", "ldc", {d.m, d.n, 1}, d.ldc, size_of(d.c)); !r) return r;
@@ -188,12 +211,13 @@ inline result<void> check_sums(const desc& d) noexcept {
     return error(errc::invalid_argument, "sums", "sums is foreign, which is only an answer, never asked for");
   }
   const bool pairs = d.sums == order::pair || d.sums == order::tile;
-  if (d.sums != order::machine && pairs != (d.a == type::bf16)) {
+  const bool in_pairs = d.a == type::bf16 && d.layout_a != layout::depthwise;
+  if (d.sums != order::machine && pairs != in_pairs) {
     return error(errc::unsupported, "sums", "sums is %s, but %s sums in the order %s",
                  d.sums == order::chain  ? "chain"
                  : d.sums == order::pair ? "pair"
                                          : "tile",
-                 types, d.a == type::bf16 ? "pair or tile" : "chain");
+                 types, in_pairs ? "pair or tile" : "chain");
   }
   if (d.chains != 1 && d.chains != 2 && d.chains != 4 && d.chains != 8) {
     return error(errc::invalid_argument, "chains", "chains is %d; it must be 1, 2, 4 or 8", d.chains);

@@ -47,7 +47,7 @@ struct describe_options {
 
 namespace detail {
 
-/// The desc that these views have where they fit together: m and n are C's, k is A's.
+/// The desc that these views have where they fit together: m and n are C's, k is A's (depthwise: B's).
 inline desc desc_of(const any_view& a, const any_view& b, const any_view& c, const describe_options& o) noexcept {
   desc d;
   d.a = a.element;
@@ -66,7 +66,7 @@ inline desc desc_of(const any_view& a, const any_view& b, const any_view& c, con
   d.zero_b = o.zero_b;
   d.m = c.extent[1];
   d.n = c.extent[2];
-  d.k = o.layout_a == layout::transposed ? a.extent[1] : a.extent[2];
+  d.k = o.layout_a == layout::transposed ? a.extent[1] : o.layout_a == layout::depthwise ? b.extent[1] : a.extent[2];
   d.lda = ld_of(a, storage_of_a(d, d.m));
   d.ldb = ld_of(b, storage_of_b(d));
   d.ldc = ld_of(c, {d.m, d.n, 1});
@@ -103,11 +103,11 @@ inline result<desc> describe(const any_view& a, const any_view& b, const any_vie
 
 }  // namespace detail
 
-/// The desc of `C = epilogue(beta * C + sum_i A_i * B_i)` for views like these: A (batch,m,k), or (batch,k,m) where
-/// layout_a is transposed; B (batch,k,n), transposed (batch,n,k), interleaved (batch, ceil(k/g), n*g); C (m,n). Leading
-/// dimensions and the distance of entries are the views'. The data is not looked at. Errors: invalid_argument with the
-/// matrix ("A", "B", "C", "batch") that does not fit the others and the numbers, or "beta"; what else is wrong,
-/// make_kernel tells, which takes the result as it is.
+/// The desc of `C = epilogue(beta * C + sum_i A_i * B_i)` for views like these: A (batch,m,k), (batch,k,m) where
+/// layout_a is transposed, or (batch,m+k-1,n) where it is depthwise; B (batch,k,n), transposed (batch,n,k), interleaved
+/// (batch, ceil(k/g), n*g); C (m,n). Leading dimensions and the distance of entries are the views'. The data is not
+/// looked at. Errors: invalid_argument with the matrix ("A", "B", "C", "batch") that does not fit the others and the
+/// numbers, or "beta"; what else is wrong, make_kernel tells, which takes the result as it is.
 template <class TA, class TB, class TC>
 requires(element<std::remove_const_t<TA>>&& element<std::remove_const_t<TB>>&& element<std::remove_const_t<TC>>)
     result<desc> describe(const view<TA, 3>& a, const view<TB, 3>& b, const view<TC, 2>& c,

@@ -75,13 +75,17 @@ inline void append_types(kernel_name& name, const desc& d) noexcept {
   if (d.c != d.a || d.b != d.a) name.append("%s", name_of(d.c).data());
 }
 
+inline index columns_of_a(const desc& d) noexcept {
+  return d.layout_a == layout::transposed ? d.m : d.layout_a == layout::depthwise ? d.n : d.k;
+}
+
 inline void append_storage(kernel_name& name, const desc& d) noexcept {
-  constexpr const char* suffix[] = {"", "t", "i"};
+  constexpr const char* suffix[] = {"", "t", "i", "d"};
   const auto a = static_cast<std::size_t>(d.layout_a);
   const auto b = static_cast<std::size_t>(d.layout_b);
-  if (a - 1 < 2) name.append("_a%s", suffix[a]);
-  if (b - 1 < 2) name.append("_b%s", suffix[b]);
-  append_ld(name, 'a', d.lda, d.layout_a == layout::transposed ? d.m : d.k);
+  if (a - 1 < 3) name.append("_a%s", suffix[a]);
+  if (b - 1 < 3) name.append("_b%s", suffix[b]);
+  append_ld(name, 'a', d.lda, columns_of_a(d));
   append_ld(name, 'b', d.ldb, d.layout_b == layout::transposed ? d.k : d.n);
   append_ld(name, 'c', d.ldc, d.n);
 }

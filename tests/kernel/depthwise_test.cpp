@@ -1,0 +1,169 @@
+// layout::depthwise: every backend against plain loops over integers, whose sums are exact; order, views and errors.
+#include <gtest/gtest.h>
+
+#include <brgemm/kernel/describe.hpp>
+#include <cmath>
+#include <random>
+#include <vector>
+
+#include "support/backends.hpp"
+#include "support/expect_error.hpp"
+#include "support/features.hpp"
+
+namespace {
+
+using namespace brgemm;
+using brgemm_test::expect_error;
+
+struct shape {
+  brgemm::index m, n, k, batch;
+};
+constexpr shape shapes[] = {{1, 1, 1, 1},  {7, 64, 1, 9},  {28, 16, 1, 3}, {5, 17, 3, 3},  {3, 40, 14, 2},
+                            {1, 3, 1, 25}, {64, 64, 1, 9}, {2, 100, 5, 1}, {13, 31, 2, 0}, {3, 8, 0, 4}};
+
+/// C = 3 + sum over entries: entry i reads A from row i, as the taps of a row do, and row block i of B.
+template <class A, class B, class C>
+void expect_plain_loops(const shape& s, const char* backend) {
+  constexpr brgemm::index room = 5;  // between rows of A
+  std::mt19937 engine(1);
+  const auto draw = [&engine]<class T>(T) {
+    const int x = static_cast<int>(engine() % 9) - (std::is_same_v<T, std::uint8_t> ? 0 : 4);
+    if constexpr (std::is_same_v<T, bf16>) {
+      return to_bf16(static_cast<float>(x));
+    } else if constexpr (std::is_same_v<T, f16>) {
+      return to_f16(static_cast<float>(x));
+    } else {
+      return static_cast<T>(x);
+    }
+  };
+  const auto number = []<class T>(T x) {
+    if constexpr (std::is_same_v<T, bf16> || std::is_same_v<T, f16>) {
+      return static_cast<double>(to_f32(x));
+    } else {
+      return static_cast<double>(x);
+    }
+  };
+  const brgemm::index lda = s.n + room;
+  std::vector<A> a(static_cast<std::size_t>((s.m + s.k + s.batch) * lda));
+  std::vector<B> b(static_cast<std::size_t>((s.k * s.batch + 1) * s.n));
+  std::vector<C> c(static_cast<std::size_t>(s.m * s.n), static_cast<C>(3));
+  for (A& x : a) x = draw(A{});
+  for (B& x : b) x = draw(B{});
+  desc d;
+  d.m = s.m, d.n = s.n, d.k = s.k, d.lda = lda, d.ldb = s.n, d.ldc = s.n;
+  d.stride_a = lda, d.stride_b = s.k * s.n;
+  d.a = element_traits<A>::value, d.b = element_traits<B>::value, d.c = element_traits<C>::value;
+  d.layout_a = layout::depthwise;
+  d.beta = beta_kind::one;
+  const auto k = make_kernel(d, {.backend = backend});
+  ASSERT_TRUE(k) << k.error().message();
+  EXPECT_EQ(k->order(), order::chain);
+  (*k)({.a = a.data(), .b = b.data(), .c = c.data(), .batch = s.batch});
+  const auto at = [](brgemm::index i) { return static_cast<std::size_t>(i); };
+  for (brgemm::index i = 0; i < s.m; ++i) {
+    for (brgemm::index j = 0; j < s.n; ++j) {
+      double sum = 3;
+      for (brgemm::index e = 0; e < s.batch; ++e) {
+        for (brgemm::index q = 0; q < s.k; ++q) {
+          sum += number(a[at((e + i + q) * lda + j)]) * number(b[at((e * s.k + q) * s.n + j)]);
+        }
+      }
+      ASSERT_EQ(number(c[at(i * s.n + j)]), sum) << backend << " " << name_of(d).c_str() << " " << i << "," << j;
+    }
+  }
+}
+
+template <class A, class B, class C>
+void on_every_backend() {
+  for (const char* hidden : {"", "-avx512", "-avx512,-f16c"}) {
+    brgemm_test::hide_features(hidden);
+    for (const auto& backend : backend::built_in()) {
+      if (!backend.runs_here()) continue;
+      for (const shape& s : shapes) expect_plain_loops<A, B, C>(s, backend.name.data());
+    }
+  }
+  brgemm_test::hide_features("");
+}
+
+TEST(Depthwise, F32) { on_every_backend<float, float, float>(); }
+TEST(Depthwise, F64) { on_every_backend<double, double, double>(); }
+TEST(Depthwise, Bf16) { on_every_backend<bf16, bf16, float>(); }
+TEST(Depthwise, F16) { on_every_backend<f16, f16, float>(); }
+TEST(Depthwise, U8) { on_every_backend<std::uint8_t, std::int8_t, std::int32_t>(); }
+TEST(Depthwise, S8) { on_every_backend<std::int8_t, std::int8_t, std::int32_t>(); }
+TEST(Depthwise, U8AndF32) { on_every_backend<std::uint8_t, std::int8_t, float>(); }
+
+desc depthwise(brgemm::index m, brgemm::index n, brgemm::index k) {
+  desc d;
+  d.m = m, d.n = n, d.k = k, d.lda = d.ldb = d.ldc = n;
+  d.layout_a = layout::depthwise;
+  return d;
+}
+
+/// One fma a term: the product is not rounded, and subnormal numbers count, in bf16 too.
+TEST(Depthwise, OneFusedTermAfterTheOther) {
+  for (const auto& backend : backend::built_in()) {
+    if (!backend.runs_here()) continue;
+    desc d = depthwise(1, 1, 2);
+    const float a[] = {1, 1 + 0x1p-12f};
+    const float b[] = {-1, 1 + 0x1p-12f};
+    float c = 0;
+    auto k = make_kernel(d, {.backend = backend.name});
+    ASSERT_TRUE(k) << k.error().message();
+    (*k)({.a = a, .b = b, .c = &c, .batch = 1});
+    EXPECT_EQ(c, 0x1p-11f + 0x1p-24f) << backend.name;
+    d = depthwise(1, 1, 1);
+    d.a = d.b = type::bf16;
+    const bf16 small = {0x0001};
+    const bf16 one = to_bf16(1.0f);
+    k = make_kernel(d, {.backend = backend.name});
+    ASSERT_TRUE(k) << k.error().message();
+    (*k)({.a = &small, .b = &one, .c = &c, .batch = 1});
+    EXPECT_EQ(c, to_f32(small)) << backend.name;
+  }
+}
+
+TEST(Depthwise, Views) {
+  std::vector<float> a(2 * 6 * 10), b(2 * 3 * 8), c(4 * 8);
+  const view<const float, 3> va(a.data(), {2, 6, 8}, {60, 10, 1});
+  const view<const float, 3> vb(b.data(), {2, 3, 8});
+  const view<float, 2> vc(c.data(), {4, 8});
+  const auto d = describe(va, vb, vc, {.layout_a = layout::depthwise});
+  ASSERT_TRUE(d) << d.error().message();
+  EXPECT_EQ(d->k, 3);
+  EXPECT_EQ(d->lda, 10);
+  EXPECT_EQ(std::string_view(name_of(*d).c_str()), "brgemm_f32_4x8x3_strd_b0_ad_lda10_by60and24");
+  EXPECT_TRUE(make_kernel(*d));
+  const view<const float, 3> shorter(a.data(), {2, 5, 8}, {60, 10, 1});
+  expect_error(describe(shorter, vb, vc, {.layout_a = layout::depthwise}), errc::invalid_argument, "A", {"5", "6"});
+}
+
+TEST(Depthwise, BadDescs) {
+  const auto expect = [](auto change, errc code, const char* field, const std::vector<std::string>& words) {
+    desc d = depthwise(4, 8, 3);
+    change(d);
+    expect_error(make_kernel(d), code, field, words);
+  };
+  const auto wrong = errc::invalid_argument;
+  const auto missing = errc::unsupported;
+  expect([](desc& d) { d.lda = 7; }, wrong, "lda", {"7", "8"});
+  expect([](desc& d) { d.layout_b = layout::transposed; }, missing, "layout_b", {"transposed"});
+  expect([](desc& d) { d.layout_a = layout::plain, d.layout_b = layout::depthwise; }, wrong, "layout_b", {"only A"});
+  expect([](desc& d) { d.chains = 2; }, missing, "chains", {"2"});
+  expect([](desc& d) { d.sums = order::tile; }, missing, "sums", {"tile"});
+  expect([](desc& d) { d.k = std::numeric_limits<brgemm::index>::max() - 2; }, wrong, "k",
+         {"9223372036854775805", "4"});
+  expect(
+      [](desc& d) {
+        d.a = type::u8, d.b = type::s8, d.c = type::s32;
+        d.zero_b = zero_point::at_call;
+      },
+      missing, "zero_b", {"zero point"});
+  expect([](desc& d) { d.a = d.b = type::bf16, d.sums = order::pair; }, missing, "sums", {"pair", "chain"});
+  desc d = depthwise(4, 8, 3);
+  d.a = d.b = type::bf16, d.sums = order::chain;
+  EXPECT_TRUE(make_kernel(d));
+  expect_error(backend::amx.supports(d), missing, "layout_a", {"depthwise"});
+}
+
+}  // namespace
