@@ -30,6 +30,7 @@ inline brgemm::nn::conv_desc draw_conv(entropy& e) {
     *channels = draw_size(e, 1, e.one_in(4) ? 140 : 20);
     if (*channels <= 140 && d.groups <= 3) *channels *= d.groups;
   }
+  if (e.one_in(8)) d.groups = d.out = d.in;  // depthwise
   for (auto& a : d.axes) {
     if (e.one_in(3)) continue;
     a = {draw_size(e, 1, 12), draw_size(e, 1, 5), draw_size(e, 1, 3),

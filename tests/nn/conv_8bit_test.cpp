@@ -42,6 +42,7 @@ problem draw(std::mt19937& random) {
   d.groups = from(0, 3) == 0 ? from(2, 3) : 1;
   d.in = d.groups * (from(0, 3) == 0 ? from(60, 140) : from(1, 20));
   d.out = d.groups * (from(0, 3) == 0 ? from(60, 140) : from(1, 40));
+  if (from(0, 4) == 0) d.groups = d.in = d.out = from(2, 140);  // depthwise
   for (int i = from(0, 2); i < 3; ++i) {
     nn::conv_axis& a = d.axes[i];
     a = {from(1, 9), from(1, 4), from(1, 3), from(1, 2), from(0, 3), from(0, 3)};

@@ -35,6 +35,8 @@ std::string text_of(const conv_desc& d) {
   return s.str();
 }
 
+bool is_depthwise(const conv_desc& d) { return d.groups > 1 && d.groups == d.in && d.groups == d.out; }
+
 /// A tensor between two inaccessible pages, its elements floats or bf16.
 class tensor {
  public:
@@ -164,7 +166,7 @@ struct problem {
 
   template <class Factors>
   void add_channels(float& sum, index begin, index end, Factors factors) const {
-    const index group = k_group_of(d.data);
+    const index group = is_depthwise(d) ? 1 : k_group_of(d.data);
     for (index c = begin; c < end; c += group) {
       for (index i = std::min(group, end - c) - 1; i >= 0; --i) {  // vdpbf16ps: the upper half first
         const auto [a, b] = factors(c + i);
@@ -190,14 +192,17 @@ index joined_rows(const conv_desc& d) {
 std::vector<std::size_t> runs_of_columns(const conv_desc& d) {
   const conv_axis& a = d.axes[2];
   std::vector<std::size_t> run(static_cast<std::size_t>(a.out()));
-  if (d.groups > 1 || a.kernel == 1 || a.dilation > 1 || a.kernel * d.in > 64) return run;
+  if (!is_depthwise(d) && (d.groups > 1 || a.kernel == 1 || a.dilation > 1 || a.kernel * d.in > 64)) return run;
   const auto taps = [&](index column) {
-    const index at = column * a.stride - a.pad_before;
-    return std::pair{std::max<index>(-at, 0), std::clamp<index>(a.in - at, 0, a.kernel)};
+    const auto before = [&](index end) {  // taps at inputs below `end`
+      const index room = end - (column * a.stride - a.pad_before);
+      return std::clamp<index>(room <= 0 ? 0 : (room - 1) / a.dilation + 1, 0, a.kernel);
+    };
+    return std::pair{before(0), before(a.in)};
   };
   for (index i = 0; i < a.out(); ++i) {
     const auto [first, end] = taps(i);
-    if (first >= end) return std::vector<std::size_t>(run.size());
+    if (first >= end && !is_depthwise(d)) return std::vector<std::size_t>(run.size());
     if (i > 0) run[static_cast<std::size_t>(i)] = run[static_cast<std::size_t>(i - 1)] + (taps(i) != taps(i - 1));
   }
   return run;
@@ -243,7 +248,7 @@ std::vector<float> expected_update(const problem& p) {
       }
       const std::size_t r = run[static_cast<std::size_t>(place[2])];
       if (from >= 0) seen[r].back().emplace_back(from, pixel);
-      all[r].back().emplace_back(0, pixel);
+      all[is_depthwise(d) ? 0 : r].back().emplace_back(0, pixel);
       ++pixel;
     });
     for (index k = 0; k < d.out; ++k) {
@@ -267,6 +272,7 @@ conv_desc draw_desc(std::mt19937& random) {
   d.groups = from(0, 3) == 0 ? from(2, 3) : 1;
   d.in = d.groups * (from(0, 3) == 0 ? from(60, 140) : from(1, 20));
   d.out = d.groups * (from(0, 3) == 0 ? from(60, 140) : from(1, 40));
+  if (from(0, 4) == 0) d.groups = d.in = d.out = from(0, 3) == 0 ? from(2, 150) : from(2, 20);  // depthwise
   for (int i = static_cast<int>(from(0, 2)); i < 3; ++i) {
     conv_axis& a = d.axes[i];
     a = {from(1, 9), from(1, 4), from(1, 3), from(1, 2), from(0, 3), from(0, 3)};
@@ -319,7 +325,9 @@ problem draw(std::mt19937& random, type data) {
   // A shorter last chunk needs a result that sums can rest in.
   if (d.y == type::bf16 && d.in / d.groups > 64) d.in = d.groups * 64;
   if (data == type::bf16 && d.out / d.groups > 64) d.out = d.groups * 128;
-  const auto whole_bytes = [&](index channels) { return d.groups == 1 || channels / d.groups % 8 == 0; };
+  const auto whole_bytes = [&](index channels) {
+    return is_depthwise(d) || d.groups == 1 || channels / d.groups % 8 == 0;
+  };
   d.scale = random() % 3 == 0;
   d.residual = random() % 3 == 0;
   d.clamp = random() % 3 == 0, d.lower = -0.25f, d.upper = 0.75f;

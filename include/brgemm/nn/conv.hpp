@@ -7,6 +7,7 @@
 #include "activation.hpp"
 #include "conv_pass.hpp"
 #include "conv_update.hpp"
+#include "depthwise_update.hpp"
 
 namespace brgemm::inline abi_0::nn {
 
@@ -31,7 +32,8 @@ struct conv_desc {
   /// the weights then s8.
   type data = type::f32;
   type y = type::f32;  ///< f32; with bf16 data also bf16; with 8-bit data also bf16, u8, s8, and s32: as summed
-  order sums = order::machine;  ///< bf16: of an entry, 64 or fewer channels of a tap, or of a row of taps
+  order sums = order::machine;  ///< bf16: of an entry, 64 or fewer channels of a tap, or of a row of taps; depthwise
+                                ///< (in = out = groups > 1) it is always one fma a tap
   activation act = activation::none;
   bool bias = true;
   bool scale = false;     ///< a factor a channel of y: folded batch normalisation, or the scales of 8-bit x and w
@@ -86,7 +88,9 @@ class conv {
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
 
   /// Bytes that backward_weights needs besides its arguments, 0 for most layers of f32; align them to 64.
-  index backward_weights_workspace_bytes() const noexcept { return update_ ? update_->workspace_bytes() : 0; }
+  index backward_weights_workspace_bytes() const noexcept {
+    return update_ ? update_->workspace_bytes() : depthwise_update_ ? depthwise_update_->workspace_bytes() : 0;
+  }
 
   /// Brings weights to what kernels read: weights_bytes() for forward, transposed_bytes() for backward_data, which is
   /// null where that is not called. w: f32, or bf16 in a layer of bf16; s8 in one of u8 or s8; of a transposed
@@ -117,6 +121,7 @@ class conv {
   /// odd last one alone. Where height and width have kernel 1 and no padding, as many rows count as one as divide the
   /// height and have 128 pixels or fewer; where groups and dilation of the width are 1, all taps of a row have up to 64
   /// channels together and each column of y sees one, the chain goes over runs of columns of y that see the same ones.
+  /// Depthwise it goes over such runs too, one fma a pixel, in bf16 as well, and db over all pixels.
   /// workspace: backward_weights_workspace_bytes(), null where that is 0.
   result<void> backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw,
                                 float* db, void* workspace = nullptr) const noexcept;
@@ -126,6 +131,9 @@ class conv {
   static result<void> check(const conv_desc& d) noexcept;
   static result<void> check_types(const conv_desc& d) noexcept;
   static result<void> check_masks(const conv_desc& d) noexcept;
+  static bool is_depthwise(const conv_desc& d) noexcept {
+    return d.groups > 1 && d.groups == d.in && d.groups == d.out;
+  }
   index in() const noexcept { return d_.in / d_.groups; }
   index out() const noexcept { return d_.out / d_.groups; }
   index weights_alignment() const noexcept { return detail::is_8bit(d_.data) ? 4 : size_of(d_.data); }
@@ -139,6 +147,7 @@ class conv {
   std::optional<detail::conv_pass> forward_;
   std::optional<detail::conv_pass> backward_;
   std::optional<detail::conv_update> update_;
+  std::optional<detail::depthwise_update> depthwise_update_;  ///< in its place
 };
 
 inline result<void> conv::forward(loops::executor_ref threads, index images, const void* x, const void* weights,
@@ -179,7 +188,8 @@ inline result<void> conv::backward_weights(loops::executor_ref threads, index im
   const detail::buffer read[] = {{"x", x, images * forward_->image_in() * size, size},
                                  {"dz", dz, images * forward_->image_out() * size, size}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  (*update_)(threads, images, x, dz, dw, db, workspace);
+  update_ ? (*update_)(threads, images, x, dz, dw, db, workspace)
+          : (*depthwise_update_)(threads, images, x, dz, dw, db, workspace);
   return {};
 }
 

@@ -52,6 +52,22 @@ inline result<void> check_axis(const conv_axis& a, int i) noexcept {
                name_of_axis(i), a.kernel, a.dilation, extent, a.in, a.pad_before, a.pad_after);
 }
 
+/// The outputs of an axis that see an input through one tap: `count` from `first`, the first one at input `in`.
+struct seen_outputs {
+  index first = 0;
+  index count = 0;
+  index in = 0;
+};
+constexpr seen_outputs outputs_through(const conv_axis& a, index tap) noexcept {
+  const index at_zero = tap * a.dilation - a.pad_before;  // where output 0 looks
+  seen_outputs s;
+  s.first = at_zero < 0 ? (-at_zero + a.stride - 1) / a.stride : 0;
+  const index end = at_zero < a.in ? std::min((a.in - 1 - at_zero) / a.stride + 1, a.out()) : 0;
+  s.count = std::max<index>(end - s.first, 0);
+  s.in = at_zero + s.first * a.stride;
+  return s;
+}
+
 /// Outputs first + j * out_step, j < count. They see the taps tap + n * tap_step, n < taps, which may be none, at the
 /// inputs in + j * in_step + n * in_tap_step. Backward by data the outputs are x, the inputs dy.
 struct conv_run {

@@ -13,9 +13,11 @@
 
 namespace brgemm::inline abi_0::detail {
 
-/// What a pass computes: images of `geometry` with `in` channels a group are read, `out` a group written.
+/// What a pass computes: images of `geometry` with `in` channels a group are read, `out` a group written. depthwise:
+/// groups and in are 1, and each of the `out` channels is the sum over the taps of the same channel of what is read.
 struct conv_pass_desc {
   index groups = 1;
+  bool depthwise = false;
   index in = 1;  ///< of a group: the channels that are summed over
   index out = 1;
   conv_geometry geometry;
@@ -41,7 +43,7 @@ class conv_pass {
   static result<conv_pass> make(const conv_pass_desc& d, const options& how) noexcept {
     conv_pass p;
     p.d_ = d;
-    p.width_ = nn::block_width(d.out);
+    p.width_ = d.depthwise ? std::min<index>(d.out, 128) : nn::block_width(d.out);
     if (p.is_8bit()) p.chunk_ = d.in;
     p.panel_ = p.chunk_begin(d.in / p.chunk_) + p.taps() * p.padded(d.in % p.chunk_) * p.width_;
     p.plan_steps();
@@ -57,11 +59,12 @@ class conv_pass {
 
   /// Element (group, in, tap, out) of the weights in `packed`.
   index weight_at(index group, index in, index tap, index out) const noexcept {
-    const index of_k = k_group_of(d_.data);
+    if (d_.depthwise) out = std::exchange(group, 0);
+    const index of_k = k_group();
     const index chunk = in / chunk_;
     const index rows = padded(std::min(chunk_, d_.in - chunk * chunk_));
     const index k = in % chunk_;
-    return (group * nn::panels(d_.out) + out / width_) * panel_ + chunk_begin(chunk) + tap * rows * width_ +
+    return (group * panels() + out / width_) * panel_ + chunk_begin(chunk) + tap * rows * width_ +
            k / of_k * of_k * width_ + out % width_ * of_k + k % of_k;
   }
 
@@ -75,7 +78,7 @@ class conv_pass {
   /// operands: one an epilogue step, null where a step has none. zero_a: of 8-bit types.
   void operator()(loops::executor_ref threads, index images, const void* a, const void* b, void* c,
                   void* const (&operands)[max_epilogue], std::int32_t zero_a = 0) const noexcept {
-    const index panels = nn::panels(d_.out);
+    const index panels = this->panels();
     // Enough bands of an image that all threads have work of nearly equal size.
     const index tasks = d_.groups * panels * images;
     const index bands = std::clamp<index>((8 * threads.threads() + tasks - 1) / tasks, 1, pieces_);
@@ -85,8 +88,8 @@ class conv_pass {
           arguments call;
           call.zero_a = zero_a;
           call.b = static_cast<const char*>(b) + (group * panels + panel) * panel_ * size_of(d_.data);
-          const auto* const from =
-              static_cast<const char*>(a) + (image * image_in() + group * d_.in) * size_of(d_.data);
+          const index read = d_.depthwise ? channel : group * d_.in;
+          const auto* const from = static_cast<const char*>(a) + (image * image_in() + read) * size_of(d_.data);
           auto* const to = static_cast<char*>(c) + (image * image_out() + channel) * size_of(d_.c);
           const bool full = (panel + 1) * width_ <= d_.out;
           for (int s = 0; s < steps_; ++s) {
@@ -129,23 +132,22 @@ class conv_pass {
   conv_pass() = default;
 
   const conv_axis& axis(int i) const noexcept { return d_.geometry.axes[i]; }
+  index panels() const noexcept { return (d_.out + width_ - 1) / width_; }
   index taps() const noexcept { return axis(0).kernel * axis(1).kernel * axis(2).kernel; }
   bool is_8bit() const noexcept { return detail::is_8bit(d_.data); }
+  index k_group() const noexcept { return d_.depthwise ? 1 : k_group_of(d_.data); }
   /// Sums of weights, one a box and channel of C, lie behind the panels.
-  index sums_of_box() const noexcept { return d_.groups * nn::panels(d_.out) * width_; }
-  index sums_at() const noexcept { return d_.groups * nn::panels(d_.out) * panel_ * size_of(d_.data); }
+  index sums_of_box() const noexcept { return d_.groups * panels() * width_; }
+  index sums_at() const noexcept { return (d_.groups * panels() * panel_ * size_of(d_.data) + 3) / 4 * 4; }
   const std::int32_t* sums_in(const void* packed) const noexcept {
     return reinterpret_cast<const std::int32_t*>(static_cast<const char*>(packed) + sums_at());
   }
   /// Channels of a chunk, rounded up to what an instruction takes.
-  index padded(index channels) const noexcept {
-    const index group = k_group_of(d_.data);
-    return (channels + group - 1) / group * group;
-  }
+  index padded(index channels) const noexcept { return (channels + k_group() - 1) / k_group() * k_group(); }
   index chunk_begin(index chunk) const noexcept { return chunk * taps() * padded(chunk_) * width_; }
   /// One chunk whose channels are adjacent to the next tap's: the taps of a row are one entry.
   bool joins_taps() const noexcept {
-    return d_.groups == 1 && d_.in <= chunk_ && !d_.geometry.backward && axis(2).dilation == 1 &&
+    return d_.groups == 1 && !d_.depthwise && d_.in <= chunk_ && !d_.geometry.backward && axis(2).dilation == 1 &&
            d_.in == padded(d_.in);
   }
   index entries(const conv_piece& p) const noexcept {
@@ -237,7 +239,7 @@ template <class Weight>
 void conv_pass::sum_weights(loops::executor_ref threads, const Weight& weight, void* packed) const noexcept {
   auto* const sums = reinterpret_cast<std::int32_t*>(static_cast<char*>(packed) + sums_at());
   loops::parallel_for(threads, {d_.groups, d_.out}, [&](index group, index out) {
-    std::int32_t* sum = sums + group * nn::panels(d_.out) * width_ + out;
+    std::int32_t* sum = sums + group * panels() * width_ + out;
     d_.geometry.for_boxes([&](const conv_run(&box)[3]) {
       const index taps = box[0].taps * box[1].taps * box[2].taps;
       std::uint32_t total = 0;  // modulo 2^32
@@ -245,7 +247,8 @@ void conv_pass::sum_weights(loops::executor_ref threads, const Weight& weight, v
         const index at[3] = {n / box[2].taps / box[1].taps, n / box[2].taps % box[1].taps, n % box[2].taps};
         index tap = 0;
         for (int i = 0; i < 3; ++i) tap = tap * axis(i).kernel + box[i].tap + at[i] * box[i].tap_step;
-        for (index in = 0; in < d_.in; ++in) total += static_cast<std::uint32_t>(weight(group, in, tap, out));
+        for (index in = 0; in < d_.in; ++in)
+          total += static_cast<std::uint32_t>(d_.depthwise ? weight(out, 0, tap, 0) : weight(group, in, tap, out));
       }
       *sum = static_cast<std::int32_t>(total);
       sum += sums_of_box();
@@ -254,7 +257,8 @@ void conv_pass::sum_weights(loops::executor_ref threads, const Weight& weight, v
 }
 
 inline result<void> conv_pass::plan_pieces() noexcept {
-  constexpr index most_rows = 64;
+  // Depthwise, rows of A are apart by a power of two often, and many of them do not stay in L1 beside each other.
+  const index most_rows = d_.depthwise ? std::clamp<index>(1024 / width_, 8, 64) : 64;
   const conv_geometry& g = d_.geometry;
   const index chunks = (d_.in + chunk_ - 1) / chunk_;
   index pairs = 0;
@@ -287,15 +291,16 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
   k.k = s.channels * (joins_taps() ? std::max<index>(1, p.taps_w) : 1);
   // Rows that share taps overlap, which a desc's constant leading dimension excludes. One row uses none.
   k.lda = p.lda >= k.k ? p.lda : p.m == 1 ? k.k : at_call;
+  if (d_.depthwise) k.layout_a = layout::depthwise, k.lda = std::max(p.lda, n);
   k.ldb = width_;
   k.ldc = std::max(p.ldc, n);
   k.batch = batch_kind::offsets;
   k.a = d_.data;
   k.b = is_8bit() ? type::s8 : d_.data;
   k.c = d_.c;
-  k.sums = d_.sums;
+  if (!d_.depthwise) k.sums = d_.sums;
   if (is_8bit()) k.zero_a = zero_point::at_call;
-  if (k_group_of(d_.data) > 1) k.layout_b = layout::interleaved;
+  if (k_group() > 1) k.layout_b = layout::interleaved;
   k.beta = s.first == 0 ? beta_kind::zero : beta_kind::one;
   if (!s.last) return k;
   for (int i = 0; i < d_.steps; ++i) {

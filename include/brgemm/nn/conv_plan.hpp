@@ -52,6 +52,7 @@ inline result<void> conv::check_masks(const conv_desc& d) noexcept {
   if (d.input_mask && !d.training) {
     return error(errc::invalid_argument, "input_mask", "input_mask is for backward_data: training must be true");
   }
+  if (is_depthwise(d)) return {};
   if (d.mask && d.groups > 1 && d.out / d.groups % 8 != 0) {
     return error(errc::unsupported, "mask", "a mask of %ld channels a group: a multiple of 8", d.out / d.groups);
   }
@@ -111,8 +112,9 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   conv c;
   c.d_ = d;
   detail::conv_pass_desc pass;
-  pass.groups = d.groups;
-  pass.in = c.in(), pass.out = c.out();
+  pass.depthwise = is_depthwise(d);
+  pass.groups = pass.depthwise ? 1 : d.groups;
+  pass.in = c.in(), pass.out = pass.depthwise ? d.out : c.out();
   pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, d.transposed, d.in, d.out};
   pass.data = d.data, pass.c = d.y, pass.sums = d.sums;
   if (d.scale) pass.epilogue[pass.steps++] = op::scale(axis::column);
@@ -128,7 +130,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   if (!forward) return forward.error();
   c.forward_.emplace(*std::move(forward));
   if (!d.training) return c;
-  std::swap(pass.in, pass.out);
+  if (!pass.depthwise) std::swap(pass.in, pass.out);
   pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, true, d.out, d.in};
   pass.c = d.data;
   pass.steps = 0;
@@ -137,6 +139,12 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   if (!backward) return backward.error();
   c.backward_.emplace(*std::move(backward));
   const detail::conv_geometry g = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out};
+  if (pass.depthwise) {
+    auto update = detail::depthwise_update::make(d.in, g, d.data, how);
+    if (!update) return update.error();
+    c.depthwise_update_.emplace(*std::move(update));
+    return c;
+  }
   auto update = detail::conv_update::make({d.images, d.groups, c.in(), c.out(), g, d.data, d.sums}, how);
   if (!update) return update.error();
   c.update_.emplace(*std::move(update));

@@ -15,22 +15,6 @@
 
 namespace brgemm::inline abi_0::detail {
 
-/// The outputs of an axis that see an input through one tap: `count` from `first`, the first one at input `in`.
-struct seen_outputs {
-  index first = 0;
-  index count = 0;
-  index in = 0;
-};
-constexpr seen_outputs outputs_through(const conv_axis& a, index tap) noexcept {
-  const index at_zero = tap * a.dilation - a.pad_before;  // where output 0 looks
-  seen_outputs s;
-  s.first = at_zero < 0 ? (-at_zero + a.stride - 1) / a.stride : 0;
-  const index end = at_zero < a.in ? std::min((a.in - 1 - at_zero) / a.stride + 1, a.out()) : 0;
-  s.count = std::max<index>(end - s.first, 0);
-  s.in = at_zero + s.first * a.stride;
-  return s;
-}
-
 /// `forward`: x is what it reads, dz has the shape of what it writes. At most `images` images; in and out are a
 /// group's.
 struct conv_update_desc {

@@ -1,0 +1,164 @@
+// The gradient of a depthwise convolution's weights: taps of a row are the rows of C, pixels the entries of the batch.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <memory>
+
+#include "../kernel/kernel.hpp"
+#include "../loops/parallel_for.hpp"
+#include "conv_geometry.hpp"
+
+namespace brgemm::inline abi_0::detail {
+
+/// dW (channels, taps) and db (channels), sums over x and dz, whose pixels have `channels` elements. Each weight's sum
+/// is one chain, one fma a pixel that sees x through the tap: over runs of columns of y that see the same taps of a
+/// row, in each over the images, then the pixels in row-major order.
+class depthwise_update {
+ public:
+  static result<depthwise_update> make(index channels, const conv_geometry& forward, type data,
+                                       const options& how) noexcept {
+    depthwise_update u;
+    u.channels_ = channels, u.forward_ = forward, u.data_ = data;
+    u.width_ = std::min(channels, most_channels);
+    if (auto r = u.plan_runs(how); !r) return r.error();
+    if (auto r = u.plan_kernel(u.sums_, 1, 0, channels, how); !r) return r.error();
+    return u;
+  }
+
+  /// dW as kernels write it, (taps, channels), and ones.
+  index workspace_bytes() const noexcept { return (taps() * channels_ + width_) * 4; }
+
+  /// db may be null.
+  void operator()(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw, float* db,
+                  void* workspace) const noexcept {
+    auto* const sums = static_cast<float*>(workspace);
+    float* const ones = sums + taps() * channels_;
+    if (data_ == type::f32) std::fill_n(ones, width_, 1.0f);
+    if (data_ == type::bf16) std::fill_n(reinterpret_cast<bf16*>(ones), width_, to_bf16(1.0f));
+    const index panels = (channels_ + width_ - 1) / width_;
+    const index lines = axis(0).kernel * axis(1).kernel;
+    // One task sums all lines of taps for a row of y, which stays in L1, but where there are fewer panels than threads.
+    const index parts = std::min<index>(lines, (threads.threads() + panels - 1) / panels);
+    loops::parallel_for(threads, {panels, parts + (db != nullptr)}, [&](index panel, index part) {
+      const index channel = panel * width_;
+      const index width = std::min(width_, channels_ - channel);
+      if (part == parts) return sum_pixels(images, element(dz, channel), ones, db + channel, width);
+      const index first = lines * part / parts;
+      const index end = lines * (part + 1) / parts;
+      clear(sums + first * axis(2).kernel * channels_ + channel, channels_, (end - first) * axis(2).kernel, width);
+      for (index r = 0; r < runs_count_; ++r) {
+        for (index image = 0; image < images; ++image) {
+          const void* const of_x = element(x, image * forward_.step_in(-1) + channel);
+          const void* const of_dz = element(dz, image * forward_.step_out(-1) + channel);
+          add_image(runs_[at(r)], first, end, of_x, of_dz, sums + channel, width);
+        }
+      }
+    });
+    loops::parallel_for(threads, {channels_}, [&](index c) {
+      for (index tap = 0; tap < taps(); ++tap) dw[c * taps() + tap] = sums[tap * channels_ + c];
+    });
+  }
+
+ private:
+  static constexpr index most_channels = 128;  ///< of a panel
+
+  /// Columns of y that see the same taps. A single one is one call down the rows of y; else each row is a call.
+  struct planned_run {
+    conv_run columns;
+    kernel products[2];  ///< [full panel]
+    bool down() const noexcept { return columns.count == 1; }
+  };
+
+  depthwise_update() = default;
+
+  const conv_axis& axis(int i) const noexcept { return forward_.axes[i]; }
+  index taps() const noexcept { return axis(0).kernel * axis(1).kernel * axis(2).kernel; }
+  const void* element(const void* of, index i) const noexcept {
+    return static_cast<const char*>(of) + i * size_of(data_);
+  }
+  static std::size_t at(index i) noexcept { return static_cast<std::size_t>(i); }
+
+  static void clear(float* rows, index ld, index count, index width) noexcept {
+    for (index i = 0; i < count; ++i) std::fill_n(rows + i * ld, width, 0.0f);
+  }
+
+  void sum_pixels(index images, const void* dz, const float* ones, float* db, index width) const noexcept {
+    std::fill_n(db, width, 0.0f);
+    const index pixels = images * axis(0).out() * axis(1).out() * axis(2).out();
+    sums_[width == width_]({.a = ones, .b = dz, .c = db, .batch = pixels});
+  }
+
+  /// What one image adds to the lines of taps from `first` to `end` - 1 of a panel.
+  void add_image(const planned_run& run, index first, index end, const void* x, const void* dz, float* sums,
+                 index width) const noexcept {
+    const conv_run& w = run.columns;
+    for (index d = 0; d < axis(0).out(); ++d) {
+      for (index h = 0; h < (run.down() ? 1 : axis(1).out()); ++h) {
+        for (index line = first; line < end; ++line) {
+          const seen_outputs depths = outputs_through(axis(0), line / axis(1).kernel);
+          const seen_outputs rows = outputs_through(axis(1), line % axis(1).kernel);
+          const index below = run.down() ? 0 : h - rows.first;  // the first output that sees this line
+          if (d < depths.first || d >= depths.first + depths.count || below < 0 || below >= rows.count) continue;
+          const index from = (depths.in + (d - depths.first) * axis(0).stride) * forward_.step_in(0) +
+                             (rows.in + below * axis(1).stride) * forward_.step_in(1) + w.in * forward_.step_in(2);
+          const index of_z =
+              d * forward_.step_out(0) + (rows.first + below) * forward_.step_out(1) + w.first * forward_.step_out(2);
+          arguments call;
+          call.a = element(x, from);
+          call.b = element(dz, of_z);
+          call.c = sums + (line * axis(2).kernel + w.tap) * channels_;
+          call.batch = run.down() ? rows.count : w.count;
+          run.products[width == width_](call);
+        }
+      }
+    }
+  }
+
+  result<void> plan_runs(const options& how) noexcept {
+    index count = 0;
+    for_forward_runs(axis(2), [&](const conv_run& r) { count += r.taps > 0; });
+    runs_.reset(new (std::nothrow) planned_run[at(count + 1)]);
+    if (!runs_) return error(errc::out_of_memory, "axes", "no memory for %ld runs of the width", count);
+    result<void> made;
+    for_forward_runs(axis(2), [&](const conv_run& r) {
+      if (r.taps == 0 || !made) return;
+      planned_run& run = runs_[at(runs_count_++)];
+      run.columns = r;
+      const int along = run.down() ? 1 : 2;
+      made = plan_kernel(run.products, r.taps, axis(along).stride * forward_.step_in(along), forward_.step_out(along),
+                         how);
+    });
+    return made;
+  }
+
+  /// C (taps of a row, channels) += sum of pixels: A the inputs that a pixel sees, B the pixel.
+  result<void> plan_kernel(kernel (&made)[2], index taps, index stride_x, index stride_z, const options& how) noexcept {
+    for (const bool full : {false, true}) {
+      desc d;
+      d.m = taps;
+      d.n = full ? width_ : channels_ % width_;
+      if (d.n == 0) continue;
+      d.k = 1;
+      d.lda = axis(2).dilation * channels_;
+      d.ldb = d.n;
+      d.ldc = channels_;
+      d.stride_a = stride_x, d.stride_b = stride_z;
+      d.a = d.b = data_;
+      d.layout_a = layout::depthwise;
+      d.beta = beta_kind::one;
+      if (auto r = make_into(made[full], d, how); !r) return r;
+    }
+    return {};
+  }
+
+  index channels_ = 1;
+  index width_ = 1;  ///< of a panel
+  conv_geometry forward_;
+  type data_ = type::f32;
+  index runs_count_ = 0;
+  std::unique_ptr<planned_run[]> runs_;
+  kernel sums_[2];  ///< [full panel]
+};
+
+}  // namespace brgemm::inline abi_0::detail
