@@ -17,4 +17,5 @@
 #include "nn/mlp.hpp"
 #include "nn/norm.hpp"
 #include "nn/pool.hpp"
+#include "nn/reorder.hpp"
 #include "nn/softmax.hpp"

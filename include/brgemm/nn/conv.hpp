@@ -8,6 +8,7 @@
 #include "conv_pass.hpp"
 #include "conv_update.hpp"
 #include "depthwise_update.hpp"
+#include "reorder.hpp"
 
 namespace brgemm::inline abi_0::nn {
 
@@ -86,6 +87,16 @@ class conv {
   /// Bit masks, (images, ..., ceil(out / 8)) bytes for y and with `in` for x; channel c is bit c % 8 of byte c / 8.
   index mask_bytes() const noexcept { return d_.mask ? d_.images * forward_->mask_bytes() : 0; }
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
+
+  /// Plans that bring x, or a gradient by y, from another order of channels into the layer's own (last), or the other
+  /// way round; their cost is from_bytes() read and to_bytes() written.
+  result<reorder> reorder_x(channel_order from, channel_order to = channel_order::last,
+                            index block = 16) const noexcept {
+    return reorder::plan({d_.images, d_.in, forward_->image_in() / d_.in, d_.data, from, to, block});
+  }
+  result<reorder> reorder_y(channel_order from, channel_order to, index block = 16) const noexcept {
+    return reorder::plan({d_.images, d_.out, forward_->image_out() / d_.out, d_.y, from, to, block});
+  }
 
   /// Bytes that backward_weights needs besides its arguments, 0 for most layers of f32; align them to 64.
   index backward_weights_workspace_bytes() const noexcept {

@@ -128,6 +128,78 @@ inline void transpose_words(const float* from, index ld_from, float* to, index l
   transpose_by_4(from + below * ld_from, ld_from, to + below, ld_to, rows - below, columns, rest);
 }
 
+/// A square of 16 bytes in each of its rows, of 8- or 16-bit words: rounds of interleaving each half of the rows with
+/// the other.
+template <class Word>
+void transpose_square(const char* from, index pitch_from, char* to, index pitch_to) noexcept {
+  constexpr int n = 16 / sizeof(Word);
+  __m128i x[n], y[n];
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) x[i] = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from + i * pitch_from));
+#pragma GCC unroll 4
+  for (int rounds = 1; rounds < n; rounds *= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < n / 2; ++i) {
+      const __m128i above = x[i], below = x[i + n / 2];
+      y[2 * i] = n == 16 ? _mm_unpacklo_epi8(above, below) : _mm_unpacklo_epi16(above, below);
+      y[2 * i + 1] = n == 16 ? _mm_unpackhi_epi8(above, below) : _mm_unpackhi_epi16(above, below);
+    }
+    std::memcpy(x, y, sizeof x);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < n; ++i) _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i * pitch_to), x[i]);
+}
+
+/// The transpose of a matrix of 8- or 16-bit words, by blocks that are turned beside it: rows a power of two apart fall
+/// on the same lines of a cache. Pitches in bytes.
+template <class Word>
+void transpose_by_squares(const char* from, index pitch_from, char* to, index pitch_to, index rows,
+                          index columns) noexcept {
+  constexpr index size = sizeof(Word);
+  constexpr index n = 16 / size;
+  constexpr index strip = 64;
+  alignas(64) char turned[strip * strip * size];
+  for (index r0 = 0; r0 < rows; r0 += strip) {
+    for (index c0 = 0; c0 < columns; c0 += strip) {
+      const index height = rows - r0 < strip ? rows - r0 : strip;
+      const index width = columns - c0 < strip ? columns - c0 : strip;
+      const char* const block = from + r0 * pitch_from + c0 * size;
+      for (index r = 0; r < height / n * n; r += n) {
+        for (index c = 0; c < width / n * n; c += n) {
+          transpose_square<Word>(block + r * pitch_from + c * size, pitch_from, turned + (c * strip + r) * size,
+                                 strip * size);
+        }
+      }
+      for (index r = 0; r < height; ++r) {
+        for (index c = r < height / n * n ? width / n * n : 0; c < width; ++c) {
+          std::memcpy(turned + (c * strip + r) * size, block + r * pitch_from + c * size, size);
+        }
+      }
+      for (index c = 0; c < width; ++c) {
+        std::memcpy(to + (c0 + c) * pitch_to + r0 * size, turned + c * strip * size,
+                    static_cast<std::size_t>(height * size));
+      }
+    }
+  }
+}
+
+/// The transpose of a matrix of elements of 1, 2, 4 or 8 bytes, whose rows begin at multiples of that. Pitches in
+/// bytes.
+inline void transpose_elements(const char* from, index pitch_from, char* to, index pitch_to, index rows, index columns,
+                               index size) noexcept {
+  switch (size) {
+    case 1: return transpose_by_squares<std::uint8_t>(from, pitch_from, to, pitch_to, rows, columns);
+    case 2: return transpose_by_squares<std::uint16_t>(from, pitch_from, to, pitch_to, rows, columns);
+    case 4:
+      return transpose_words(reinterpret_cast<const float*>(from), pitch_from / 4, reinterpret_cast<float*>(to),
+                             pitch_to / 4, rows, columns);
+    default: break;
+  }
+  for (index r = 0; r < rows; ++r) {
+    for (index c = 0; c < columns; ++c) std::memcpy(to + c * pitch_to + r * 8, from + r * pitch_from + c * 8, 8);
+  }
+}
+
 /// Rows of 16-bit elements, two by two: to[r/2 * ld_to + c] = (row r, row r+1) at c; a missing last row is zero. Row r
 /// begins at row(r); where `ahead` fetches, it is laid as rows ld_ahead elements apart.
 template <class Row>
