@@ -22,6 +22,7 @@ constexpr const char* forms[] = {
     "product MATH M N K THREADS",
     "conv CONV_TYPE IMAGES IN OUT GROUPS HEIGHT WIDTH KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_H PAD_W THREADS",
     "train LAYER_TYPE BATCH THREADS FEATURES FEATURES...",
+    "train_cnn f32 BATCH THREADS CHANNELS...",
     "bandwidth BYTES THREADS",
     "peak TYPE THREADS",
 };
@@ -96,7 +97,11 @@ void expect_form(const problem& p, const std::string& form) {
                 std::to_string(p.words.size()));
   }
   for (std::size_t i = 0; i < names.size(); ++i) {
-    if (names[i].front() >= 'A' && names[i].front() <= 'Z') expect_value(p, names[i], p.words[i]);
+    if (names[i].front() >= 'A' && names[i].front() <= 'Z') {
+      expect_value(p, names[i], p.words[i]);
+    } else {
+      expect_one_of(p, "word " + std::to_string(i + 1), p.words[i], {names[i]});
+    }
   }
 }
 
