@@ -26,6 +26,7 @@ PICTURES = ("roofline.png", "ratio_per_shape.png")
 FILES = {
     "primitive": ["ceilings.txt", "kernels.txt", "epilogues.txt", "calls.txt", "shapes.txt", "linear.txt"],
     "conv": ["conv.txt"],
+    "conv_more": ["conv_more.txt"],
     "train": ["train.txt"],
 }
 
@@ -394,9 +395,10 @@ def conv_scaling_rows(suite, results):
     return rows
 
 
-def conv_rows(results):
-    suite, rows, ratios = "conv", [], {}
-    for name in results.names():
+def conv_layer_rows(suite, results, names, limit):
+    """A row a layer, and its ratio to the quicker oneDNN where it was compared."""
+    rows, ratios = [], {}
+    for name in names:
         reason = failed(results, [name])
         found = {} if reason else measured(results, name)
         label = results.labels.get(name, "")
@@ -404,10 +406,30 @@ def conv_rows(results):
             reason = label or "oneDNN is missing"
         if not reason:
             ratios[name] = found["ratio"]
-        rows.append(row(suite, name, "ours/peer >= 0.97", met=not reason and compare(found["ratio"], ">=", 0.97),
-                        reason=reason, cases=[name], **found))
+        rows.append(row(suite, name, text_of("ours/peer", ">=", limit),
+                        met=not reason and compare(found["ratio"], ">=", limit), reason=reason, cases=[name], **found))
+    return rows, ratios
+
+
+def conv_rows(results):
+    suite = "conv"
+    rows, ratios = conv_layer_rows(suite, results, results.names(), 0.97)
     return (rows + conv_share_rows(suite, results) + conv_mean_rows(suite, results, ratios) +
             conv_scaling_rows(suite, results))
+
+
+def conv_more_rows(results):
+    """Other networks' layers over oneDNN, depthwise ones by themselves too; Winograd's algorithm over ours direct."""
+    suite = "conv_more"
+    layers = [n for n in results.names() if n.startswith("conv/")]
+    rows, ratios = conv_layer_rows(suite, results, layers, 0.9)
+    rows.append(mean_row(suite, "conv_more, geometric mean, all", layers, ratios, 1.05))
+    for name in [n for n in results.names() if n.startswith("winograd/")]:
+        reason = failed(results, [name])
+        found = {} if reason else measured(results, name)
+        rows.append(row(suite, name, "ours/direct >= 1.5", met=compare(found.get("ratio"), ">=", 1.5), reason=reason,
+                        cases=[name], **found))
+    return rows
 
 
 def train_rows(results):
@@ -606,7 +628,8 @@ def measure_pytorch(options, results, only):
 def measure_suite(options, driver, results, folder):
     """All cases once; those of rows that fail, and those above their ceiling, twice more."""
     files = suite_files(options, folder)
-    rows_of = {"primitive": primitive_rows, "conv": conv_rows, "train": train_rows}[options.suite]
+    rows_of = {"primitive": primitive_rows, "conv": conv_rows, "conv_more": conv_more_rows,
+               "train": train_rows}[options.suite]
     only, begin = None, time.monotonic()
     for attempt in range(3):
         started = time.monotonic()
@@ -676,7 +699,7 @@ def parse_arguments():
     options.rounds = options.rounds or (5 if options.quick else 11)
     options.sample_us = options.sample_us or (150 if options.quick else 300)
     options.minutes = options.minutes or (1.5 if options.quick else 20)
-    options.repeats = options.repeats or (1 if options.quick or options.suite == "conv" else 3)
+    options.repeats = options.repeats or (1 if options.quick or options.suite.startswith("conv") else 3)
     return options
 
 

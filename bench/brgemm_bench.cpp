@@ -34,8 +34,8 @@ void register_all(const std::vector<std::string>& files, const bench::settings& 
   for (const std::string& file : files) {
     for (const bench::problem& p : bench::read_problems(file)) {
       if (!bench::add_gemm(p, settings) && !bench::add_call(p, settings) && !bench::add_linear(p, settings) &&
-          !bench::add_product(p, settings) && !bench::add_conv(p, settings) && !bench::add_train(p, settings) &&
-          !bench::add_bandwidth(p, settings)) {
+          !bench::add_product(p, settings) && !bench::add_conv(p, settings) && !bench::add_winograd(p, settings) &&
+          !bench::add_train(p, settings) && !bench::add_bandwidth(p, settings)) {
         throw std::logic_error("nothing measures problems of the kind " + p.words[0]);
       }
     }

@@ -56,6 +56,7 @@ bool add_call(const problem&, const settings&);
 bool add_linear(const problem&, const settings&);
 bool add_product(const problem&, const settings&);
 bool add_conv(const problem&, const settings&);
+bool add_winograd(const problem&, const settings&);
 bool add_train(const problem&, const settings&);
 bool add_bandwidth(const problem&, const settings&);
 

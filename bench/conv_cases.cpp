@@ -1,6 +1,8 @@
 // Convolutions over height and width, without bias and activation: forward, and of f32 and bf16 backward by data and
 // weight update; of u8s8 y is u8, by a scale a channel:
 //   conv TYPE IMAGES IN OUT GROUPS HEIGHT WIDTH KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_H PAD_W THREADS
+// and 3 x 3 layers of f32 by Winograd's algorithm, against ours direct:
+//   winograd IMAGES IN OUT HEIGHT WIDTH THREADS
 // Ours reads and writes (images, height, width, channels) in place; oneDNN has every tensor in the layout that it likes
 // best, brought there outside the timing. Work is counted without the taps that padding hides.
 #include <algorithm>
@@ -57,7 +59,9 @@ class planned_conv {
     switch (l_.pass) {
       case peer_pass::forward:
         return plan_.forward(threads_, l_.d.images, x_.data(), packed_.data(),
-                             {.scale = l_.d.scale ? scale_.as<float>() : nullptr}, result_.data());
+                             {.scale = l_.d.scale ? scale_.as<float>() : nullptr,
+                              .workspace = forward_workspace_bytes() > 0 ? workspace_.data() : nullptr},
+                             result_.data());
       case peer_pass::backward_data:
         return plan_.backward_data(threads_, l_.d.images, y_.data(), transposed_.data(), result_.data());
       case peer_pass::backward_weights: break;
@@ -76,6 +80,7 @@ class planned_conv {
     return plan_.weights();
   }
 
+  nn::conv_algorithm algorithm() const { return plan_.algorithm(); }
   double operations() const { return plan_.operations() * static_cast<double>(l_.d.images); }
 
   // The same for a peer, which writes to `to`.
@@ -130,9 +135,11 @@ class planned_conv {
         y_(plan_.y_bytes()),
         packed_(plan_.weights_bytes()),
         transposed_(plan_.transposed_bytes()),
-        workspace_(plan_.backward_weights_workspace_bytes()),
+        workspace_(std::max(plan_.backward_weights_workspace_bytes(), forward_workspace_bytes())),
         scale_(l.d.out * 4),
         result_(std::max({plan_.x_bytes(), plan_.y_bytes(), plan_.weights() * 4})) {}
+
+  std::int64_t forward_workspace_bytes() const { return plan_.forward_workspace_bytes(l_.threads); }
 
   // Sums of x and w over their whole ranges become some hundreds at most.
   float scale_of_all() const { return 0.01f / std::sqrt(static_cast<float>(plan_.weights() / l_.d.out)); }
@@ -189,7 +196,53 @@ void run_conv(benchmark::State& state, const layer& l, const settings& s) {
   }
 }
 
+// What the two differ in most is the products; the peer is ours by the contract's order of sums.
+void run_winograd(benchmark::State& state, const layer& l, const settings& s) {
+  for ([[maybe_unused]] auto _ : state) {
+    layer inexact = l;
+    inexact.d.inexact = true;
+    const auto ours = planned_conv::make(inexact);
+    const auto direct = planned_conv::make(l);
+    if (!ours || !direct) return state.SkipWithError((ours ? direct : ours).error().message().data());
+    for (const auto* one : {&*ours, &*direct}) {
+      if (auto r = (*one)->run(); !r) return state.SkipWithError(r.error().message().data());
+    }
+    const std::int64_t size = (*ours)->result_size();
+    const buffer expected(size * 4), theirs(size * 4);
+    (*ours)->deliver(expected), (*direct)->deliver(theirs);
+    if (!agrees(expected, theirs, brgemm::type::f32, size, 1e-3)) return state.SkipWithError("the results differ");
+    const ceiling limit = ceiling_of(l.type);
+    const std::vector<contestant> contestants = {on_threads(limit, l.threads),
+                                                 {"ours",
+                                                  [&ours](std::int64_t times) {
+                                                    for (std::int64_t i = 0; i < times; ++i) (*ours)->run();
+                                                  }},
+                                                 {"direct", [&direct](std::int64_t times) {
+                                                    for (std::int64_t i = 0; i < times; ++i) (*direct)->run();
+                                                  }}};
+    effort e = s.layers;
+    e.sample_seconds = std::max(e.sample_seconds, l.threads > 1 ? 8e-3 : 2e-3);
+    if (l.threads > 1) e.settled = true;
+    // Work of the products that are done: 36 for 16 outputs, or 16 for 4.
+    const double fewer = (*ours)->algorithm() == nn::conv_algorithm::winograd_4x4 ? 4 : 2.25;
+    report(state, contestants, interleave(contestants, e), (*ours)->operations() / fewer, limit.operations * l.threads);
+  }
+}
+
 }  // namespace
+
+bool add_winograd(const problem& p, const settings& s) {
+  if (p.words[0] != "winograd") return false;
+  layer l{peer_type::f32, {}, static_cast<int>(p.number(6)), peer_pass::forward};
+  l.d.images = p.number(1), l.d.in = p.number(2), l.d.out = p.number(3);
+  for (std::size_t i = 0; i < 2; ++i) l.d.axes[i + 1] = {p.number(4 + i), 3, 1, 1, 1, 1};
+  l.d.bias = false;
+  add_case(s,
+           "winograd/images" + p.words[1] + "/" + p.words[4] + "x" + p.words[5] + "/" + p.words[2] + "to" + p.words[3] +
+               "/threads" + p.words[6],
+           [l, &s](benchmark::State& state) { run_winograd(state, l, s); });
+  return true;
+}
 
 bool add_conv(const problem& p, const settings& s) {
   if (p.words[0] != "conv") return false;

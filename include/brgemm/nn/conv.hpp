@@ -9,6 +9,7 @@
 #include "conv_update.hpp"
 #include "depthwise_update.hpp"
 #include "reorder.hpp"
+#include "winograd.hpp"
 
 namespace brgemm::inline abi_0::nn {
 
@@ -17,6 +18,14 @@ using conv_axis = detail::conv_axis;
 /// How a framework stores the weights of a convolution: (out, in/groups, D, R, S), as PyTorch has them, or
 /// (groups, D, R, S, in/groups, out/groups).
 enum class conv_weights : std::uint8_t { out_first, out_last };
+
+/// How a layer sums. Winograd's takes 2.25 (4) times fewer products and is less exact: docs/numerics.md has the bound.
+enum class conv_algorithm : std::uint8_t {
+  automatic,     ///< direct; where conv_desc::inexact allows it, whichever is likely to be the quickest
+  direct,        ///< the contract's order of sums
+  winograd_2x2,  ///< tiles of 2 x 2 outputs: forward of f32, 3 x 3 taps, stride and dilation 1, one group, two axes
+  winograd_4x4,
+};
 
 /// What a layer computes. x is (images, depth, height, width, in), y (images, ..., out), channels adjacent. With fewer
 /// than three axes leave the first ones as they are: axes[2] is the width.
@@ -45,6 +54,8 @@ struct conv_desc {
   bool mask = false;        ///< forward writes where relu's input was above 0: what input_mask reads
   bool input_mask = false;  ///< backward_data multiplies by the mask of x
   bool training = false;    ///< plan the backward passes
+  conv_algorithm algorithm = conv_algorithm::automatic;  ///< of the forward pass
+  bool inexact = false;                                  ///< automatic may choose another than direct
   friend bool operator==(const conv_desc&, const conv_desc&) = default;
 };
 
@@ -55,6 +66,7 @@ struct conv_operands {
   const void* residual = nullptr;  ///< as y
   void* mask = nullptr;            ///< written: mask_bytes()
   std::int32_t zero_x = 0;         ///< 8-bit data: x stands for x - zero_x, padding for 0
+  void* workspace = nullptr;       ///< forward_workspace_bytes()
 };
 
 /// The plan of one convolution: immutable, so any number of threads may call it at once with different memory. It owns
@@ -82,7 +94,7 @@ class conv {
   double operations() const noexcept;
   /// Elements of dw: (groups, D, R, S, in/groups, out/groups), as conv_weights::out_last.
   index weights() const noexcept { return d_.out * in() * taps(); }
-  index weights_bytes() const noexcept { return forward_->packed_bytes(); }
+  index weights_bytes() const noexcept { return winograd_ ? winograd_->packed_bytes() : forward_->packed_bytes(); }
   index transposed_bytes() const noexcept { return backward_ ? backward_->packed_bytes() : 0; }
   /// Bit masks, (images, ..., ceil(out / 8)) bytes for y and with `in` for x; channel c is bit c % 8 of byte c / 8.
   index mask_bytes() const noexcept { return d_.mask ? d_.images * forward_->mask_bytes() : 0; }
@@ -96,6 +108,13 @@ class conv {
   }
   result<reorder> reorder_y(channel_order from, channel_order to, index block = 16) const noexcept {
     return reorder::plan({d_.images, d_.out, forward_->image_out() / d_.out, d_.y, from, to, block});
+  }
+
+  /// What automatic came to.
+  conv_algorithm algorithm() const noexcept { return algorithm_; }
+  /// Bytes that forward needs besides its arguments on so many threads, 0 for direct; align them to 64.
+  index forward_workspace_bytes(int threads) const noexcept {
+    return winograd_ ? winograd_->workspace_bytes(threads) : 0;
   }
 
   /// Bytes that backward_weights needs besides its arguments, 0 for most layers of f32; align them to 64.
@@ -142,6 +161,7 @@ class conv {
   static result<void> check(const conv_desc& d) noexcept;
   static result<void> check_types(const conv_desc& d) noexcept;
   static result<void> check_masks(const conv_desc& d) noexcept;
+  static result<conv_algorithm> choose_algorithm(const conv_desc& d) noexcept;
   static bool is_depthwise(const conv_desc& d) noexcept {
     return d.groups > 1 && d.groups == d.in && d.groups == d.out;
   }
@@ -156,6 +176,8 @@ class conv {
 
   conv_desc d_;
   std::optional<detail::conv_pass> forward_;
+  conv_algorithm algorithm_ = conv_algorithm::direct;
+  std::optional<detail::winograd> winograd_;  ///< in place of forward_
   std::optional<detail::conv_pass> backward_;
   std::optional<detail::conv_update> update_;
   std::optional<detail::depthwise_update> depthwise_update_;  ///< in its place
@@ -166,7 +188,8 @@ inline result<void> conv::forward(loops::executor_ref threads, index images, con
   if (auto r = check_images(images); !r) return r;
   const index y_bytes = images * forward_->image_out() * size_of(d_.y);
   const detail::buffer written[] = {{"y", y, y_bytes, size_of(d_.y)},
-                                    {"mask", with.mask, d_.mask ? images * forward_->mask_bytes() : 0, 1}};
+                                    {"mask", with.mask, d_.mask ? images * forward_->mask_bytes() : 0, 1},
+                                    {"workspace", with.workspace, forward_workspace_bytes(threads.threads())}};
   const detail::buffer read[] = {{"x", x, images * forward_->image_in() * size_of(d_.data), size_of(d_.data)},
                                  {"weights", weights, weights_bytes(), weights_alignment()},
                                  {"bias", with.bias, d_.bias ? d_.out * 4 : 0},
@@ -182,6 +205,11 @@ inline result<void> conv::forward(loops::executor_ref threads, index images, con
   if (d_.bias) operands[steps++] = const_cast<float*>(with.bias);
   if (d_.residual) operands[steps++] = const_cast<void*>(with.residual);
   if (d_.mask) operands[steps++] = with.mask;
+  if (winograd_) {
+    (*winograd_)(threads, images, static_cast<const float*>(x), static_cast<const float*>(weights),
+                 static_cast<float*>(y), operands, static_cast<float*>(with.workspace));
+    return {};
+  }
   (*forward_)(threads, images, x, weights, y, operands, with.zero_x);
   return {};
 }

@@ -34,6 +34,31 @@ struct conv_pass_desc {
   }
   /// Bytes from a pixel of a bit mask to the next.
   index mask_pitch() const noexcept { return (groups * out + 7) / 8; }
+
+  /// Where the operands of a call begin that writes to element `first` of C and to channels from `channel`.
+  void place_operands(void* const (&operands)[max_epilogue], index first, index channel,
+                      arguments& call) const noexcept {
+    for (int i = 0; i < steps; ++i) {
+      if (operands[i] == nullptr) continue;
+      const epilogue_op& o = epilogue[i];
+      const index bytes = is_mask(o)                ? first / geometry.pixel_out * mask_pitch() + channel / 8
+                          : o.along == axis::column ? channel * size_of(o.operand)
+                                                    : (first + channel) * size_of(o.operand);
+      call.operand[i] = static_cast<char*>(operands[i]) + bytes;
+    }
+  }
+  /// The steps, for a kernel whose rows of C are `ldc` elements apart, a multiple of a pixel's.
+  void append_steps(desc& k, index ldc) const noexcept {
+    for (int i = 0; i < steps; ++i) {
+      epilogue_op o = epilogue[i];
+      if (is_mask(o)) {
+        o.ld = std::max(ldc / geometry.pixel_out * mask_pitch(), (k.n + 7) / 8);
+      } else if (o.kind == op_kind::add) {
+        o.ld = k.ldc;
+      }
+      append(k, o);
+    }
+  }
 };
 
 /// Sums go by chunks of 64 input channels (the last shorter), in a chunk by tap in row-major order, in a tap by
@@ -105,7 +130,7 @@ class conv_pass {
               call.pairs = pairs_.get() + p.pairs + step_[s].first * p.entries;
               call.batch = step_[s].chunks * p.entries;
               if (is_8bit()) call.column_sums = sums_in(b) + p.box * sums_of_box() + (group * panels + panel) * width_;
-              place_operands(operands, image * image_out() + p.place.c, channel, call);
+              d_.place_operands(operands, image * image_out() + p.place.c, channel, call);
               kernels_.get()[p.kernels + s][full](call);
             }
           }
@@ -164,19 +189,6 @@ class conv_pass {
     char* const to = static_cast<char*>(c) + (image * image_out() + p.place.c) * size_of(d_.c);
     for (index i = 0; i < p.place.m; ++i) {
       std::memset(to + i * p.place.ldc * size_of(d_.c), 0, static_cast<std::size_t>(pixel));
-    }
-  }
-
-  /// Where the operands of a piece begin that is written to element `first` of C and to channels from `channel`.
-  void place_operands(void* const (&operands)[max_epilogue], index first, index channel,
-                      arguments& call) const noexcept {
-    for (int i = 0; i < d_.steps; ++i) {
-      if (operands[i] == nullptr) continue;
-      const epilogue_op& o = d_.epilogue[i];
-      const index bytes = conv_pass_desc::is_mask(o) ? first / d_.geometry.pixel_out * d_.mask_pitch() + channel / 8
-                          : o.along == axis::column  ? channel * size_of(o.operand)
-                                                     : (first + channel) * size_of(o.operand);
-      call.operand[i] = static_cast<char*>(operands[i]) + bytes;
     }
   }
 
@@ -303,15 +315,7 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
   if (k_group() > 1) k.layout_b = layout::interleaved;
   k.beta = s.first == 0 ? beta_kind::zero : beta_kind::one;
   if (!s.last) return k;
-  for (int i = 0; i < d_.steps; ++i) {
-    epilogue_op o = d_.epilogue[i];
-    if (conv_pass_desc::is_mask(o)) {
-      o.ld = std::max(p.ldc / d_.geometry.pixel_out * d_.mask_pitch(), (n + 7) / 8);
-    } else if (o.kind == op_kind::add) {
-      o.ld = k.ldc;
-    }
-    append(k, o);
-  }
+  d_.append_steps(k, p.ldc);
   return k;
 }
 

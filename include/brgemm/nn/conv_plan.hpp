@@ -107,6 +107,29 @@ inline result<void> conv::check_types(const conv_desc& d) noexcept {
   return {};
 }
 
+/// Winograd's where it can be and the channels are enough for the transforms to be a small part; tiles of 2 x 2 where
+/// few outputs would leave most of a 4 x 4 unused, or its weights are read for too few tiles.
+inline result<conv_algorithm> conv::choose_algorithm(const conv_desc& d) noexcept {
+  if (auto r = detail::check_enumerator("algorithm", static_cast<int>(d.algorithm), 4); !r) return r.error();
+  const auto filters = [](const conv_axis& a) { return a.kernel == 3 && a.stride == 1 && a.dilation == 1; };
+  const bool possible = d.data == type::f32 && d.groups == 1 && !d.transposed && d.axes[0] == conv_axis{} &&
+                        filters(d.axes[1]) && filters(d.axes[2]);
+  if (d.algorithm == conv_algorithm::direct) return conv_algorithm::direct;
+  if (d.algorithm == conv_algorithm::automatic) {
+    const bool worth = possible && d.inexact && std::min(d.in, d.out) >= 64;
+    if (!worth) return conv_algorithm::direct;
+    const index tiles = d.images * ((d.axes[1].out() + 3) / 4) * ((d.axes[2].out() + 3) / 4);
+    return tiles >= 16 ? conv_algorithm::winograd_4x4 : conv_algorithm::winograd_2x2;
+  }
+  if (possible) return d.algorithm;
+  return error(
+      errc::unsupported, "algorithm",
+      "algorithm is %d, Winograd's, for f32, one group, two axes, 3 x 3 taps and stride and dilation 1; this is "
+      "%s, %ld groups, %ld x %ld taps, stride %ld x %ld, dilation %ld x %ld",
+      static_cast<int>(d.algorithm), name_of(d.data).data(), d.groups, d.axes[1].kernel, d.axes[2].kernel,
+      d.axes[1].stride, d.axes[2].stride, d.axes[1].dilation, d.axes[2].dilation);
+}
+
 inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept {
   if (auto r = check(d); !r) return r.error();
   conv c;
@@ -129,6 +152,14 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   auto forward = detail::conv_pass::make(pass, how);
   if (!forward) return forward.error();
   c.forward_.emplace(*std::move(forward));
+  const auto algorithm = choose_algorithm(d);
+  if (!algorithm) return algorithm.error();
+  c.algorithm_ = *algorithm;
+  if (c.algorithm_ != conv_algorithm::direct) {
+    auto winograd = detail::winograd::make(pass, c.algorithm_ == conv_algorithm::winograd_2x2 ? 2 : 4, how);
+    if (!winograd) return winograd.error();
+    c.winograd_.emplace(*std::move(winograd));
+  }
   if (!d.training) return c;
   if (!pass.depthwise) std::swap(pass.in, pass.out);
   pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, true, d.out, d.in};
@@ -200,12 +231,16 @@ result<void> conv::pack_weights(loops::executor_ref threads, const T* w, conv_we
     for (index c = 0; c < in(); ++c) {
       for (index tap = 0; tap < taps(); ++tap) {
         const T value = weight(g, c, tap, k);
-        put(weights, forward_->weight_at(g, c, tap, k), value);
+        if (!winograd_) put(weights, forward_->weight_at(g, c, tap, k), value);
         if (both) put(transposed, backward_->weight_at(g, k, tap, c), value);
       }
     }
   });
   if constexpr (is_s8) forward_->sum_weights(threads, weight, weights);
+  if constexpr (std::is_same_v<T, float>) {
+    const auto of_group = [&](index c, index tap, index k) { return weight(0, c, tap, k); };
+    if (winograd_) winograd_->pack(threads, of_group, static_cast<float*>(weights));
+  }
   return {};
 }
 
