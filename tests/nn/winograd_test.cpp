@@ -261,8 +261,8 @@ TEST(Winograd, WhatIsRefused) {
   ASSERT_TRUE(layer);
   EXPECT_EQ(layer->forward_workspace_bytes(2), 2 * layer->forward_workspace_bytes(1));
   std::vector<float> x(8 * 8 * 4), y(6 * 6 * 4), w(at(layer->weights_bytes() / 4));
-  expect_error(layer->forward(alone, 1, x.data(), w.data(), {}, y.data()), errc::invalid_argument,
-               "workspace", {"null", std::to_string(layer->forward_workspace_bytes(1))});
+  expect_error(layer->forward(alone, 1, x.data(), w.data(), {}, y.data()), errc::invalid_argument, "workspace",
+               {"null", std::to_string(layer->forward_workspace_bytes(1))});
 }
 
 /// The gradients of a layer that goes forward so are those of the direct one.
@@ -279,8 +279,7 @@ TEST(Winograd, BackwardIsDirect) {
   int i = 0;
   for (const auto* plan : {&*layer, &*direct}) {
     t[i].resize(at(plan->transposed_bytes() / 4)), dx[i].resize(p.x.size());
-    ASSERT_TRUE(
-        plan->pack_weights(alone, p.w.data(), nn::conv_weights::out_first, packed.data(), t[i].data()));
+    ASSERT_TRUE(plan->pack_weights(alone, p.w.data(), nn::conv_weights::out_first, packed.data(), t[i].data()));
     ASSERT_TRUE(plan->backward_data(alone, p.d.images, dz.data(), t[i].data(), dx[i].data()));
     ++i;
   }
