@@ -103,38 +103,24 @@ class conv_pass {
   /// operands: one an epilogue step, null where a step has none. zero_a: of 8-bit types.
   void operator()(loops::executor_ref threads, index images, const void* a, const void* b, void* c,
                   void* const (&operands)[max_epilogue], std::int32_t zero_a = 0) const noexcept {
-    const index panels = this->panels();
+    const tensors of_call{a, b, c, operands, zero_a};
     // Enough bands of an image that all threads have work of nearly equal size.
-    const index tasks = d_.groups * panels * images;
-    const index bands = std::clamp<index>((8 * threads.threads() + tasks - 1) / tasks, 1, pieces_);
-    loops::parallel_for(
-        threads, {d_.groups, panels, images, bands}, [&](index group, index panel, index image, index band) {
-          const index channel = group * d_.out + panel * width_;
-          arguments call;
-          call.zero_a = zero_a;
-          call.b = static_cast<const char*>(b) + (group * panels + panel) * panel_ * size_of(d_.data);
-          const index read = d_.depthwise ? channel : group * d_.in;
-          const auto* const from = static_cast<const char*>(a) + (image * image_in() + read) * size_of(d_.data);
-          auto* const to = static_cast<char*>(c) + (image * image_out() + channel) * size_of(d_.c);
-          const bool full = (panel + 1) * width_ <= d_.out;
-          for (int s = 0; s < steps_; ++s) {
-            for (index i = pieces_ * band / bands; i < pieces_ * (band + 1) / bands; ++i) {
-              const planned_piece& p = piece_.get()[i];
-              if (is_zero(p)) {  // all of its channels by one task
-                if (s == 0 && group == 0 && i % panels == panel) clear(p, image, c);
-                continue;
-              }
-              call.a = from + p.place.a * size_of(d_.data);
-              call.c = to + p.place.c * size_of(d_.c);
-              call.lda = p.place.lda;
-              call.pairs = pairs_.get() + p.pairs + step_[s].first * p.entries;
-              call.batch = step_[s].chunks * p.entries;
-              if (is_8bit()) call.column_sums = sums_in(b) + p.box * sums_of_box() + (group * panels + panel) * width_;
-              d_.place_operands(operands, image * image_out() + p.place.c, channel, call);
-              kernels_.get()[p.kernels + s][full](call);
-            }
-          }
-        });
+    const index tasks = d_.groups * panels() * images;
+    const index even = (8 * threads.threads() + tasks - 1) / tasks;
+    if (d_.groups == 1 && !(d_.depthwise && panels() > 1)) {
+      const index bands = std::clamp<index>(even, 1, pieces_);
+      return loops::parallel_for(threads, {panels(), images, bands}, [&](index panel, index image, index band) {
+        sum_band({0, panel, image, band, bands}, of_call);
+      });
+    }
+    // The channels of a pixel are those of many groups: they go together over a band that stays in L2, unless their
+    // weights, which each band reads, are more than the image.
+    const index bytes = image_in() * size_of(d_.data) + image_out() * size_of(d_.c);
+    const index bands = std::clamp<index>(std::max(even, std::min(bytes / band_bytes, bytes / sums_at())), 1, pieces_);
+    loops::parallel_for(threads, {images, bands, d_.groups, panels()},
+                        [&](index image, index band, index group, index panel) {
+                          sum_band({group, panel, image, band, bands}, of_call);
+                        });
   }
 
  private:
@@ -152,7 +138,19 @@ class conv_pass {
     index pairs = 0;    ///< of the first chunk
     index box = 0;
   };
+  /// What one task sums: a band of the pieces of an image, for one panel of a group.
+  struct part {
+    index group, panel, image, band, bands;
+  };
+  struct tensors {
+    const void* a;
+    const void* b;
+    void* c;
+    void* const (&operands)[max_epilogue];
+    std::int32_t zero_a;
+  };
   static constexpr int most_steps = 32;
+  static constexpr index band_bytes = 512 << 10;
 
   conv_pass() = default;
 
@@ -189,6 +187,35 @@ class conv_pass {
     char* const to = static_cast<char*>(c) + (image * image_out() + p.place.c) * size_of(d_.c);
     for (index i = 0; i < p.place.m; ++i) {
       std::memset(to + i * p.place.ldc * size_of(d_.c), 0, static_cast<std::size_t>(pixel));
+    }
+  }
+
+  void sum_band(const part& t, const tensors& of_call) const noexcept {
+    const index channel = t.group * d_.out + t.panel * width_;
+    const index panel = t.group * panels() + t.panel;
+    const index read = d_.depthwise ? channel : t.group * d_.in;
+    const bool full = (t.panel + 1) * width_ <= d_.out;
+    const auto* const from = static_cast<const char*>(of_call.a) + (t.image * image_in() + read) * size_of(d_.data);
+    auto* const to = static_cast<char*>(of_call.c) + (t.image * image_out() + channel) * size_of(d_.c);
+    arguments call;
+    call.zero_a = of_call.zero_a;
+    call.b = static_cast<const char*>(of_call.b) + panel * panel_ * size_of(d_.data);
+    for (int s = 0; s < steps_; ++s) {
+      for (index i = pieces_ * t.band / t.bands; i < pieces_ * (t.band + 1) / t.bands; ++i) {
+        const planned_piece& p = piece_.get()[i];
+        if (is_zero(p)) {  // all of its channels by one task
+          if (s == 0 && t.group == 0 && i % panels() == t.panel) clear(p, t.image, of_call.c);
+          continue;
+        }
+        call.a = from + p.place.a * size_of(d_.data);
+        call.c = to + p.place.c * size_of(d_.c);
+        call.lda = p.place.lda;
+        call.pairs = pairs_.get() + p.pairs + step_[s].first * p.entries;
+        call.batch = step_[s].chunks * p.entries;
+        if (is_8bit()) call.column_sums = sums_in(of_call.b) + p.box * sums_of_box() + panel * width_;
+        d_.place_operands(of_call.operands, t.image * image_out() + p.place.c, channel, call);
+        kernels_.get()[p.kernels + s][full](call);
+      }
     }
   }
 
