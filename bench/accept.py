@@ -419,7 +419,7 @@ def conv_rows(results):
 
 
 def conv_more_rows(results):
-    """Other networks' layers over oneDNN, depthwise ones by themselves too; Winograd's algorithm over ours direct."""
+    """Other networks' layers over oneDNN; Winograd's algorithm over ours direct."""
     suite = "conv_more"
     layers = [n for n in results.names() if n.startswith("conv/")]
     rows, ratios = conv_layer_rows(suite, results, layers, 0.9)

@@ -1,8 +1,6 @@
 // The training steps of the demo, forward, softmax cross-entropy, backward, SGD with momentum:
 //   train TYPE BATCH THREADS FEATURES...     fully connected layers
-//   train_cnn f32 BATCH THREADS CHANNELS...  on 28 x 28 pixels: 3 x 3 convolutions with batch normalisation and relu,
-//   the
-//                                            largest of 2 x 2 pixels after the first two, mean, 10 classes
+//   train_cnn f32 BATCH THREADS CHANNELS...  28 x 28 pixels: convolutions, see make_network
 // PyTorch's step runs in a process of its own, peers/pytorch_step.py, in turn with this one; accept.py sees to it.
 #include <algorithm>
 #include <brgemm/loops/parallel_for.hpp>
@@ -27,6 +25,8 @@ struct step {
   index classes() const { return cnn ? 10 : sizes.back(); }
 };
 
+// A cnn: 3 x 3 convolutions with batch normalisation and relu, the largest of 2 x 2 pixels behind the first two, the
+// mean and a last layer.
 template <class Network>
 brgemm::result<Network> make_network(const step& t) {
   if constexpr (std::is_same_v<Network, brgemm::nn::mlp>) {

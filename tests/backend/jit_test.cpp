@@ -250,7 +250,7 @@ TEST(Jit, EveryShapeAndTypeHasABlocking) {
 
 /// Calls each(d) with every step after every way to sum: types, layouts of B, chains, order::tile.
 template <class Each>
-void for_each_step(type a, bool sizes_at_call, Each each) {
+void for_each_step(type a, bool sizes_at_call, bool depthwise, Each each) {
   for (const layout l : {layout::plain, layout::transposed, layout::interleaved}) {
     for (const int chains : {0, 1, 2, 4, 8}) {  // 0: order::tile
       for (int kind = 0; kind < op_kind_count; ++kind) {
@@ -264,6 +264,10 @@ void for_each_step(type a, bool sizes_at_call, Each each) {
           if (chains == 0) d.sums = order::tile;
           if (sizes_at_call) d.lda = d.ldb = d.ldc = at_call, d.m_extent = extent_kind::at_call;
           if (d.a == type::u8) d.b = type::s8, d.zero_a = d.zero_b = zero_point::at_call;
+          if (depthwise) {
+            d.layout_a = layout::depthwise, d.zero_b = zero_point::none;
+            if (!sizes_at_call) d.lda = d.n;
+          }
           epilogue_op o = op::make(static_cast<op_kind>(kind));
           if (brgemm::detail::has_operand(o.kind)) o.operand = operand;
           if (brgemm::detail::is_vector(o.kind)) o.along = axis::row;
@@ -286,12 +290,13 @@ TEST(Jit, EveryWayToSumHasABlockThatFits) {
       const backend::vector_unit unit{e->name == "avx512", cpu()};
       for (const type a : {type::f32, type::f64, type::bf16, type::f16, type::u8, type::s8}) {
         for (const bool sizes_at_call : {false, true}) {
-          for_each_step(a, sizes_at_call, [&](const desc& d) {
+          const auto fits = [&](const desc& d) {
             ++count;
             EXPECT_TRUE(e->supports(d)) << e->name << " [" << hidden << "] " << name_of(d).c_str();
             EXPECT_GT(backend::choose_blocking(d, unit).accumulators(), 0)
                 << e->name << " [" << hidden << "] " << name_of(d).c_str();
-          });
+          };
+          for (const bool depthwise : {false, true}) for_each_step(a, sizes_at_call, depthwise, fits);
         }
       }
     }

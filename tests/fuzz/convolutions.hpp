@@ -43,6 +43,11 @@ inline brgemm::nn::conv_desc draw_conv(entropy& e) {
   d.bias = e.one_in(2), d.scale = e.one_in(2), d.residual = e.one_in(4);
   d.transposed = e.one_in(8);
   if (e.one_in(4)) d.clamp = true, d.lower = static_cast<float>(e.between(-9, 9)), d.upper = d.lower + 1;
+  if (e.one_in(8)) d.algorithm = static_cast<brgemm::nn::conv_algorithm>(e.between(0, 4)), d.inexact = e.one_in(2);
+  if (e.one_in(8)) {  // what Winograd's algorithm can do
+    d.groups = 1, d.axes[0] = {}, d.data = d.y = type::f32, d.transposed = false;
+    for (int i : {1, 2}) d.axes[i].kernel = 3, d.axes[i].stride = d.axes[i].dilation = 1;
+  }
   d.mask = e.one_in(4), d.input_mask = e.one_in(4), d.training = e.one_in(2);
   return d;
 }
@@ -135,12 +140,16 @@ class conv_fuzzer {
         is_8bit ? c.pack_weights(*pool, static_cast<const std::int8_t*>(at(w, c.weights())), stored_, packed)
                 : c.pack_weights(*pool, static_cast<const float*>(at(w, c.weights() * 4)), stored_, packed, back);
     if (!ready) return std::string(ready.error().message());
+    const brgemm::index space = c.forward_workspace_bytes(threads_);
+    const guarded_memory points(static_cast<std::size_t>(space));
+    void* const forward_space = points.place(static_cast<std::size_t>(space), guard::after);
     const auto* const vector = static_cast<const float*>(at(vectors, d.out * 8));
     const brgemm::nn::conv_operands with{.bias = d.bias ? vector : nullptr,
                                          .scale = d.scale ? vector + d.out : nullptr,
                                          .residual = d.residual ? at(residual, c.y_bytes()) : nullptr,
                                          .mask = d.mask ? clean(mask, c.mask_bytes()) : nullptr,
-                                         .zero_x = is_8bit ? zero_x_ : 0};
+                                         .zero_x = is_8bit ? zero_x_ : 0,
+                                         .workspace = space > 0 ? forward_space : nullptr};
     const auto done = c.forward(*pool, d.images, at(x, c.x_bytes()), packed, with, clean(y, c.y_bytes()));
     if (!done) return std::string(done.error().message());
     keep(y, c.y_bytes());

@@ -1,5 +1,6 @@
 // layout::depthwise: every backend against plain loops over integers, whose sums are exact; order, views and errors.
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 
 #include <brgemm/kernel/describe.hpp>
 #include <cmath>
@@ -123,6 +124,33 @@ TEST(Depthwise, OneFusedTermAfterTheOther) {
   }
 }
 
+/// Rows of A around the distance from which an instruction's displacement no longer reaches all of them.
+TEST(Depthwise, FarRows) {
+  constexpr brgemm::index m = 24, n = 16;
+  for (const brgemm::index lda : {8387583, 8387584, 16776191, 16776192}) {
+    const auto bytes = static_cast<std::size_t>(4 * ((m - 1) * lda + n));
+    void* const memory =
+        ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) GTEST_SKIP() << "no " << bytes << " bytes of addresses";
+    auto* const a = static_cast<float*>(memory);
+    for (brgemm::index i = 0; i < m * n; ++i) a[i / n * lda + i % n] = static_cast<float>(i);
+    const std::vector<float> b(n, 2.0f);
+    desc d = depthwise(m, n, 1);
+    d.lda = lda;
+    for (const auto& backend : backend::built_in()) {
+      if (!backend.runs_here()) continue;
+      std::vector<float> c(m * n);
+      const auto k = make_kernel(d, {.backend = backend.name});
+      ASSERT_TRUE(k) << k.error().message();
+      (*k)({.a = a, .b = b.data(), .c = c.data(), .batch = 1});
+      for (brgemm::index i = 0; i < m * n; ++i) {
+        ASSERT_EQ(c[static_cast<std::size_t>(i)], static_cast<float>(2 * i)) << backend.name << " " << lda;
+      }
+    }
+    ::munmap(memory, bytes);
+  }
+}
+
 TEST(Depthwise, Views) {
   std::vector<float> a(2 * 6 * 10), b(2 * 3 * 8), c(4 * 8);
   const view<const float, 3> va(a.data(), {2, 6, 8}, {60, 10, 1});
@@ -132,7 +160,7 @@ TEST(Depthwise, Views) {
   ASSERT_TRUE(d) << d.error().message();
   EXPECT_EQ(d->k, 3);
   EXPECT_EQ(d->lda, 10);
-  EXPECT_EQ(std::string_view(name_of(*d).c_str()), "brgemm_f32_4x8x3_strd_b0_ad_lda10_by60and24");
+  EXPECT_EQ(std::string_view(name_of(*d).c_str()), "brgemm_f32_4x8x3_strd_b0_ad_lda10");
   EXPECT_TRUE(make_kernel(*d));
   const view<const float, 3> shorter(a.data(), {2, 5, 8}, {60, 10, 1});
   expect_error(describe(shorter, vb, vc, {.layout_a = layout::depthwise}), errc::invalid_argument, "A", {"5", "6"});

@@ -98,10 +98,16 @@ TEST(Reorder, BesideAConvolution) {
   d.axes[2] = {.in = 7, .kernel = 1, .stride = 2};
   const auto layer = nn::conv::plan(d);
   ASSERT_TRUE(layer);
-  const auto before = layer->reorder_x(channel_order::first);
+  const auto before = layer->reorder_x(channel_order::first, channel_order::last);
   const auto after = layer->reorder_y(channel_order::last, channel_order::first);
   ASSERT_TRUE(before && after);
   EXPECT_EQ(before->description().pixels, 42);
+  nn::conv_desc narrow = d;
+  narrow.data = type::bf16;
+  const auto mixed = nn::conv::plan(narrow);
+  ASSERT_TRUE(mixed);  // y of f32, dz of bf16
+  EXPECT_EQ(mixed->reorder_y(channel_order::last, channel_order::first)->to_bytes(), mixed->y_bytes());
+  EXPECT_EQ(mixed->reorder_dz(channel_order::first, channel_order::last)->to_bytes(), mixed->y_bytes() / 2);
   EXPECT_EQ(after->description().pixels, 24);
   EXPECT_EQ(after->to_bytes(), layer->y_bytes());
   const loops::serial alone;
@@ -137,7 +143,7 @@ TEST(Reorder, WhatIsRefused) {
   };
   fails([](auto& d) { d.images = 0; }, "images", {"images is 0"});
   fails([](auto& d) { d.channels = -1; }, "channels", {"-1"});
-  fails([](auto& d) { d.pixels = (1 << 29) + 1; }, "pixels", {"536870913"});
+  fails([](auto& d) { d.pixels = (index{1} << 58) + 1; }, "pixels", {"288230376151711745"});
   fails([](auto& d) { d.block = 0; }, "block", {"block is 0"});
   fails([](auto& d) { d.element = static_cast<type>(99); }, "element", {"99"});
   fails([](auto& d) { d.from = static_cast<channel_order>(3); }, "from", {"3"});

@@ -37,7 +37,7 @@ class jit_block : public jit_assembler {
     vector_b_ = b.lanes * unit_b;
     depthwise_ = d.layout_a == layout::depthwise;
     a_rows_ = d.layout_a != layout::transposed;
-    lda_in_register_ = detail::needs_register(d.lda, size_a_, a_rows_ && !depthwise_ ? 32 : 64);
+    lda_in_register_ = detail::lda_needs_register(d);
     ldb_in_register_ = detail::needs_register(d.ldb, unit_b, transposed_b_ ? 16 : 64 * group_);
     ldc_in_register_ = detail::needs_register(d.ldc, size_c_, 32);
     lda_ = lda_in_register_ ? 0 : d.lda * size_a_;

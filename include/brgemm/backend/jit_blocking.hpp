@@ -105,10 +105,12 @@ inline product choose_product(const desc& d, const vector_unit& unit) {
 constexpr bool needs_register(index ld, index bytes, index times) {
   return ld == at_call || ld >= ((index{1} << 31) / times - 4096) / bytes;
 }
-/// A stored (m,k) with its leading dimension in a register: three base registers reach 17 rows.
-constexpr bool has_few_bases(const desc& d) {
-  return d.layout_a != layout::transposed && needs_register(d.lda, size_of(d.a), 32);
+/// A step reaches 32 rows of A stored (m,k), 64 where they are k, or k are added to them.
+constexpr bool lda_needs_register(const desc& d) {
+  return needs_register(d.lda, size_of(d.a), d.layout_a == layout::plain ? 32 : 64);
 }
+/// Rows of C are rows of A, whose leading dimension is in a register: three base registers reach 17 rows.
+constexpr bool has_few_bases(const desc& d) { return d.layout_a != layout::transposed && lda_needs_register(d); }
 
 /// s8 x s8 by vpdpbusd: A + 128 is unsigned; 128 times the sums of B's columns, kept beside C, are subtracted at the
 /// end.

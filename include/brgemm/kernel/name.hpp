@@ -94,7 +94,8 @@ inline void append_storage(kernel_name& name, const desc& d) noexcept {
 inline void append_strides(kernel_name& name, const desc& d) noexcept {
   if (d.batch != batch_kind::strides) return;
   const index group = d.layout_b == layout::interleaved ? std::max<index>(k_group_of(d), 1) : 1;
-  const index rows_a = d.layout_a == layout::transposed ? d.k : d.m;
+  const index taps = d.layout_a == layout::depthwise ? std::max<index>(d.k, 1) - 1 : 0;
+  const index rows_a = d.layout_a == layout::transposed ? d.k : d.m + taps;
   const index rows_b = d.layout_b == layout::transposed ? d.n : d.k / group + (d.k % group != 0);
   index tight_a = 0;
   index tight_b = 0;

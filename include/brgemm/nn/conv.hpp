@@ -14,6 +14,7 @@
 namespace brgemm::inline abi_0::nn {
 
 using conv_axis = detail::conv_axis;
+using conv_schedule = detail::conv_schedule;
 
 /// How a framework stores the weights of a convolution: (out, in/groups, D, R, S), as PyTorch has them, or
 /// (groups, D, R, S, in/groups, out/groups).
@@ -59,6 +60,13 @@ struct conv_desc {
   friend bool operator==(const conv_desc&, const conv_desc&) = default;
 };
 
+/// Schedules that `tune` found, of the direct forward pass and of backward_data.
+struct conv_schedules {
+  conv_schedule forward;
+  conv_schedule backward_data;
+  friend bool operator==(const conv_schedules&, const conv_schedules&) = default;
+};
+
 /// What forward reads beside x and weights, null where the desc has none.
 struct conv_operands {
   const float* bias = nullptr;     ///< (out)
@@ -72,9 +80,10 @@ struct conv_operands {
 /// The plan of one convolution: immutable, so any number of threads may call it at once with different memory. It owns
 /// kernels and lists of taps, and no data. A call allocates nothing.
 ///
-/// Each output is one chain of terms: chunks of 64 of its group's input channels (the last shorter), in a chunk its
-/// taps in row-major order of W, in those the channels; backward the output channels are what is summed over. A tap
-/// that padding hides adds no term. So the bits depend on no block size, no thread and no other image.
+/// With the direct algorithm each output is one chain of terms: chunks of 64 of its group's input channels (the last
+/// shorter), in a chunk its taps in row-major order of W, in those the channels; backward the output channels are what
+/// is summed over. A tap that padding hides adds no term. So the bits depend on no block size, no thread and no other
+/// image.
 ///
 /// Errors are invalid_argument with the argument's name, found before anything is written. Buffers that are written
 /// overlap no other; pointers are multiples of their elements' size.
@@ -83,8 +92,9 @@ class conv {
   /// Errors: invalid_argument with the field of the desc; unsupported for other types, for masks of groups whose
   /// channels are no multiple of 8 or beside clamp, for training of 8-bit types and of transposed convolutions, for
   /// steps of a y of s32 and a residual of 8 bits, and for a y or, in training, data of bf16 where sums over more than
-  /// 64 channels do not come in whole chunks; what make_kernel says; out_of_memory.
-  static result<conv> plan(const conv_desc& d, const options& how = {}) noexcept;
+  /// 64 channels do not come in whole chunks; "algorithm" where Winograd's is asked for and cannot be; what make_kernel
+  /// says; out_of_memory. by: what `tune` found; the bits are the same.
+  static result<conv> plan(const conv_desc& d, const options& how = {}, const conv_schedules& by = {}) noexcept;
 
   const conv_desc& description() const noexcept { return d_; }
   std::string_view backend() const noexcept { return forward_->backend(); }
@@ -100,11 +110,13 @@ class conv {
   index mask_bytes() const noexcept { return d_.mask ? d_.images * forward_->mask_bytes() : 0; }
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
 
-  /// Plans that bring x, or a gradient by y, from another order of channels into the layer's own (last), or the other
-  /// way round; their cost is from_bytes() read and to_bytes() written.
-  result<reorder> reorder_x(channel_order from, channel_order to = channel_order::last,
-                            index block = 16) const noexcept {
+  /// Plans that bring x (and dx), y, or dz from another order of channels into the layer's own (last), or the other way
+  /// round; their cost is from_bytes() read and to_bytes() written.
+  result<reorder> reorder_x(channel_order from, channel_order to, index block = 16) const noexcept {
     return reorder::plan({d_.images, d_.in, forward_->image_in() / d_.in, d_.data, from, to, block});
+  }
+  result<reorder> reorder_dz(channel_order from, channel_order to, index block = 16) const noexcept {
+    return reorder::plan({d_.images, d_.out, forward_->image_out() / d_.out, d_.data, from, to, block});
   }
   result<reorder> reorder_y(channel_order from, channel_order to, index block = 16) const noexcept {
     return reorder::plan({d_.images, d_.out, forward_->image_out() / d_.out, d_.y, from, to, block});
@@ -112,7 +124,8 @@ class conv {
 
   /// What automatic came to.
   conv_algorithm algorithm() const noexcept { return algorithm_; }
-  /// Bytes that forward needs besides its arguments on so many threads, 0 for direct; align them to 64.
+  /// Bytes that forward needs besides its arguments, 0 for direct; align them to 64. `threads` are those of the
+  /// executor that forward is then called with: with more of them it would write beyond.
   index forward_workspace_bytes(int threads) const noexcept {
     return winograd_ ? winograd_->workspace_bytes(threads) : 0;
   }
@@ -161,6 +174,7 @@ class conv {
   static result<void> check(const conv_desc& d) noexcept;
   static result<void> check_types(const conv_desc& d) noexcept;
   static result<void> check_masks(const conv_desc& d) noexcept;
+  static result<void> check_schedules(const conv_schedules& by) noexcept;
   static result<conv_algorithm> choose_algorithm(const conv_desc& d) noexcept;
   static bool is_depthwise(const conv_desc& d) noexcept {
     return d.groups > 1 && d.groups == d.in && d.groups == d.out;

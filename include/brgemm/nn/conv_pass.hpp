@@ -13,6 +13,14 @@
 
 namespace brgemm::inline abi_0::detail {
 
+/// How a pass divides its work: never what it computes, every schedule has the same bits. 0: what the plan thinks best.
+struct conv_schedule {
+  std::int32_t rows = 0;     ///< most outputs of a piece, which one kernel call sums
+  std::int32_t weights = 0;  ///< KiB of weights that are summed in one go, between two of which C rests in memory
+  std::int32_t band = 0;  ///< KiB of a band of x and y that all channels go over; -1: each panel of channels by itself
+  friend bool operator==(const conv_schedule&, const conv_schedule&) = default;
+};
+
 /// What a pass computes: images of `geometry` with `in` channels a group are read, `out` a group written. depthwise:
 /// groups and in are 1, and each of the `out` channels is the sum over the taps of the same channel of what is read.
 struct conv_pass_desc {
@@ -65,9 +73,11 @@ struct conv_pass_desc {
 /// channel; of 8-bit types, whose sums are exact, all channels are one chunk.
 class conv_pass {
  public:
-  static result<conv_pass> make(const conv_pass_desc& d, const options& how) noexcept {
+  static result<conv_pass> make(const conv_pass_desc& d, const options& how,
+                                const conv_schedule& schedule = {}) noexcept {
     conv_pass p;
     p.d_ = d;
+    p.schedule_ = schedule;
     p.width_ = d.depthwise ? std::min<index>(d.out, 128) : nn::block_width(d.out);
     if (p.is_8bit()) p.chunk_ = d.in;
     p.panel_ = p.chunk_begin(d.in / p.chunk_) + p.taps() * p.padded(d.in % p.chunk_) * p.width_;
@@ -107,16 +117,20 @@ class conv_pass {
     // Enough bands of an image that all threads have work of nearly equal size.
     const index tasks = d_.groups * panels() * images;
     const index even = (8 * threads.threads() + tasks - 1) / tasks;
-    if (d_.groups == 1 && !(d_.depthwise && panels() > 1)) {
+    const bool apart = d_.groups == 1 && !(d_.depthwise && panels() > 1);
+    if (schedule_.band < 0 || (schedule_.band == 0 && apart)) {
       const index bands = std::clamp<index>(even, 1, pieces_);
-      return loops::parallel_for(threads, {panels(), images, bands}, [&](index panel, index image, index band) {
-        sum_band({0, panel, image, band, bands}, of_call);
-      });
+      return loops::parallel_for(threads, {d_.groups, panels(), images, bands},
+                                 [&](index group, index panel, index image, index band) {
+                                   sum_band({group, panel, image, band, bands}, of_call);
+                                 });
     }
     // The channels of a pixel are those of many groups: they go together over a band that stays in L2, unless their
     // weights, which each band reads, are more than the image.
     const index bytes = image_in() * size_of(d_.data) + image_out() * size_of(d_.c);
-    const index bands = std::clamp<index>(std::max(even, std::min(bytes / band_bytes, bytes / sums_at())), 1, pieces_);
+    const index chosen =
+        schedule_.band > 0 ? bytes / (index{schedule_.band} << 10) : std::min(bytes / band_bytes, bytes / sums_at());
+    const index bands = std::clamp<index>(std::max(even, chosen), 1, pieces_);
     loops::parallel_for(threads, {images, bands, d_.groups, panels()},
                         [&](index image, index band, index group, index panel) {
                           sum_band({group, panel, image, band, bands}, of_call);
@@ -226,6 +240,7 @@ class conv_pass {
   desc kernel_desc(const conv_piece& p, const step& s, index n) const noexcept;
 
   conv_pass_desc d_;
+  conv_schedule schedule_;
   index width_ = 0;   ///< of a panel
   index panel_ = 0;   ///< elements of a panel
   index chunk_ = 64;  ///< channels
@@ -240,7 +255,7 @@ class conv_pass {
 
 /// As many chunks at once as have their weights in a part of L2; a C of another type than f32 cannot rest in between.
 inline void conv_pass::plan_steps() noexcept {
-  constexpr index cached_bytes = 384 << 10;
+  const index cached_bytes = (schedule_.weights > 0 ? index{schedule_.weights} : 384) << 10;
   const index whole = d_.in / chunk_;
   const index rest = d_.in % chunk_;
   const index bytes = taps() * chunk_ * width_ * size_of(d_.data);
@@ -297,7 +312,9 @@ void conv_pass::sum_weights(loops::executor_ref threads, const Weight& weight, v
 
 inline result<void> conv_pass::plan_pieces() noexcept {
   // Depthwise, rows of A are apart by a power of two often, and many of them do not stay in L1 beside each other.
-  const index most_rows = d_.depthwise ? std::clamp<index>(1024 / width_, 8, 64) : 64;
+  const index most_rows = schedule_.rows > 0 ? schedule_.rows
+                          : d_.depthwise     ? std::clamp<index>(1024 / width_, 8, 64)
+                                             : 64;
   const conv_geometry& g = d_.geometry;
   const index chunks = (d_.in + chunk_ - 1) / chunk_;
   index pairs = 0;

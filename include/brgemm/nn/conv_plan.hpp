@@ -130,8 +130,20 @@ inline result<conv_algorithm> conv::choose_algorithm(const conv_desc& d) noexcep
       d.axes[1].stride, d.axes[2].stride, d.axes[1].dilation, d.axes[2].dilation);
 }
 
-inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept {
+inline result<void> conv::check_schedules(const conv_schedules& by) noexcept {
+  for (const conv_schedule& s : {by.forward, by.backward_data}) {
+    if (s.rows >= 0 && s.rows <= 4096 && s.weights >= 0 && s.weights <= (1 << 20) && s.band >= -1) continue;
+    return error(errc::invalid_argument, "by", "a schedule of %d rows (0..4096), %d KiB (0..2^20), band %d (-1..)",
+                 s.rows, s.weights, s.band);
+  }
+  return {};
+}
+
+inline result<conv> conv::plan(const conv_desc& d, const options& how, const conv_schedules& by) noexcept {
   if (auto r = check(d); !r) return r.error();
+  if (auto r = check_schedules(by); !r) return r.error();
+  const auto algorithm = choose_algorithm(d);
+  if (!algorithm) return algorithm.error();
   conv c;
   c.d_ = d;
   detail::conv_pass_desc pass;
@@ -149,14 +161,12 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
     pass.epilogue[pass.steps++] = op::make(op_of(d.act));
   }
   if (d.clamp) pass.epilogue[pass.steps++] = op::clamp(d.lower, d.upper);
-  auto forward = detail::conv_pass::make(pass, how);
+  auto forward = detail::conv_pass::make(pass, how, by.forward);
   if (!forward) return forward.error();
   c.forward_.emplace(*std::move(forward));
-  const auto algorithm = choose_algorithm(d);
-  if (!algorithm) return algorithm.error();
   c.algorithm_ = *algorithm;
   if (c.algorithm_ != conv_algorithm::direct) {
-    auto winograd = detail::winograd::make(pass, c.algorithm_ == conv_algorithm::winograd_2x2 ? 2 : 4, how);
+    auto winograd = detail::winograd::make(d.images, pass, c.algorithm_ == conv_algorithm::winograd_2x2 ? 2 : 4, how);
     if (!winograd) return winograd.error();
     c.winograd_.emplace(*std::move(winograd));
   }
@@ -166,7 +176,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how) noexcept 
   pass.c = d.data;
   pass.steps = 0;
   if (d.input_mask) pass.epilogue[pass.steps++] = op::multiply_mask(0);
-  auto backward = detail::conv_pass::make(pass, how);
+  auto backward = detail::conv_pass::make(pass, how, by.backward_data);
   if (!backward) return backward.error();
   c.backward_.emplace(*std::move(backward));
   const detail::conv_geometry g = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out};

@@ -6,7 +6,7 @@
 #include <memory>
 
 #include "../kernel/kernel.hpp"
-#include "../loops/parallel_for.hpp"
+#include "../loops/row_product.hpp"
 #include "conv_geometry.hpp"
 
 namespace brgemm::inline abi_0::detail {

@@ -31,7 +31,7 @@ struct reorder_desc {
 /// Every bit is copied as it is.
 class reorder {
  public:
-  /// Errors: invalid_argument with the field: sizes below 1 or beyond 2^29, tensors beyond 2^62 bytes, no enumerator.
+  /// Errors: invalid_argument with the field: sizes below 1 or beyond 2^58, tensors beyond 2^62 bytes, no enumerator.
   static result<reorder> plan(const reorder_desc& d) noexcept;
 
   const reorder_desc& description() const noexcept { return d_; }
@@ -70,14 +70,14 @@ class reorder {
 };
 
 inline result<reorder> reorder::plan(const reorder_desc& d) noexcept {
-  constexpr index largest = index{1} << 29;
+  constexpr index largest = index{1} << 58;
   const struct {
     const char* name;
     index value;
   } sizes[] = {{"images", d.images}, {"channels", d.channels}, {"pixels", d.pixels}, {"block", d.block}};
   for (const auto& s : sizes) {
     if (s.value >= 1 && s.value <= largest) continue;
-    return error(errc::invalid_argument, s.name, "%s is %ld; it must be in 1..2^29", s.name, s.value);
+    return error(errc::invalid_argument, s.name, "%s is %ld; it must be in 1..2^58", s.name, s.value);
   }
   if (auto r = detail::check_enumerator("element", static_cast<int>(d.element), type_count); !r) return r.error();
   if (auto r = detail::check_enumerator("from", static_cast<int>(d.from), 3); !r) return r.error();

@@ -11,7 +11,7 @@
 namespace brgemm::inline abi_0::detail {
 
 /// One axis of the transforms for tiles of T outputs. B and A have powers of two and sums only, so that neither the
-/// compiler's contraction to fused operations nor the vectors' width changes a bit.
+/// compiler's contraction to fused operations nor the vectors' width changes a bit of finite results.
 template <int T>
 struct winograd_axis;
 
@@ -56,21 +56,24 @@ struct winograd_axis<4> {
 /// each point and panel of outputs, points to outputs, the epilogue.
 class winograd {
  public:
-  static result<winograd> make(const conv_pass_desc& d, int tile, const options& how) noexcept {
+  static result<winograd> make(index images, const conv_pass_desc& d, int tile, const options& how) noexcept {
     winograd w;
     w.d_ = d;
     w.tile_ = tile;
     w.width_ = nn::block_width(d.out);
     const index bytes = w.points() * (d.in + d.out) * 4;
     w.block_ = std::clamp<index>(cached_bytes / bytes, 16, 64);
+    w.most_blocks_ = w.blocks_of(images);
     if (auto r = w.plan_kernels(how); !r) return r.error();
     return w;
   }
 
   index packed_bytes() const noexcept { return points() * panels() * d_.in * width_ * 4; }
-  index workspace_bytes(int threads) const noexcept { return threads * slot() * 4; }
+  /// With fewer blocks than threads all share one.
+  index workspace_bytes(int threads) const noexcept { return (most_blocks_ < threads ? 1 : threads) * slot() * 4; }
 
-  /// Weights (points, panels, in, width) from weight(in, tap, out), the transform in double.
+  /// Weights (points, panels, in, width) from weight(in, tap, out), the transform in double, by fused operations that
+  /// no flag of the compiler changes.
   template <class Weight>
   void pack(loops::executor_ref threads, const Weight& weight, float* packed) const noexcept {
     tile_ == 2 ? pack_filters<2>(threads, weight, packed) : pack_filters<4>(threads, weight, packed);
@@ -79,7 +82,7 @@ class winograd {
   void operator()(loops::executor_ref threads, index images, const float* x, const float* packed, float* y,
                   void* const (&operands)[max_epilogue], float* workspace) const noexcept {
     const index tiles = images * tiles_along(1) * tiles_along(2);
-    const index blocks = (tiles + block_ - 1) / block_;
+    const index blocks = blocks_of(images);
     if (blocks < threads.threads()) return share_blocks(threads, tiles, x, packed, y, operands, workspace);
     const index parts = threads.threads();
     loops::parallel_for(threads, {parts}, [&](index part) {
@@ -112,6 +115,9 @@ class winograd {
   index panels() const noexcept { return (d_.out + width_ - 1) / width_; }
   index slot() const noexcept { return points() * block_ * (d_.in + d_.out); }
   index tiles_along(int i) const noexcept { return (axis(i).out() + tile_ - 1) / tile_; }
+  index blocks_of(index images) const noexcept {
+    return (images * tiles_along(1) * tiles_along(2) + block_ - 1) / block_;
+  }
   place place_of(index tile) const noexcept {
     const index column = tile % tiles_along(2);
     const index row = tile / tiles_along(2);
@@ -143,12 +149,15 @@ class winograd {
         double half[n][3] = {};
         for (int i = 0; i < n; ++i) {
           for (int r = 0; r < 3; ++r) {
-            for (int s = 0; s < 3; ++s) half[i][s] += g[i][r] * static_cast<double>(weight(c, r * 3 + s, k));
+            for (int s = 0; s < 3; ++s) {
+              half[i][s] = __builtin_fma(g[i][r], static_cast<double>(weight(c, r * 3 + s, k)), half[i][s]);
+            }
           }
         }
         for (int i = 0; i < n; ++i) {
           for (int j = 0; j < n; ++j) {
-            const double u = half[i][0] * g[j][0] + half[i][1] * g[j][1] + half[i][2] * g[j][2];
+            const double u =
+                __builtin_fma(half[i][0], g[j][0], __builtin_fma(half[i][1], g[j][1], half[i][2] * g[j][2]));
             const index panel = (i * n + j) * panels() + k / width_;
             packed[(panel * d_.in + c) * width_ + k % width_] = static_cast<float>(u);
           }
@@ -314,8 +323,9 @@ class winograd {
 
   conv_pass_desc d_;
   int tile_ = 2;
-  index width_ = 0;     ///< of a panel
-  index block_ = 0;     ///< tiles, at most
+  index width_ = 0;  ///< of a panel
+  index block_ = 0;  ///< tiles, at most
+  index most_blocks_ = 0;
   kernel products_[2];  ///< [full panel]
   kernel steps_[2];
 };
