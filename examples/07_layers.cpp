@@ -1,9 +1,10 @@
 // Every convolution of ResNet-50 in three directions: time, share of what a kernel reaches from L1, and what binds.
 //
-//   07_layers [--images N] [--threads N] [--data f32|bf16] [--csv FILE]      examples/07_layers.py draws the CSV
+//   07_layers [--images N] [--threads N] [--data f32|bf16] [--tune FILE] [--csv FILE]      07_layers.py draws the CSV
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <brgemm/brgemm.hpp>
+#include <brgemm/nn/conv_tune.hpp>
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -199,12 +200,13 @@ bound bound_of(const layer& l, int direction, const limits& most, double rate, i
 int main(int argc, char** argv) {
   brgemm::index images = 1;
   int threads = 1;
-  std::string data = "f32", csv;
+  std::string data = "f32", csv, schedules;
   CLI::App app("ResNet-50's convolutions: time, share of the limit, and what binds");
   app.add_option("--images", images, "images of a call")->check(CLI::Range(1, 1024));
   app.add_option("--threads", threads, "threads")->check(CLI::Range(1, 1024));
   app.add_option("--data", data, "type of tensors")->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--csv", csv, "also write the table to this file");
+  app.add_option("--tune", schedules, "search schedules first, and keep them in this file");
   CLI11_PARSE(app, argc, argv);
 
   const brgemm::type t = data == "f32" ? brgemm::type::f32 : brgemm::type::bf16;
@@ -220,7 +222,10 @@ int main(int argc, char** argv) {
     brgemm::nn::conv_desc d;
     d.images = images, d.in = s.in, d.out = s.out, d.data = d.y = t, d.bias = false, d.training = true;
     d.axes[1] = d.axes[2] = {s.size, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
-    const layer l(value_of(conv::plan(d)), executor);
+    const auto found = schedules.empty() ? brgemm::nn::tuned_conv{} : value_of(tune(executor, d, schedules));
+    if (found.forward_speedup > 1) std::printf("forward, tuned: %.2f x\n", found.forward_speedup);
+    if (found.backward_data_speedup > 1) std::printf("backward_data, tuned: %.2f x\n", found.backward_data_speedup);
+    const layer l(value_of(conv::plan(d, {}, found.schedules)), executor);
     const double operations = l.plan.operations() * static_cast<double>(images);
     const double rate = rate_of(l.bytes(), t);
     for (int direction = 0; direction < 3; ++direction) {

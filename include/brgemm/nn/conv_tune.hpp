@@ -1,0 +1,128 @@
+// Schedules of a convolution, searched by measurement.
+#pragma once
+
+#include <cstring>
+#include <memory>
+
+#include "../loops/tune.hpp"
+#include "conv.hpp"
+
+namespace brgemm::inline abi_0::nn {
+
+/// What `tune` found, and what each is worth: how many times as quick as the plan's own choice.
+struct tuned_conv {
+  conv_schedules schedules;
+  double forward_speedup = 1;
+  double backward_data_speedup = 1;
+  bool measured = false;  ///< false: all of it was in the file
+};
+
+}  // namespace brgemm::inline abi_0::nn
+
+namespace brgemm::inline abi_0::detail {
+
+/// The problem and the machine, in one word.
+inline std::string key_of(const nn::conv_desc& d, int threads, const options& how, const char* pass) {
+  std::ostringstream key;
+  key << "conv/" << pass << '/' << name_of(d.data) << '/' << name_of(d.y) << '/' << d.images << '/' << d.in << '/'
+      << d.out << '/' << d.groups << (d.transposed ? "/transposed" : "");
+  for (const conv_axis& a : d.axes) {
+    key << '/' << a.in << 'k' << a.kernel << 's' << a.stride << 'd' << a.dilation << 'p' << a.pad_before << 'p'
+        << a.pad_after;
+  }
+  key << "/threads" << threads << '/' << (how.backend.empty() ? "any" : how.backend) << '/' << loops::tuning_machine();
+  return key.str();
+}
+
+inline std::vector<conv_schedule> candidates() {
+  return {{}, {28, 0, 0}, {48, 0, 0}, {128, 0, 0}, {0, 128, 0}, {0, 1024, 0}, {0, 0, 256}, {0, 0, 1024}, {0, 0, -1}};
+}
+
+struct found_schedule {
+  conv_schedule schedule;
+  loops::tuned how;
+};
+
+/// From the file, or by measurement; then it is kept there.
+template <class Run>
+result<found_schedule> search(const std::string& file, const std::string& key, const std::vector<conv_schedule>& all,
+                              const Run& run) {
+  found_schedule f;
+  std::istringstream kept(file.empty() ? "" : loops::tuning_of(file, key));
+  conv_schedule& s = f.schedule;
+  if (kept >> s.rows >> s.weights >> s.band >> f.how.speedup) {
+    const bool known = std::find(all.begin(), all.end(), s) != all.end();
+    f.how.measured = false;
+    if (known) return f;  // what is not a candidate was written by another version or by hand
+  }
+  f.how = loops::quickest(all.size(), run);
+  f.schedule = all[f.how.candidate];
+  if (file.empty()) return f;
+  std::ostringstream text;
+  text << s.rows << ' ' << s.weights << ' ' << s.band << ' ' << f.how.speedup;
+  if (auto r = loops::keep_tuning(file, key, text.str()); !r) return r.error();
+  return f;
+}
+
+}  // namespace brgemm::inline abi_0::detail
+
+namespace brgemm::inline abi_0::nn {
+
+/// Searches the schedules of the direct forward pass, and with training of backward_data, by running each on memory of
+/// its own, some seconds at most for layers of milliseconds. `file`: where winners are looked up and kept,
+/// loops::tuning_file() for the user's own; empty: nowhere. It allocates and reads files, unlike calls of a plan; the
+/// result is for conv::plan, on this kind of CPU and for so many threads. Errors: what conv::plan says; out_of_memory;
+/// "file" where it cannot be written.
+inline result<tuned_conv> tune(loops::executor_ref threads, const conv_desc& d, const std::string& file,
+                               const options& how = {}) {
+  const auto first = conv::plan(d, how);
+  if (!first) return first.error();
+  conv_desc direct = d;
+  direct.algorithm = conv_algorithm::direct;
+  const std::vector<conv_schedule> all = detail::candidates();
+  std::vector<conv> plans;
+  for (const conv_schedule& s : all) {
+    auto plan = conv::plan(direct, how, {s, s});
+    if (!plan) return plan.error();
+    plans.push_back(*std::move(plan));
+  }
+  const conv& p = plans.front();
+  const index w_bytes = p.weights_bytes(), t_bytes = p.transposed_bytes(), y_bytes = p.y_bytes();
+  const index sizes[] = {p.x_bytes(),          y_bytes, w_bytes, t_bytes, d.out * 8, p.mask_bytes(),
+                         p.input_mask_bytes(), y_bytes};
+  index total = 0;
+  for (const index size : sizes) total += (size + 63) / 64 * 64;
+  struct free_aligned {
+    void operator()(char* m) const { std::free(m); }
+  };
+  const std::unique_ptr<char, free_aligned> memory(
+      static_cast<char*>(std::aligned_alloc(64, static_cast<std::size_t>(total + 64) / 64 * 64)));
+  if (!memory) return error(errc::out_of_memory, "memory", "no %ld bytes to measure with", total);
+  std::memset(memory.get(), 0, static_cast<std::size_t>(total));  // zeros take as long as other finite numbers
+  char* at[std::size(sizes)];
+  char* next = memory.get();
+  for (std::size_t i = 0; i < std::size(sizes); ++i) at[i] = next, next += (sizes[i] + 63) / 64 * 64;
+  conv_operands with;
+  if (d.bias) with.bias = reinterpret_cast<float*>(at[4]);
+  if (d.scale) with.scale = reinterpret_cast<float*>(at[4]) + d.out;
+  if (d.residual) with.residual = at[7];
+  if (d.mask) with.mask = at[5];
+  tuned_conv t;
+  const int count = threads.threads();
+  const auto forward = detail::search(file, detail::key_of(d, count, how, "forward"), all, [&](std::size_t i) {
+    static_cast<void>(plans[i].forward(threads, d.images, at[0], at[2], with, at[1]));
+  });
+  if (!forward) return forward.error();
+  t.schedules.forward = forward->schedule, t.forward_speedup = forward->how.speedup;
+  t.measured = forward->how.measured;
+  if (!d.training) return t;
+  const auto backward = detail::search(file, detail::key_of(d, count, how, "backward_data"), all, [&](std::size_t i) {
+    static_cast<void>(plans[i].backward_data(threads, d.images, at[1], at[3], at[0], d.input_mask ? at[6] : nullptr));
+  });
+  if (!backward) return backward.error();
+  t.schedules.backward_data = backward->schedule, t.backward_data_speedup = backward->how.speedup;
+  t.measured = t.measured || backward->how.measured;
+  return t;
+}
+
+}  // namespace brgemm::inline abi_0::nn

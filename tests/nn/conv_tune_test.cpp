@@ -1,0 +1,135 @@
+// Schedules of convolutions: no bit depends on one; the search, its file, and what it refuses.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <brgemm/nn/conv_tune.hpp>
+#include <cstring>
+#include <random>
+#include <thread>
+
+#include "support/expect_error.hpp"
+
+namespace brgemm_test {
+namespace {
+
+using namespace brgemm;
+using brgemm::index;
+using nn::conv;
+using nn::conv_desc;
+using nn::conv_schedule;
+
+conv_desc draw(std::mt19937& random) {
+  const auto from = [&](index low, index high) {
+    return low + static_cast<index>(random() % static_cast<std::uint32_t>(high - low + 1));
+  };
+  conv_desc d;
+  d.images = from(1, 2);
+  d.groups = from(0, 2) == 0 ? from(2, 4) : 1;
+  d.in = d.groups * from(1, 150), d.out = d.groups * from(1, 150);
+  if (from(0, 3) == 0) d.groups = d.in = d.out;
+  for (int i : {1, 2}) d.axes[i] = {from(3, 20), from(1, 3), from(1, 2), 1, from(0, 1), from(0, 1)};
+  d.act = nn::activation::relu;
+  d.training = true;
+  return d;
+}
+
+/// y and dx of a layer by a schedule.
+std::vector<float> written(const conv_desc& d, const conv_schedule& s, int threads) {
+  const auto layer = conv::plan(d, {}, {s, s});
+  EXPECT_TRUE(layer) << layer.error().message();
+  const auto pool = loops::thread_pool::make(threads);
+  const auto floats = [](index bytes) { return std::vector<float>(static_cast<std::size_t>(bytes / 4)); };
+  std::vector<float> x = floats(layer->x_bytes()), y = floats(layer->y_bytes()), dx = x;
+  std::vector<float> w(static_cast<std::size_t>(layer->weights())), bias(static_cast<std::size_t>(d.out), 0.1f);
+  std::vector<float> packed = floats(layer->weights_bytes()), transposed = floats(layer->transposed_bytes());
+  for (std::size_t i = 0; i < x.size(); ++i) x[i] = static_cast<float>(i * 7919 % 2003) / 1001 - 1;
+  for (std::size_t i = 0; i < w.size(); ++i) w[i] = static_cast<float>(i * 7907 % 1999) / 999 - 1;
+  EXPECT_TRUE(layer->pack_weights(*pool, w.data(), nn::conv_weights::out_first, packed.data(), transposed.data()));
+  EXPECT_TRUE(layer->forward(*pool, d.images, x.data(), packed.data(), bias.data(), y.data()));
+  EXPECT_TRUE(layer->backward_data(*pool, d.images, y.data(), transposed.data(), dx.data()));
+  y.insert(y.end(), dx.begin(), dx.end());
+  return y;
+}
+
+TEST(ConvTune, NoBitDependsOnASchedule) {
+  std::mt19937 random(2);
+  for (int i = 0; i < 25; ++i) {
+    const conv_desc d = draw(random);
+    const auto right = written(d, {}, 1);
+    auto all = brgemm::detail::candidates();
+    all.insert(all.end(), {{1, 0, 0}, {7, 1, 1}, {4096, 3, 2}});
+    for (const conv_schedule& s : all) {
+      const auto found = written(d, s, 1 + i % 3);
+      ASSERT_EQ(std::memcmp(found.data(), right.data(), right.size() * 4), 0)
+          << i << ": " << s.rows << ' ' << s.weights << ' ' << s.band;
+    }
+  }
+}
+
+TEST(ConvTune, FindsTheQuickestAndSaysWhatItGained) {
+  const auto wait = [](std::size_t i) {
+    std::this_thread::sleep_for(std::chrono::microseconds(i == 2 ? 300 : i == 1 ? 980 : 1000));
+  };
+  const loops::tuned found = loops::quickest(4, wait);
+  EXPECT_EQ(found.candidate, 2u);
+  EXPECT_GT(found.speedup, 1.5);
+  EXPECT_TRUE(found.measured);
+  EXPECT_EQ(loops::quickest(1, wait).candidate, 0u);
+}
+
+struct temporary_file {
+  std::string path = ::testing::TempDir() + "brgemm-schedules-XXXXXX";
+  temporary_file() { ::close(::mkstemp(path.data())); }
+  ~temporary_file() { ::unlink(path.c_str()); }
+};
+
+TEST(ConvTune, KeepsTheWinnerInAFile) {
+  const temporary_file file;
+  conv_desc d;
+  d.in = 16, d.out = 32, d.training = true;
+  d.scale = d.residual = true;
+  d.axes[1] = d.axes[2] = {.in = 12, .kernel = 3, .pad_before = 1, .pad_after = 1};
+  const loops::serial alone;
+  const auto searched = nn::tune(alone, d, file.path);
+  ASSERT_TRUE(searched) << searched.error().message();
+  EXPECT_TRUE(searched->measured);
+  EXPECT_GE(searched->forward_speedup, 1.0);
+  const auto again = nn::tune(alone, d, file.path);
+  ASSERT_TRUE(again);
+  EXPECT_FALSE(again->measured);
+  EXPECT_EQ(again->schedules, searched->schedules);
+  ASSERT_TRUE(conv::plan(d, {}, again->schedules));
+  // Another problem, another number of threads, another backend are searched for themselves.
+  const auto two = loops::thread_pool::make(2);
+  EXPECT_TRUE(nn::tune(*two, d, file.path)->measured);
+  EXPECT_TRUE(nn::tune(alone, d, file.path, {.backend = "reference"})->measured);
+  d.in = 17;
+  EXPECT_TRUE(nn::tune(alone, d, file.path)->measured);
+  // What somebody wrote there is taken only where it is one that would have been tried.
+  const std::string key = brgemm::detail::key_of(d, 1, {}, "forward");
+  ASSERT_TRUE(loops::keep_tuning(file.path, key, "28 0 0 3.5"));
+  EXPECT_EQ(nn::tune(alone, d, file.path)->schedules.forward, (conv_schedule{28, 0, 0}));
+  EXPECT_EQ(nn::tune(alone, d, file.path)->forward_speedup, 3.5);
+  for (const char* bad : {"-5 0 0 2", "nonsense", "29 0 0 2", ""}) {
+    ASSERT_TRUE(loops::keep_tuning(file.path, key, bad));
+    EXPECT_TRUE(nn::tune(alone, d, file.path)->measured) << bad;
+  }
+}
+
+TEST(ConvTune, WhatIsRefused) {
+  conv_desc d;
+  d.axes[2].in = 4;
+  const loops::serial alone;
+  expect_error(nn::tune(alone, d, "/nowhere/at/all"), errc::invalid_argument, "file", {"/nowhere/at/all"});
+  EXPECT_TRUE(nn::tune(alone, d, ""));
+  for (const conv_schedule& s :
+       {conv_schedule{-1, 0, 0}, {4097, 0, 0}, {0, -1, 0}, {0, (1 << 20) + 1, 0}, {0, 0, -2}}) {
+    expect_error(conv::plan(d, {}, {s, {}}), errc::invalid_argument, "by", {std::to_string(s.rows)});
+    expect_error(conv::plan(d, {}, {{}, s}), errc::invalid_argument, "by", {std::to_string(s.band)});
+  }
+  d.in = 0;
+  expect_error(nn::tune(alone, d, ""), errc::invalid_argument, "in", {"in is 0"});
+}
+
+}  // namespace
+}  // namespace brgemm_test
