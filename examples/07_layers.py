@@ -27,5 +27,5 @@ for number, direction in enumerate(directions):
 axes.set_xticks(range(len(layers)), layers, rotation=60, ha="right", fontsize=8)
 axes.set_ylabel("share of a kernel's rate from L1")
 axes.set_ylim(0, 1.05)
-axes.legend(loc="lower right")
+axes.legend(loc="upper center", ncols=4, bbox_to_anchor=(0.5, 1.1))
 figure.savefig(sys.argv[2], dpi=110, bbox_inches="tight")
