@@ -103,6 +103,7 @@ index place_of_b(const desc& d, index ldb, index k, index j) {
     case layout::plain: return k * ldb + j;
     case layout::transposed: return j * ldb + k;
     case layout::interleaved: return (k / g * ldb + j) * g + k % g;
+    case layout::depthwise: break;
   }
   return 0;
 }
