@@ -43,9 +43,10 @@ inline brgemm::nn::conv_desc draw_conv(entropy& e) {
   d.bias = e.one_in(2), d.scale = e.one_in(2), d.residual = e.one_in(4);
   d.transposed = e.one_in(8);
   if (e.one_in(4)) d.clamp = true, d.lower = static_cast<float>(e.between(-9, 9)), d.upper = d.lower + 1;
-  if (e.one_in(8)) d.algorithm = static_cast<brgemm::nn::conv_algorithm>(e.between(0, 4)), d.inexact = e.one_in(2);
+  if (e.one_in(16)) d.algorithm = static_cast<brgemm::nn::conv_algorithm>(e.between(0, 4)), d.inexact = e.one_in(2);
   if (e.one_in(8)) {  // what Winograd's algorithm can do
     d.groups = 1, d.axes[0] = {}, d.data = d.y = type::f32, d.transposed = false;
+    d.algorithm = e.pick({brgemm::nn::conv_algorithm::winograd_2x2, brgemm::nn::conv_algorithm::winograd_4x4});
     for (int i : {1, 2}) d.axes[i].kernel = 3, d.axes[i].stride = d.axes[i].dilation = 1;
   }
   d.mask = e.one_in(4), d.input_mask = e.one_in(4), d.training = e.one_in(2);
@@ -61,12 +62,18 @@ class conv_fuzzer {
     if (!right) return right.error().field().empty() ? "an error without a field" : "";
     if (right->operations() * static_cast<double>(d.images) > 3e5 || !fits(*right)) return {};
     draw_data(e, *right);
+    brgemm::nn::conv_schedules by;  // no bit depends on it
+    for (auto* const s : {&by.forward, &by.backward_data}) {
+      if (e.one_in(2))
+        *s = {static_cast<int>(e.between(0, 40)), static_cast<int>(e.between(0, 40)),
+              static_cast<int>(e.between(-1, 4))};
+    }
     std::vector<std::byte> expected;
     if (const auto text = pass(*right, expected); !text.empty()) return "reference: " + text;
     std::string text;
     brgemm::backend::for_each([&](const brgemm::backend::entry& backend) {
       if (!backend.runs_here() || backend.name == "reference" || !text.empty()) return;
-      const auto made = brgemm::nn::conv::plan(d, {.backend = backend.name});
+      const auto made = brgemm::nn::conv::plan(d, {.backend = backend.name}, by);
       if (!made) return;  // what it cannot do it says
       std::vector<std::byte> found;
       text = pass(*made, found);

@@ -5,7 +5,6 @@
 #include <brgemm/nn/conv_tune.hpp>
 #include <cstring>
 #include <random>
-#include <thread>
 
 #include "support/expect_error.hpp"
 
@@ -66,15 +65,36 @@ TEST(ConvTune, NoBitDependsOnASchedule) {
   }
 }
 
+/// A clock that candidates advance.
+struct clock_of_runs {
+  using duration = std::chrono::nanoseconds;
+  using rep = duration::rep;
+  using period = duration::period;
+  using time_point = std::chrono::time_point<clock_of_runs>;
+  static inline time_point time{};
+  static time_point now() { return time; }
+};
+
 TEST(ConvTune, FindsTheQuickestAndSaysWhatItGained) {
-  const auto wait = [](std::size_t i) {
-    std::this_thread::sleep_for(std::chrono::microseconds(i == 2 ? 300 : i == 1 ? 980 : 1000));
+  std::vector<int> microseconds;
+  int late = 0;  // how much slower a candidate is once it has been found
+  std::size_t runs = 0;
+  const auto run = [&](std::size_t i) {
+    ++runs;
+    clock_of_runs::time += std::chrono::microseconds(microseconds[i] + (runs > 4 * 10 + 1 && i > 0 ? late : 0));
   };
-  const loops::tuned found = loops::quickest(4, wait);
-  EXPECT_EQ(found.candidate, 2u);
-  EXPECT_GT(found.speedup, 1.5);
-  EXPECT_TRUE(found.measured);
-  EXPECT_EQ(loops::quickest(1, wait).candidate, 0u);
+  const auto found = [&](std::vector<int> of) {
+    microseconds = std::move(of), runs = 0;
+    return loops::quickest<clock_of_runs>(microseconds.size(), run);
+  };
+  EXPECT_EQ(found({1000, 980, 400, 700}).candidate, 2u);
+  EXPECT_DOUBLE_EQ(found({1000, 980, 400, 700}).speedup, 2.5);
+  EXPECT_EQ(found({1000, 970, 990, 1500}).candidate, 1u);
+  EXPECT_EQ(found({1000, 990, 985, 1500}).candidate, 0u);  // less than 2 %
+  EXPECT_EQ(found({1000, 990, 985, 1500}).speedup, 1.0);
+  EXPECT_EQ(found({1000}).candidate, 0u);
+  late = 600;
+  EXPECT_EQ(found({1000, 980, 400, 700}).candidate, 0u);  // not so the second time
 }
 
 struct temporary_file {
@@ -105,8 +125,10 @@ TEST(ConvTune, KeepsTheWinnerInAFile) {
   EXPECT_TRUE(nn::tune(alone, d, file.path, {.backend = "reference"})->measured);
   d.in = 17;
   EXPECT_TRUE(nn::tune(alone, d, file.path)->measured);
+  d.residual = false;
+  EXPECT_TRUE(nn::tune(alone, d, file.path)->measured);
   // What somebody wrote there is taken only where it is one that would have been tried.
-  const std::string key = brgemm::detail::key_of(d, 1, {}, "forward");
+  const std::string key = brgemm::detail::key_of(*conv::plan(d), 1, "forward");
   ASSERT_TRUE(loops::keep_tuning(file.path, key, "28 0 0 3.5"));
   EXPECT_EQ(nn::tune(alone, d, file.path)->schedules.forward, (conv_schedule{28, 0, 0}));
   EXPECT_EQ(nn::tune(alone, d, file.path)->forward_speedup, 3.5);

@@ -265,6 +265,29 @@ TEST(Winograd, WhatIsRefused) {
                {"null", std::to_string(layer->forward_workspace_bytes(1))});
 }
 
+/// Two blocks: a workspace for four threads serves one, two and four.
+TEST(Winograd, WorkspaceForMoreThreads) {
+  conv_desc d;
+  d.in = d.out = 64, d.bias = false, d.algorithm = conv_algorithm::winograd_4x4;
+  d.axes[1] = d.axes[2] = {.in = 28, .kernel = 3, .pad_before = 1, .pad_after = 1};
+  const auto layer = conv::plan(d);
+  ASSERT_TRUE(layer);
+  const index space = layer->forward_workspace_bytes(4);
+  EXPECT_EQ(space, 2 * layer->forward_workspace_bytes(1));
+  const guarded_memory points(at(space));
+  std::vector<float> x(at(layer->x_bytes() / 4), 0.5f), w(at(layer->weights()), 0.25f), right;
+  std::vector<float> packed(at(layer->weights_bytes() / 4)), y(at(layer->y_bytes() / 4));
+  ASSERT_TRUE(layer->pack_weights(alone, w.data(), nn::conv_weights::out_first, packed.data()));
+  for (const int threads : {1, 2, 4}) {
+    const auto pool = loops::thread_pool::make(threads);
+    const nn::conv_operands with{.workspace = points.place(at(space), guard::after)};
+    const auto r = layer->forward(*pool, 1, x.data(), packed.data(), with, y.data());
+    EXPECT_EQ(static_cast<bool>(r), layer->forward_workspace_bytes(threads) > 0) << r.error().message();
+    if (right.empty()) right = y;
+    EXPECT_EQ(y, right) << threads;
+  }
+}
+
 /// The gradients of a layer that goes forward so are those of the direct one.
 TEST(Winograd, BackwardIsDirect) {
   std::mt19937 random(5);

@@ -77,29 +77,45 @@ inline result<void> keep_tuning(const std::string& file, const std::string& key,
   return error(errc::invalid_argument, "file", "%s cannot be written", file.c_str());
 }
 
-/// The quickest of `count` candidates by run(i), each of which has run once before. Rounds in turn, because machines
-/// change their pace; medians; another than the first must be quicker by 2 %.
-template <class Run>
+/// Whether keep_tuning could write. Error: as it has.
+inline result<void> check_tuning_file(const std::string& file) noexcept {
+  std::FILE* const out = std::fopen(file.c_str(), "a");
+  if (out != nullptr && std::fclose(out) == 0) return {};
+  return error(errc::invalid_argument, "file", "%s cannot be written", file.c_str());
+}
+
+/// The quickest of `count` candidates by run(i). Rounds in turn, because machines change their pace; medians. Another
+/// than the first must be quicker by 2 %, and once more where the two are measured alone.
+template <class Clock = std::chrono::steady_clock, class Run>
 tuned quickest(std::size_t count, const Run& run, int rounds = 9, double sample_seconds = 1e-3) {
-  using clock = std::chrono::steady_clock;
+  constexpr double worth = 1.02;
   const auto timed = [&](std::size_t i, int times) {
-    const auto begin = clock::now();
+    const auto begin = Clock::now();
     for (int t = 0; t < times; ++t) run(i);
-    return std::chrono::duration<double>(clock::now() - begin).count() / times;
+    return std::chrono::duration<double>(Clock::now() - begin).count() / times;
   };
+  for (std::size_t i = 0; i < count; ++i) run(i);
   const int times = static_cast<int>(std::clamp(sample_seconds / std::max(timed(0, 1), 1e-9), 1.0, 1e6));
-  std::vector<std::vector<double>> seconds(count);
-  for (int r = 0; r < rounds; ++r) {
-    for (std::size_t i = 0; i < count; ++i) seconds[i].push_back(timed(i, times));
-  }
-  for (auto& s : seconds) std::nth_element(s.begin(), s.begin() + rounds / 2, s.end());
-  const auto median = [&](std::size_t i) { return seconds[i][static_cast<std::size_t>(rounds / 2)]; };
-  tuned best;
-  for (std::size_t i = 1; i < count; ++i) {
-    const double speedup = median(0) / median(i);
-    if (speedup > std::max(best.speedup, 1.02)) best = {i, speedup, true};
-  }
-  return best;
+  const auto medians = [&](const std::vector<std::size_t>& candidates) {
+    std::vector<std::vector<double>> seconds(candidates.size());
+    for (int r = 0; r < rounds; ++r) {
+      for (std::size_t i = 0; i < candidates.size(); ++i) seconds[i].push_back(timed(candidates[i], times));
+    }
+    std::vector<double> middle;
+    for (auto& s : seconds) {
+      std::nth_element(s.begin(), s.begin() + rounds / 2, s.end());
+      middle.push_back(s[static_cast<std::size_t>(rounds / 2)]);
+    }
+    return middle;
+  };
+  std::vector<std::size_t> all(count);
+  for (std::size_t i = 0; i < count; ++i) all[i] = i;
+  const std::vector<double> seconds = medians(all);
+  const auto best = static_cast<std::size_t>(std::min_element(seconds.begin(), seconds.end()) - seconds.begin());
+  if (best == 0 || seconds[0] / seconds[best] <= worth) return {};
+  const std::vector<double> again = medians({0, best});
+  if (again[0] / again[1] <= worth) return {};
+  return {best, again[0] / again[1], true};
 }
 
 }  // namespace brgemm::inline abi_0::loops

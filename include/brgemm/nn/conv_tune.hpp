@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstring>
+#include <locale>
 #include <memory>
 
 #include "../loops/tune.hpp"
@@ -21,16 +22,20 @@ struct tuned_conv {
 
 namespace brgemm::inline abi_0::detail {
 
-/// The problem and the machine, in one word.
-inline std::string key_of(const nn::conv_desc& d, int threads, const options& how, const char* pass) {
+/// The problem, the backend that does it, and the machine, in one word.
+inline std::string key_of(const nn::conv& plan, int threads, const char* pass) {
+  const nn::conv_desc& d = plan.description();
   std::ostringstream key;
+  key.imbue(std::locale::classic());
   key << "conv/" << pass << '/' << name_of(d.data) << '/' << name_of(d.y) << '/' << d.images << '/' << d.in << '/'
       << d.out << '/' << d.groups << (d.transposed ? "/transposed" : "");
   for (const conv_axis& a : d.axes) {
     key << '/' << a.in << 'k' << a.kernel << 's' << a.stride << 'd' << a.dilation << 'p' << a.pad_before << 'p'
         << a.pad_after;
   }
-  key << "/threads" << threads << '/' << (how.backend.empty() ? "any" : how.backend) << '/' << loops::tuning_machine();
+  key << "/sums" << static_cast<int>(d.sums) << "act" << static_cast<int>(d.act) << 'b' << d.bias << 's' << d.scale
+      << 'r' << d.residual << 'c' << d.clamp << 'm' << d.mask << 'i' << d.input_mask << "/threads" << threads << '/'
+      << plan.backend() << '/' << loops::tuning_machine();
   return key.str();
 }
 
@@ -43,22 +48,29 @@ struct found_schedule {
   loops::tuned how;
 };
 
-/// From the file, or by measurement; then it is kept there.
+/// From the file, or by measurement; then it is kept there. run(i): result<void>.
 template <class Run>
 result<found_schedule> search(const std::string& file, const std::string& key, const std::vector<conv_schedule>& all,
                               const Run& run) {
   found_schedule f;
-  std::istringstream kept(file.empty() ? "" : loops::tuning_of(file, key));
   conv_schedule& s = f.schedule;
-  if (kept >> s.rows >> s.weights >> s.band >> f.how.speedup) {
-    const bool known = std::find(all.begin(), all.end(), s) != all.end();
-    f.how.measured = false;
-    if (known) return f;  // what is not a candidate was written by another version or by hand
+  if (!file.empty()) {
+    std::istringstream kept(loops::tuning_of(file, key));
+    kept.imbue(std::locale::classic());
+    if (kept >> s.rows >> s.weights >> s.band >> f.how.speedup) {
+      f.how.measured = false;
+      if (std::find(all.begin(), all.end(), s) != all.end()) return f;  // else not written by this version
+    }
+    if (auto r = loops::check_tuning_file(file); !r) return r.error();
   }
-  f.how = loops::quickest(all.size(), run);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if (auto r = run(i); !r) return r.error();
+  }
+  f.how = loops::quickest(all.size(), [&run](std::size_t i) { static_cast<void>(run(i)); });
   f.schedule = all[f.how.candidate];
   if (file.empty()) return f;
   std::ostringstream text;
+  text.imbue(std::locale::classic());
   text << s.rows << ' ' << s.weights << ' ' << s.band << ' ' << f.how.speedup;
   if (auto r = loops::keep_tuning(file, key, text.str()); !r) return r.error();
   return f;
@@ -88,8 +100,17 @@ inline result<tuned_conv> tune(loops::executor_ref threads, const conv_desc& d, 
   }
   const conv& p = plans.front();
   const index w_bytes = p.weights_bytes(), t_bytes = p.transposed_bytes(), y_bytes = p.y_bytes();
-  const index sizes[] = {p.x_bytes(),          y_bytes, w_bytes, t_bytes, d.out * 8, p.mask_bytes(),
-                         p.input_mask_bytes(), y_bytes};
+  const index sizes[] = {p.x_bytes(),
+                         y_bytes,
+                         w_bytes,
+                         t_bytes,
+                         d.out * 8,
+                         p.mask_bytes(),
+                         p.input_mask_bytes(),
+                         d.residual ? y_bytes : 0};
+  double bytes = 0;
+  for (const index size : sizes) bytes += static_cast<double>(size) + 64;
+  if (bytes > 0x1p62) return error(errc::out_of_memory, "memory", "no %g bytes to measure with", bytes);
   index total = 0;
   for (const index size : sizes) total += (size + 63) / 64 * 64;
   struct free_aligned {
@@ -109,15 +130,15 @@ inline result<tuned_conv> tune(loops::executor_ref threads, const conv_desc& d, 
   if (d.mask) with.mask = at[5];
   tuned_conv t;
   const int count = threads.threads();
-  const auto forward = detail::search(file, detail::key_of(d, count, how, "forward"), all, [&](std::size_t i) {
-    static_cast<void>(plans[i].forward(threads, d.images, at[0], at[2], with, at[1]));
+  const auto forward = detail::search(file, detail::key_of(p, count, "forward"), all, [&](std::size_t i) {
+    return plans[i].forward(threads, d.images, at[0], at[2], with, at[1]);
   });
   if (!forward) return forward.error();
   t.schedules.forward = forward->schedule, t.forward_speedup = forward->how.speedup;
   t.measured = forward->how.measured;
   if (!d.training) return t;
-  const auto backward = detail::search(file, detail::key_of(d, count, how, "backward_data"), all, [&](std::size_t i) {
-    static_cast<void>(plans[i].backward_data(threads, d.images, at[1], at[3], at[0], d.input_mask ? at[6] : nullptr));
+  const auto backward = detail::search(file, detail::key_of(p, count, "backward_data"), all, [&](std::size_t i) {
+    return plans[i].backward_data(threads, d.images, at[1], at[3], at[0], d.input_mask ? at[6] : nullptr);
   });
   if (!backward) return backward.error();
   t.schedules.backward_data = backward->schedule, t.backward_data_speedup = backward->how.speedup;

@@ -69,8 +69,8 @@ class winograd {
   }
 
   index packed_bytes() const noexcept { return points() * panels() * d_.in * width_ * 4; }
-  /// With fewer blocks than threads all share one.
-  index workspace_bytes(int threads) const noexcept { return (most_blocks_ < threads ? 1 : threads) * slot() * 4; }
+  /// For so many threads or fewer.
+  index workspace_bytes(int threads) const noexcept { return std::min<index>(most_blocks_, threads) * slot() * 4; }
 
   /// Weights (points, panels, in, width) from weight(in, tap, out), the transform in double, by fused operations that
   /// no flag of the compiler changes.
