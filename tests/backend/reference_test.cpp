@@ -95,8 +95,12 @@ struct call {
 index span_of(index rows, index columns, index ld) { return rows == 0 || columns == 0 ? 0 : (rows - 1) * ld + columns; }
 
 index place_of_a(const desc& d, index lda, index i, index k) {
+  const index g = k_group_of(d.a);
+  if (d.layout_a == layout::interleaved) return (k / g * lda + i) * g + k % g;
   return d.layout_a == layout::transposed ? k * lda + i : i * lda + k;
 }
+/// Of groups of k, those that B or A is stored in.
+index group_of(const desc& d, layout stored) { return stored == layout::interleaved ? k_group_of(d.a) : 1; }
 index place_of_b(const desc& d, index ldb, index k, index j) {
   const index g = k_group_of(d.b);
   switch (d.layout_b) {
@@ -111,10 +115,11 @@ index place_of_b(const desc& d, index ldb, index k, index j) {
 /// Lays out the entries of A and B and the C of a call, with random values.
 void fill(call& t, index batch, random_source& random) {
   const desc& d = t.d;
-  const index g = d.layout_b == layout::interleaved ? k_group_of(d.b) : 1;
+  const index ga = group_of(d, d.layout_a), g = group_of(d, d.layout_b);
   const index lda = d.lda == at_call ? t.x.lda : d.lda;
   const index ldb = d.ldb == at_call ? t.x.ldb : d.ldb;
-  const index span_a = d.layout_a == layout::transposed ? span_of(d.k, t.m, lda) : span_of(t.m, d.k, lda);
+  const index span_a =
+      ga * (d.layout_a == layout::plain ? span_of(t.m, d.k, lda) : span_of((d.k + ga - 1) / ga, t.m, lda));
   const index span_b =
       g * (d.layout_b == layout::transposed ? span_of(d.n, d.k, ldb) : span_of((d.k + g - 1) / g, d.n, ldb));
   // Entries lie `apart` in memory, in order, backwards, or all in one place.
@@ -200,25 +205,26 @@ void randomise(call& t, random_source& random) {
   d.k = random.from(0, 70);
   d.batch = random.one_of(std::array{batch_kind::addresses, batch_kind::offsets, batch_kind::strides});
   d.layout_a = random.coin() ? layout::plain : layout::transposed;
+  if (k_group_of(d.a) > 1 && random.from(0, 2) == 0) d.layout_a = layout::interleaved;
   d.layout_b = random.coin() ? layout::plain : layout::transposed;
   if (k_group_of(d.b) > 1 && random.coin()) d.layout_b = layout::interleaved;
   d.chains = random.one_of(std::array<std::uint8_t, 4>{1, 2, 4, 8});
   if (d.sums == order::tile) d.chains = 1;
   t.m = d.m;
   if (random.coin()) d.m_extent = extent_kind::at_call, t.m = random.from(1, d.m), t.x.m = t.m;
-  const index g = d.layout_b == layout::interleaved ? k_group_of(d.b) : 1;
+  const index ga = group_of(d, d.layout_a), g = group_of(d, d.layout_b);
   const auto choose_ld = [&](index least, index& in_desc, index& in_call) {
     const index ld = least + random.from(0, 3);
     (random.coin() ? in_desc : (in_desc = at_call, in_call)) = ld;
     return ld;
   };
-  const index lda = choose_ld(d.layout_a == layout::transposed ? d.m : d.k, d.lda, t.x.lda);
+  const index lda = choose_ld(d.layout_a == layout::plain ? d.k : d.m, d.lda, t.x.lda);
   const index ldb = choose_ld(d.layout_b == layout::transposed ? d.k : d.n, d.ldb, t.x.ldb);
   choose_ld(d.n, d.ldc, t.x.ldc);
   if (d.batch == batch_kind::strides) {
-    const index rows_a = d.layout_a == layout::transposed ? d.k : d.m;
+    const index rows_a = d.layout_a == layout::plain ? d.m : (d.k + ga - 1) / ga;
     const index rows_b = d.layout_b == layout::transposed ? d.n : (d.k + g - 1) / g;
-    d.stride_a = random.from(-1, 1) * (rows_a * lda + random.from(0, 5));
+    d.stride_a = random.from(-1, 1) * (rows_a * lda * ga + random.from(0, 5));
     d.stride_b = random.from(-1, 1) * (rows_b * ldb * g + random.from(0, 5));
   }
 }
@@ -599,7 +605,8 @@ void check_8bit_case(type a, type b, type c, random_source& random) {
   t.x.alpha = random.one_of(std::array{1.0, 0.3, -2e-4, 0.0});
   t.x.beta = random.one_of(std::array{0.0, -0.0, 1.0, -0.7, 3e4});
   if (random.coin()) t.d.zero_a = zero_point::at_call, t.x.zero_a = static_cast<std::int32_t>(random.from(-300, 300));
-  if (random.coin()) t.d.zero_b = zero_point::at_call, t.x.zero_b = static_cast<std::int32_t>(random.from(-300, 300));
+  if (t.d.layout_a != layout::interleaved && random.coin())
+    t.d.zero_b = zero_point::at_call, t.x.zero_b = static_cast<std::int32_t>(random.from(-300, 300));
   if (random.coin()) t.x.zero_a = std::numeric_limits<std::int32_t>::min() + 5;  // read only where the desc asks
   std::array<float, 70> factors;
   for (float& f : factors) f = static_cast<float>(random.from(1, 40)) * 0x1p-16f;

@@ -153,8 +153,9 @@ bool multiplies(const brgemm::backend::entry& e, brgemm::type a) {
 /// those of B too, and sum bf16 in their order.
 bool may_refuse(const brgemm::backend::entry& e, const desc& d) {
   const bool groups_of_a = e.name != "reference" && k_group_of(d) > 1 && d.layout_a == brgemm::layout::transposed;
-  const bool not_of_tiles = e.name == "amx" && (d.layout_b == brgemm::layout::transposed ||
-                                                (d.a == brgemm::type::bf16 && d.sums != brgemm::order::tile));
+  const bool not_of_tiles =
+      e.name == "amx" && (d.layout_a == brgemm::layout::interleaved || d.layout_b == brgemm::layout::transposed ||
+                          (d.a == brgemm::type::bf16 && d.sums != brgemm::order::tile));
   return groups_of_a || not_of_tiles || !multiplies(e, d.a);
 }
 

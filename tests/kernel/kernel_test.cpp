@@ -278,6 +278,25 @@ TEST_F(Views, TransposedAndInterleaved) {
   ASSERT_TRUE(l) << l.error().message();
   const auto called = (*l)(va, vb, vc);
   ASSERT_TRUE(called) << called.error().message();
+  // Pairs of k in both: a multiple of 2. With a plain B, or one stored (n,k), its own k; the last pair of A lacks one.
+  const view<const bf16, 3> ia{a.data(), {1, 2, 2}};
+  const auto both = describe(ia, view<const bf16, 3>{b.data(), {1, 2, 10}}, vc,
+                             {.layout_a = layout::interleaved, .layout_b = layout::interleaved});
+  ASSERT_TRUE(both) << both.error().message();
+  EXPECT_EQ(both->k, 4);
+  EXPECT_EQ(both->lda, 1);
+  const view<const bf16, 3> plain{b.data(), {1, 3, 5}};
+  const auto odd = make_kernel(describe(ia, plain, vc, {.layout_a = layout::interleaved}));
+  ASSERT_TRUE(odd) << odd.error().message();
+  ASSERT_TRUE((*odd)(ia, plain, vc));
+  EXPECT_EQ(c_[4], 3.0f);
+  const view<const bf16, 3> turned{b.data(), {1, 5, 3}};
+  const auto by = describe(ia, turned, vc, {.layout_a = layout::interleaved, .layout_b = layout::transposed});
+  ASSERT_TRUE(by) << by.error().message();
+  EXPECT_EQ(by->k, 3);
+  expect_error(
+      make_kernel(describe(ia, view<const bf16, 3>{b.data(), {1, 5, 5}}, vc, {.layout_a = layout::interleaved})),
+      errc::invalid_argument, "A", "(3, 2)");
 }
 
 TEST_F(Views, AnotherBetaThan0Or1IsAnError) {

@@ -165,9 +165,10 @@ inline drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::
     d.m += e.one_in(2) ? e.between(0, 9) : e.between(10, 80);
   }
   const bool grouped = brgemm::k_group_of(t.b) > 1;
-  d.layout_a = e.one_in(4) ? layout::transposed : layout::plain;
+  d.layout_a = e.one_in(4) ? grouped && e.one_in(2) ? layout::interleaved : layout::transposed : layout::plain;
   d.layout_b = grouped && e.one_in(2) ? layout::interleaved : e.one_in(4) ? layout::transposed : layout::plain;
   draw_sums(e, d);
+  if (d.layout_a == layout::interleaved) d.zero_b = brgemm::zero_point::none;
   if (depthwise) make_depthwise(d);
   const auto stored_a = brgemm::detail::storage_of_a(d, d.m);
   const auto stored_b = brgemm::detail::storage_of_b(d);

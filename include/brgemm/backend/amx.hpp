@@ -44,6 +44,9 @@ inline result<void> supported_by_tiles(const desc& d) noexcept {
   if (d.layout_a == layout::depthwise) {
     return error(errc::unsupported, "layout_a", "tiles multiply matrices: a depthwise product is for other backends");
   }
+  if (d.layout_a == layout::interleaved) {
+    return error(errc::unsupported, "layout_a", "tiles take rows of A: use pack_a and layout::plain");
+  }
   const bool bytes = brgemm::detail::is_8bit(d.a);
   if (!bytes && d.a != type::bf16) {
     return error(errc::unsupported, "a", "tiles take bf16, u8 and s8, not %s", name_of(d.a).data());

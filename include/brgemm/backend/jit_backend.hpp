@@ -28,7 +28,7 @@ inline result<void> supported(const desc& d) noexcept {
   if (a == type::s32) return error(errc::unsupported, "a", "no products of s32");
   if (k_group_of(d) > 1 && d.layout_a == layout::transposed) {
     return error(errc::unsupported, "layout_a",
-                 "A of %s stored (k,m) cannot be read in groups of %d k: use pack_a and layout::plain",
+                 "A of %s stored (k,m) cannot be read in groups of %d k: use pack_a and layout::plain, or interleaved",
                  name_of(a).data(), static_cast<int>(k_group_of(d)));
   }
   return {};

@@ -36,11 +36,12 @@ class jit_block : public jit_assembler {
     transposed_b_ = d.layout_b == layout::transposed;
     vector_b_ = b.lanes * unit_b;
     depthwise_ = d.layout_a == layout::depthwise;
-    a_rows_ = d.layout_a != layout::transposed;
+    a_rows_ = detail::rows_of_c_are_rows_of_a(d);
+    lane_a_ = detail::lane_of_a(d);
     lda_in_register_ = detail::lda_needs_register(d);
     ldb_in_register_ = detail::needs_register(d.ldb, unit_b, transposed_b_ ? 16 : 64 * group_);
     ldc_in_register_ = detail::needs_register(d.ldc, size_c_, 32);
-    lda_ = lda_in_register_ ? 0 : d.lda * size_a_;
+    lda_ = lda_in_register_ ? 0 : d.lda * lane_a_;
     ldb_ = ldb_in_register_ ? 0 : d.ldb * unit_b;
     ldc_ = ldc_in_register_ ? 0 : d.ldc * size_c_;
     step_b_ = ldb_ * (interleaved ? 1 : group_);
@@ -105,7 +106,7 @@ class jit_block : public jit_assembler {
     for_saved([&](const Reg64& r) { push(r), below += 8; });
     sub(rsp, static_cast<std::uint32_t>(frame_bytes) - below);
     load_tail_mask();
-    if (lda_in_register_) leading_dimension(r9, d_.lda, argument(&arguments::lda), size_a_);
+    if (lda_in_register_) leading_dimension(r9, d_.lda, argument(&arguments::lda), lane_a_);
     if (lda_in_register_ && a_rows_) lea(r10, ptr[r9 + r9 * 2]);
     if (ldb_in_register_) leading_dimension(r11, d_.ldb, argument(&arguments::ldb), vector_b_ / b_.lanes);
     if (ldb_in_register_ && rows_of_step_ == 4) lea(rbx, ptr[r11 + r11 * 2]);
@@ -268,6 +269,7 @@ class jit_block : public jit_assembler {
   bool in_integers_ = true;  // s32 sums have not become f32 yet
   index size_a_, size_b_, size_c_;
   index group_;        // k of one lane
+  index lane_a_;       // bytes of what lda counts
   index vector_b_;     // bytes of one vector of B's row
   bool transposed_b_;  // B is stored (n,k)
   bool depthwise_;     // A is stored (m + k - 1, n)

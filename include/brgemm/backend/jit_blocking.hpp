@@ -101,16 +101,24 @@ inline product choose_product(const desc& d, const vector_unit& unit) {
   }
 }
 
+constexpr bool rows_of_c_are_rows_of_a(const desc& d) {
+  return d.layout_a == layout::plain || d.layout_a == layout::depthwise;
+}
+/// Bytes of what lda counts.
+constexpr index lane_of_a(const desc& d) {
+  return size_of(d.a) * (d.layout_a == layout::interleaved ? k_group_of(d) : 1);
+}
+
 /// Whether `times` leading dimensions reach further than a displacement of 32 bits; they then stand in a register.
 constexpr bool needs_register(index ld, index bytes, index times) {
   return ld == at_call || ld >= ((index{1} << 31) / times - 4096) / bytes;
 }
-/// A step reaches 32 rows of A stored (m,k), 64 where they are k, or k are added to them.
+/// A step reaches 32 rows of A stored (m,k), 64 where they are k or groups of k, or k are added to them.
 constexpr bool lda_needs_register(const desc& d) {
-  return needs_register(d.lda, size_of(d.a), d.layout_a == layout::plain ? 32 : 64);
+  return needs_register(d.lda, lane_of_a(d), d.layout_a == layout::plain ? 32 : 64);
 }
 /// Rows of C are rows of A, whose leading dimension is in a register: three base registers reach 17 rows.
-constexpr bool has_few_bases(const desc& d) { return d.layout_a != layout::transposed && lda_needs_register(d); }
+constexpr bool has_few_bases(const desc& d) { return rows_of_c_are_rows_of_a(d) && lda_needs_register(d); }
 
 /// s8 x s8 by vpdpbusd: A + 128 is unsigned; 128 times the sums of B's columns, kept beside C, are subtracted at the
 /// end.

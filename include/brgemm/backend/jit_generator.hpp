@@ -135,7 +135,7 @@ class jit_generator : public jit_steps {
     }
   }
   /// Bytes between rows of A; 0 where they are in a register.
-  index row_bytes() const { return a_rows_ ? lda_ : size_a_; }
+  index row_bytes() const { return a_rows_ ? lda_ : lane_a_; }
   bool offset_counts_rows() const {
     return !ldb_in_register_ && row_bytes() > 0 && d_.m <= std::numeric_limits<std::int32_t>::max() / row_bytes();
   }

@@ -14,7 +14,7 @@ class jit_operands : public jit_loops {
   /// Where element (row r, first k of the step) of A stands.
   RegExp a_at(int r, int s) {
     if (!a_rows_) {
-      return rax + static_cast<std::size_t>(r * size_a_ + (lda_in_register_ ? 0 : s * lda_));
+      return rax + static_cast<std::size_t>(r * lane_a_ + (lda_in_register_ ? 0 : s * lda_));
     }
     const auto along = static_cast<std::size_t>(s * group_ * size_a_);
     if (!lda_in_register_) return rax + (along + static_cast<std::size_t>(r * lda_));

@@ -107,7 +107,11 @@ struct problem {
 };
 
 BRGEMM_DETAIL_INLINE index offset_a(const problem& p, index i, index k) noexcept {
-  return p.d.layout_a == layout::transposed ? k * p.lda + i : i * p.lda + k;
+  switch (p.d.layout_a) {
+    case layout::transposed: return k * p.lda + i;
+    case layout::interleaved: return (k / k_group_of(p.d) * p.lda + i) * k_group_of(p.d) + k % k_group_of(p.d);
+    default: return i * p.lda + k;
+  }
 }
 
 BRGEMM_DETAIL_INLINE index offset_b(const problem& p, index k, index j) noexcept {

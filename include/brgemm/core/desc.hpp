@@ -24,9 +24,9 @@ enum class batch_kind : std::uint8_t {
 enum class layout : std::uint8_t {
   plain,        ///< row-major: A (m,k), B (k,n)
   transposed,   ///< A stored (k,m), B stored (n,k)
-  interleaved,  ///< groups of k beside each other. B: (ceil(k/g), n, g), ldb counts n (columns of g elements);
-                ///< the k missing from the last group are zero (kernels may multiply them), as pack_b writes them;
-                ///< A, made by pack_a from a transposed A: (m, k), rows with lda >= k, as plain. Only for B here.
+  interleaved,  ///< groups of k beside each other: B (ceil(k/g), n, g), A (ceil(k/g), m, g); ldb and lda count
+                ///< columns of g elements. The k missing from B's last group are zero (kernels may multiply them), as
+                ///< pack_b writes them, from A stored (k,m) too; those of A's are not read.
   depthwise,    ///< A stored (m + k - 1, n), B plain: C[i,j] += sum over k of A[i + k, j] * B[k, j], each column of C
                 ///< from its own of A and B. k = 1: a tap of a depthwise convolution, rows of A pixels, B its weights;
                 ///< else its weight gradient, or the taps of a row. One fma a term in ascending k, in bf16 too.
@@ -132,7 +132,7 @@ struct desc {
   index m = 1;         ///< rows of A and C, >= 1; the maximum where m_extent is at_call
   index n = 1;         ///< columns of B and C, >= 1
   index k = 1;         ///< columns of A, rows of B, >= 0
-  index lda = 1;       ///< plain: >= k; transposed: >= m; depthwise: >= n; or at_call
+  index lda = 1;       ///< plain: >= k; transposed, interleaved: >= m; depthwise: >= n; or at_call
   index ldb = 1;       ///< plain: >= n; transposed: >= k; interleaved: >= n; or at_call
   index ldc = 1;       ///< >= n, or at_call; see write_kind::streaming
   index stride_a = 0;  ///< batch_kind::strides only, else 0. Elements; any sign, 0 allowed

@@ -18,16 +18,23 @@ struct storage {
   index group = 1;
 };
 
+constexpr index groups_of_k(const desc& d) noexcept { return d.k / k_group_of(d) + (d.k % k_group_of(d) != 0); }
+
 constexpr storage storage_of_a(const desc& d, index m) noexcept {
-  if (d.layout_a == layout::depthwise) return {d.k == 0 ? 0 : m + d.k - 1, d.n, 1};
-  return d.layout_a == layout::transposed ? storage{d.k, m, 1} : storage{m, d.k, 1};
+  switch (d.layout_a) {
+    case layout::transposed: return {d.k, m, 1};
+    case layout::interleaved: return {groups_of_k(d), m, k_group_of(d)};
+    case layout::depthwise: return {d.k == 0 ? 0 : m + d.k - 1, d.n, 1};
+    default: return {m, d.k, 1};
+  }
 }
 
 constexpr storage storage_of_b(const desc& d) noexcept {
-  if (d.layout_b == layout::transposed) return {d.n, d.k, 1};
-  if (d.layout_b == layout::plain) return {d.k, d.n, 1};
-  const index group = k_group_of(d);
-  return {d.k / group + (d.k % group != 0), d.n, group};
+  switch (d.layout_b) {
+    case layout::transposed: return {d.n, d.k, 1};
+    case layout::interleaved: return {groups_of_k(d), d.n, k_group_of(d)};
+    default: return {d.k, d.n, 1};
+  }
 }
 
 constexpr bool is_empty(const storage& s) noexcept { return s.rows == 0 || s.columns == 0; }
@@ -187,12 +194,14 @@ inline result<void> check_shape(const desc& d) noexcept {
   if (d.m < 1) return too_small("m", d.m, 1);
   if (d.n < 1) return too_small("n", d.n, 1);
   if (d.k < 0) return too_small("k", d.k, 0);
-  if (d.layout_a == layout::interleaved) {
-    return error(errc::invalid_argument, "layout_a", "layout_a is interleaved, which only B can be");
+  if (k_group_of(d.a) == 1 && (d.layout_a == layout::interleaved || d.layout_b == layout::interleaved)) {
+    const char* const field = d.layout_a == layout::interleaved ? "layout_a" : "layout_b";
+    return error(errc::invalid_argument, field, "%s is interleaved, but %s has no groups of k: use %s", field,
+                 name_of(d.a).data(), d.layout_a == layout::interleaved ? "transposed" : "plain");
   }
-  if (d.layout_b == layout::interleaved && k_group_of(d.b) == 1) {
-    return error(errc::invalid_argument, "layout_b", "layout_b is interleaved, but %s has no groups of k: use plain",
-                 name_of(d.b).data());
+  if (d.layout_a == layout::interleaved && d.zero_b != zero_point::none) {
+    return error(errc::unsupported, "zero_b",
+                 "a zero point of B needs the sums of A's rows, which are not taken from layout_a interleaved");
   }
   if (auto r = check_depthwise(d); !r) return r;
   if (auto r = check_storage("A", "lda", storage_of_a(d, d.m), d.lda, size_of(d.a)); !r) return r;

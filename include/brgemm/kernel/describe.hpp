@@ -47,7 +47,16 @@ struct describe_options {
 
 namespace detail {
 
-/// The desc that these views have where they fit together: m and n are C's, k is A's (depthwise: B's).
+/// k is A's where its layout tells, else B's: of groups that both are stored in, a last one may lack some.
+inline index k_of(const any_view& a, const any_view& b, const describe_options& o) noexcept {
+  if (o.layout_a == layout::plain) return a.extent[2];
+  if (o.layout_a == layout::transposed) return a.extent[1];
+  if (o.layout_a == layout::interleaved && o.layout_b == layout::interleaved)
+    return b.extent[1] * k_group_of(b.element);
+  return b.extent[o.layout_b == layout::transposed ? 2 : 1];
+}
+
+/// The desc that these views have where they fit together: m and n are C's.
 inline desc desc_of(const any_view& a, const any_view& b, const any_view& c, const describe_options& o) noexcept {
   desc d;
   d.a = a.element;
@@ -66,7 +75,7 @@ inline desc desc_of(const any_view& a, const any_view& b, const any_view& c, con
   d.zero_b = o.zero_b;
   d.m = c.extent[1];
   d.n = c.extent[2];
-  d.k = o.layout_a == layout::transposed ? a.extent[1] : o.layout_a == layout::depthwise ? b.extent[1] : a.extent[2];
+  d.k = k_of(a, b, o);
   d.lda = ld_of(a, storage_of_a(d, d.m));
   d.ldb = ld_of(b, storage_of_b(d));
   d.ldc = ld_of(c, {d.m, d.n, 1});
@@ -104,8 +113,9 @@ inline result<desc> describe(const any_view& a, const any_view& b, const any_vie
 }  // namespace detail
 
 /// The desc of `C = epilogue(beta * C + sum_i A_i * B_i)` for views like these: A (batch,m,k), (batch,k,m) where
-/// layout_a is transposed, or (batch,m+k-1,n) where it is depthwise ((batch,0,n) with k = 0); B (batch,k,n), transposed
-/// (batch,n,k), interleaved (batch, ceil(k/g), n*g); C (m,n). Leading dimensions and the distance of entries are the
+/// layout_a is transposed, (batch, ceil(k/g), m*g) interleaved, or (batch,m+k-1,n) where it is depthwise ((batch,0,n)
+/// with k = 0); B (batch,k,n), transposed (batch,n,k), interleaved (batch, ceil(k/g), n*g): k is then a multiple of g
+/// where A is interleaved too; C (m,n). Leading dimensions and the distance of entries are the
 /// views'. The data is not looked at. Errors: invalid_argument with the matrix ("A", "B", "C", "batch") that does not
 /// fit the others and the numbers, or "beta"; what else is wrong, make_kernel tells, which takes the result as it is.
 template <class TA, class TB, class TC>

@@ -76,7 +76,7 @@ inline void append_types(kernel_name& name, const desc& d) noexcept {
 }
 
 inline index columns_of_a(const desc& d) noexcept {
-  return d.layout_a == layout::transposed ? d.m : d.layout_a == layout::depthwise ? d.n : d.k;
+  return d.layout_a == layout::plain ? d.k : d.layout_a == layout::depthwise ? d.n : d.m;
 }
 
 inline void append_storage(kernel_name& name, const desc& d) noexcept {
@@ -93,15 +93,19 @@ inline void append_storage(kernel_name& name, const desc& d) noexcept {
 /// Appends the distance of batch entries unless they follow each other without a gap.
 inline void append_strides(kernel_name& name, const desc& d) noexcept {
   if (d.batch != batch_kind::strides) return;
-  const index group = d.layout_b == layout::interleaved ? std::max<index>(k_group_of(d), 1) : 1;
+  const index group = std::max<index>(k_group_of(d), 1);
+  const index group_a = d.layout_a == layout::interleaved ? group : 1;
+  const index group_b = d.layout_b == layout::interleaved ? group : 1;
+  const bool k_first = d.layout_a == layout::transposed || d.layout_a == layout::interleaved;
   const index taps = d.layout_a == layout::depthwise ? std::max<index>(d.k, 1) - 1 : 0;
-  const index rows_a = d.layout_a == layout::transposed ? d.k : d.m + taps;
-  const index rows_b = d.layout_b == layout::transposed ? d.n : d.k / group + (d.k % group != 0);
+  const auto rows_of_k = [&d](index g) { return d.k / g + (d.k % g != 0); };
+  const index rows_a = k_first ? rows_of_k(group_a) : d.m + taps;
+  const index rows_b = d.layout_b == layout::transposed ? d.n : rows_of_k(group_b);
   index tight_a = 0;
   index tight_b = 0;
-  const bool fits = !__builtin_mul_overflow(rows_a, d.lda, &tight_a) &&
-                    !__builtin_mul_overflow(rows_b, d.ldb, &tight_b) &&
-                    !__builtin_mul_overflow(tight_b, group, &tight_b);
+  const bool fits =
+      !__builtin_mul_overflow(rows_a, d.lda, &tight_a) && !__builtin_mul_overflow(tight_a, group_a, &tight_a) &&
+      !__builtin_mul_overflow(rows_b, d.ldb, &tight_b) && !__builtin_mul_overflow(tight_b, group_b, &tight_b);
   if (fits && d.lda != at_call && d.ldb != at_call && d.stride_a == tight_a && d.stride_b == tight_b) return;
   name.append("_by%lldand%lld", static_cast<long long>(d.stride_a), static_cast<long long>(d.stride_b));
 }
