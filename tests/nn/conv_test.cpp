@@ -418,6 +418,28 @@ std::vector<float> update_of(const problem& p, int threads, std::string_view bac
   return {dw, dw + layer->weights() + p.d.out};
 }
 
+/// With rows of x transposed, as tiles read them.
+std::vector<float> turned_update_of(const problem& p) {
+  const conv_desc& d = p.d;
+  const auto update = detail::conv_update::make({.images = d.images,
+                                                 .groups = d.groups,
+                                                 .in = d.in / d.groups,
+                                                 .out = d.out / d.groups,
+                                                 .forward = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out},
+                                                 .data = d.data,
+                                                 .sums = d.sums,
+                                                 .turned = true},
+                                                {});
+  EXPECT_TRUE(update) << update.error().message();
+  std::vector<float> sums(static_cast<std::size_t>(conv::plan(d)->weights() + d.out), NAN);
+  const tensor workspace(update->workspace_bytes(), guard::after);
+  workspace.fill(std::byte{0xff});
+  float* const db = sums.data() + (sums.size() - static_cast<std::size_t>(d.out));
+  constexpr loops::serial alone;
+  (*update)(alone, d.images, p.x.data(), p.z.data(), sums.data(), db, workspace.data());
+  return sums;
+}
+
 TEST(Conv, UpdateHasTheBitsOfThePlainLoops) {
   std::mt19937 random(4);
   for (int i = 0; i < 300; ++i) {
@@ -461,6 +483,9 @@ TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
     const problem p = draw(random, type::bf16);
     const auto right = expected_update(p);
     ASSERT_TRUE(same_bits(update_of(p, 1 + i % 4), right)) << text_of(p.d);
+    if (!is_depthwise(p.d)) {
+      ASSERT_TRUE(same_bits(turned_update_of(p), right)) << text_of(p.d);
+    }
     if (i % 8 != 0) continue;
     backend::for_each([&](const backend::entry& e) {
       if (!e.runs_here()) return;
@@ -495,6 +520,9 @@ TEST(Conv, UpdateByCopies) {
     EXPECT_GT(conv::plan(d)->backward_weights_workspace_bytes(), 0);
     for (const int threads : {1, 2, 3}) EXPECT_TRUE(same_bits(update_of(p, threads), right)) << text_of(d);
     EXPECT_TRUE(same_bits(update_of(p, 2, "", 7), right)) << text_of(d);
+    if (s.data == type::bf16) {
+      EXPECT_TRUE(same_bits(turned_update_of(p), right)) << text_of(d);
+    }
     if (s.in > 1000) continue;
     backend::for_each([&](const backend::entry& e) {
       if (!e.runs_here()) return;

@@ -186,7 +186,9 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how, const con
     c.depthwise_update_.emplace(*std::move(update));
     return c;
   }
-  auto update = detail::conv_update::make({d.images, d.groups, c.in(), c.out(), g, d.data, d.sums}, how);
+  detail::conv_update_desc of = {d.images, d.groups, c.in(), c.out(), g, d.data, d.sums};
+  of.turned = detail::takes_rows_only(of, how);
+  auto update = detail::conv_update::make(of, how);
   if (!update) return update.error();
   c.update_.emplace(*std::move(update));
   return c;

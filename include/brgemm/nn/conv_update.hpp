@@ -25,7 +25,22 @@ struct conv_update_desc {
   conv_geometry forward;
   type data = type::f32;  ///< of x and dz: f32 or bf16
   order sums = order::machine;
+  bool turned = false;  ///< bf16: copies of x are transposed, which tiles read, else pairs of pixels as those of dz
 };
+
+/// Whether the backend that is best for rows of A takes no pairs of them.
+inline bool takes_rows_only(const conv_update_desc& of, const options& how) noexcept {
+  if (of.data == type::f32) return false;
+  desc d;
+  d.m = d.n = d.k = d.lda = d.ldb = d.ldc = nn::block_rows;
+  d.a = d.b = of.data;
+  d.sums = of.sums;
+  d.layout_b = layout::interleaved;
+  const auto rows = make_kernel(d, how);
+  d.layout_a = layout::interleaved;
+  const auto pairs = make_kernel(d, how);
+  return rows && (!pairs || rows->backend() != pairs->backend());
+}
 
 /// What the outputs of one run of the width, or all of them, add to dW (groups, taps, in, out) and db (groups, out).
 /// Each sum is one chain over the images, then the pixels of y in row-major order; pixels that see no input through a
@@ -33,19 +48,20 @@ struct conv_update_desc {
 ///
 /// A row of y is a batch entry, its pixels are k. In f32 the kernels read x and dz in place, but for layers of one tap
 /// whose pixels are far apart: there they fall on few sets of the caches and each on a page of its own. Of such layers
-/// and of bf16, which needs pixels in pairs, bands are copied: once for all taps.
+/// and of bf16, which needs pixels in pairs, bands are copied, for all taps.
 class run_update {
  public:
   /// Of all outputs, or of those of `run`, whose taps of a row are then one with taps * in channels.
   static result<run_update> make(const conv_update_desc& of, const conv_run* run, const options& how) noexcept {
     run_update u;
-    u.groups_ = of.groups, u.in_ = of.in, u.out_ = of.out, u.data_ = of.data, u.sums_order_ = of.sums;
+    u.groups_ = of.groups, u.in_ = of.in, u.out_ = of.out, u.data_ = of.data, u.sums_order_ = of.sums,
+    u.turned_ = of.turned;
     u.set_axes(of.forward);
     u.tap_step_ = of.in * of.out;
     if (run != nullptr) u.join_taps(*run);
     u.join_rows(run == nullptr);
     u.plan_bands(of.images);
-    if (auto r = u.plan_pairings(); !r) return r.error();
+    if (auto r = u.plan_copies(); !r) return r.error();
     u.copies_ ? u.place_copies() : u.place_tensors();
     if (auto r = u.plan_taps(); !r) return r.error();
     if (auto r = u.plan_kernels(how); !r) return r.error();
@@ -90,7 +106,8 @@ class run_update {
   static constexpr index band_bytes = index{512} << 10;  ///< of copies
   static constexpr index least_band = 256;               ///< pixels
   static constexpr index joined_pixels = 128;
-  static constexpr index far_apart = 8192;  ///< bytes
+  static constexpr index panels_at_once = 4;  ///< copied from the same pixels
+  static constexpr index far_apart = 8192;    ///< bytes
 
   /// Rows of y, counted through all images; within one depth of an image, or whole images.
   struct stretch {
@@ -110,6 +127,7 @@ class run_update {
     index panel = 0;  ///< of channels
     index ld = 0;
     index from_image = 0, from_depth = 0, from_row = 0, from_line = 0, from_pixel = 0;
+    index line = 1;  ///< pixels of a row before rows were joined
   };
   /// What kernels read: x and dz from image `image` on, the first elements being the origins.
   struct operands {
@@ -120,14 +138,32 @@ class run_update {
     index x_origin = 0;
     index z_origin = 0;
   };
-  /// bf16: a way to have the pixels of a row of dz in pairs: `count` of them from `first`, 0 or 1. What an odd last one
-  /// is paired with is 0, so a tap that is seen by an odd number of pixels and not by the last one of a row has its
-  /// own.
-  struct pairing {
+  /// What a copy of a row has: `count` pixels from `first`; of x every stride-th one.
+  struct row_copy {
     index first = 0;
     index count = 0;
+    friend bool operator==(const row_copy&, const row_copy&) = default;
   };
-  pairing pairing_of(const seen_outputs& w) const noexcept {
+  /// A row is copied once for each way that the taps need.
+  struct row_copies {
+    index count = 0;
+    std::unique_ptr<row_copy[]> list;
+    index number_of(const row_copy& c) const noexcept {
+      return std::find(list.get(), list.get() + count, c) - list.get();
+    }
+    void add(const row_copy& c) noexcept {
+      if (number_of(c) == count) list[at(count++)] = c;
+    }
+  };
+  /// In pairs from the first or the second pixel that a tap can begin at; transposed, pairs begin anywhere.
+  row_copy copy_of_x(const seen_outputs& w) const noexcept {
+    const conv_axis& a = axes_[2];
+    const index first = w.in % (turned_ ? a.stride : 2 * a.stride);
+    return {first, (a.in - first + a.stride - 1) / a.stride};
+  }
+  /// What an odd last pixel of dz is paired with is 0, so a tap that is seen by an odd number of pixels and not by the
+  /// last one of a row has its own.
+  row_copy copy_of_z(const seen_outputs& w) const noexcept {
     const index first = w.first % 2;
     const bool any_end = w.count % 2 == 0 || w.first + w.count == axes_[2].out();
     return {first, (any_end ? axes_[2].out() : w.first + w.count) - first};
@@ -247,8 +283,10 @@ class run_update {
 
   void copy_band(loops::executor_ref threads, const box& bx, const char* x, char* x_copy, const box& bz, const char* z,
                  char* z_copy) const noexcept;
-  void copy_row_of_x(const char* from, index columns, char* to) const noexcept;
-  void copy_row_of_z(const char* from, index columns, char* to) const noexcept;
+  void copy_row(bool of_x, index first, index end, const char* from, char* to) const noexcept;
+  template <class Row>
+  void copy_pixels(bool of_x, index first, index end, const Row& row, index pixel, index count,
+                   char* copy) const noexcept;
 
   void set_axes(const conv_geometry& g) noexcept;
   void join_taps(const conv_run& run) noexcept;
@@ -256,18 +294,20 @@ class run_update {
   void plan_bands(index images) noexcept;
   void place_tensors() noexcept;
   void place_copies() noexcept;
-  result<void> plan_pairings() noexcept;
-  index pairing_number(const pairing& p) const noexcept;
+  result<void> plan_copies() noexcept;
   result<void> plan_taps() noexcept;
+  index column_of_x(const seen_outputs& w) const noexcept;
   void list_rows(const planned_tap& t, const seen_outputs& w) noexcept;
   result<void> plan_kernels(const options& how) noexcept;
   desc product_desc(index tap_w, index m, index n) const noexcept;
   desc sum_desc(index n) const noexcept;
 
-  /// bf16: pixels of a row of x between those that a tap sees in adjacent outputs lie in copies of their own.
-  index phase_pitch() const noexcept { return ((axes_[2].in + axes_[2].stride - 1) / axes_[2].stride + 1) / 2 * 2; }
-  /// bf16: elements of a row of dz in one way of pairs.
-  index pairs_pitch() const noexcept { return (axes_[2].out() + 1) / 2 * 2 * nn::block_width(out_); }
+  /// bf16: pixels of a copy of a row of x.
+  index columns_of_x() const noexcept { return ((axes_[2].in + axes_[2].stride - 1) / axes_[2].stride + 1) / 2 * 2; }
+  /// bf16: elements of a copy of a row.
+  index pitch(bool of_x) const noexcept {
+    return of_x ? columns_of_x() * nn::block_width(in_) : (axes_[2].out() + 1) / 2 * 2 * nn::block_width(out_);
+  }
 
   index groups_ = 1;
   index in_ = 1;
@@ -275,8 +315,8 @@ class run_update {
   type data_ = type::f32;
   order sums_order_ = order::machine;
   bool copies_ = false;
+  bool turned_ = false;
   conv_axis axes_[3];  ///< rows joined, and as copies have them
-  index line_ = 1;     ///< pixels of a row of x before rows were joined
   index first_x_ = 0;  ///< elements of x, dz and dW before those of the run
   index first_z_ = 0;
   index first_w_ = 0;
@@ -285,8 +325,8 @@ class run_update {
   index band_rows_ = 1;
   placement x_;
   placement z_;
-  index pairings_count_ = 0;
-  std::unique_ptr<pairing[]> pairings_;  ///< the first one of all pixels
+  row_copies copies_of_x_;
+  row_copies copies_of_z_;               ///< the first one of all pixels
   std::unique_ptr<planned_tap[]> taps_;  ///< and one that all outputs see, for db
   std::unique_ptr<offset_pair[]> pairs_;
   std::unique_ptr<kernel[][2][2]> kernels_;  ///< [tap of the width][full in][full out]
@@ -328,8 +368,8 @@ inline void run_update::join_rows(bool adjacent) noexcept {
     }
     joins = joins && (i == 0 || (one_tap && a.stride == 1));
   }
-  line_ = axes_[2].in;
-  index joined = joins ? std::clamp<index>(joined_pixels / line_, 1, axes_[1].in) : 1;
+  x_.line = axes_[2].in, z_.line = axes_[2].out();
+  index joined = joins ? std::clamp<index>(joined_pixels / x_.line, 1, axes_[1].in) : 1;
   while (axes_[1].in % joined != 0) --joined;
   x_.from_row = x_.from_line * joined, z_.from_row = z_.from_line * joined;
   if (joined > 1) axes_[1].in /= joined, axes_[2].in *= joined;
@@ -355,8 +395,8 @@ inline void run_update::place_tensors() noexcept {
   z_.panel = nn::block_width(out_), z_.ld = z_.from_pixel;
 }
 
-/// A panel of channels of a band behind the other. In f32 its pixels have the panel's width; in bf16 each row of x is
-/// transposed, (channels, pixels), and each of dz has its pixels in pairs.
+/// A panel of channels of a band behind the other. In f32 its pixels have the panel's width; in bf16 they are in pairs,
+/// or each row of x is transposed, (channels, pixels).
 inline void run_update::place_copies() noexcept {
   const index width_in = nn::block_width(in_);
   const index width_out = nn::block_width(out_);
@@ -377,104 +417,107 @@ inline void run_update::place_copies() noexcept {
     x_.ld = axes_[2].stride * width_in, z_.ld = width_out;
     return;
   }
-  place(x_, x, std::min(axes_[2].stride, axes_[2].in) * phase_pitch() * width_in);
-  x_.ld = phase_pitch();
-  place(z_, z, pairings_count_ * pairs_pitch());
+  place(x_, x, copies_of_x_.count * pitch(true));
+  x_.ld = turned_ ? columns_of_x() : width_in;
+  place(z_, z, copies_of_z_.count * pitch(false));
   z_.ld = width_out;
 }
 
+/// Copies rows of x and dz. Panels of a row go together, so that the pixels that are read follow each other.
 inline void run_update::copy_band(loops::executor_ref threads, const box& bx, const char* x, char* x_copy,
                                   const box& bz, const char* z, char* z_copy) const noexcept {
-  const index panels_in = nn::panels(in_);
-  const index panels_out = nn::panels(out_);
+  const index sets_in = (nn::panels(in_) + panels_at_once - 1) / panels_at_once;
+  const index sets_out = (nn::panels(out_) + panels_at_once - 1) / panels_at_once;
   const index size = size_of(data_);
-  loops::parallel_for(threads, {groups_ * (panels_in + panels_out), std::max(bx.count(), bz.count())},
-                      [&](index i, index row) {
-                        const bool is_x = i < groups_ * panels_in;
-                        const box& b = is_x ? bx : bz;
-                        if (row >= b.count()) return;
-                        if (!is_x) i -= groups_ * panels_in;
-                        const placement& p = is_x ? x_ : z_;
-                        const index channels = is_x ? in_ : out_;
-                        const index panel = i % (is_x ? panels_in : panels_out);
-                        const index group = i / (is_x ? panels_in : panels_out);
-                        const index width = nn::block_width(channels);
-                        const index place[3] = {row / b.rows / b.depths, row / b.rows % b.depths, row % b.rows};
-                        const index from = (b.image + place[0]) * p.from_image + (b.depth + place[1]) * p.from_depth +
-                                           (b.row + place[2]) * p.from_row + group * channels + panel * width;
-                        const index to = i * p.panel + place[0] * p.image + place[1] * p.depth + place[2] * p.row;
-                        const index columns = extent_of_block(channels, width, panel);
-                        is_x ? copy_row_of_x(x + from * size, columns, x_copy + to * size)
-                             : copy_row_of_z(z + from * size, columns, z_copy + to * size);
-                      });
+  loops::parallel_for(
+      threads, {std::max(bx.count(), bz.count()), groups_ * (sets_in + sets_out)}, [&](index row, index i) {
+        const bool of_x = i < groups_ * sets_in;
+        const box& b = of_x ? bx : bz;
+        if (row >= b.count()) return;
+        if (!of_x) i -= groups_ * sets_in;
+        const placement& p = of_x ? x_ : z_;
+        const index channels = of_x ? in_ : out_;
+        const index group = i / (of_x ? sets_in : sets_out);
+        const index panel = i % (of_x ? sets_in : sets_out) * panels_at_once;
+        const index end = std::min(panel + panels_at_once, nn::panels(channels));
+        const index place[3] = {row / b.rows / b.depths, row / b.rows % b.depths, row % b.rows};
+        const index from = (b.image + place[0]) * p.from_image + (b.depth + place[1]) * p.from_depth +
+                           (b.row + place[2]) * p.from_row + group * channels;
+        const index to =
+            group * nn::panels(channels) * p.panel + place[0] * p.image + place[1] * p.depth + place[2] * p.row;
+        copy_row(of_x, panel, end, (of_x ? x : z) + from * size, (of_x ? x_copy : z_copy) + to * size);
+      });
 }
 
-inline void run_update::copy_row_of_x(const char* from, index columns, char* to) const noexcept {
-  const conv_axis& a = axes_[2];
-  const index to_next_line = x_.from_line - line_ * x_.from_pixel;
-  if (data_ == type::f32) {
-    for (index i = 0, in_line = 0; i < a.in; ++i, ++in_line, from += x_.from_pixel * 4) {
-      if (in_line == line_) in_line = 0, from += to_next_line * 4;
-      std::memcpy(to + i * nn::block_width(in_) * 4, from, at(columns) * 4);
-    }
-    return;
-  }
-  const auto* const elements = reinterpret_cast<const std::uint16_t*>(from);
-  for (index phase = 0; phase < a.stride && phase < a.in; ++phase) {
-    index tap = 0;
-    while (tap < a.kernel && (phase + a.pad_before - tap * a.dilation) % a.stride != 0) ++tap;
-    if (tap == a.kernel) continue;  // none sees it
-    const index count = (a.in - phase + a.stride - 1) / a.stride;
-    index in_line = phase;  // lines are joined where the stride is 1
-    index place = phase * x_.from_pixel;
-    for (index first = 0; first < count; first += nn::block_rows) {
-      index places[nn::block_rows];
-      const index here = std::min(count - first, nn::block_rows);
-      for (index i = 0; i < here; ++i, in_line += a.stride, place += a.stride * x_.from_pixel) {
-        if (in_line == line_) in_line = 0, place += to_next_line;
-        places[i] = place;
+/// Panels from `first` to `end` - 1 of a row: 64 pixels at a time, of them panel after panel.
+inline void run_update::copy_row(bool of_x, index first, index end, const char* from, char* to) const noexcept {
+  const placement& p = of_x ? x_ : z_;
+  const index size = size_of(data_);
+  const row_copies& copies = of_x ? copies_of_x_ : copies_of_z_;
+  const index step = (of_x && data_ != type::f32 ? axes_[2].stride : 1) * p.from_pixel * size;
+  const index gap = (p.from_line - p.line * p.from_pixel) * size;  // between lines that were joined, of stride 1
+  const bool has_gaps = gap != 0 && p.line < (of_x ? axes_[2].in : axes_[2].out());
+  for (index c = 0; c < copies.count; ++c) {
+    const row_copy& pixels = copies.list[at(c)];
+    const char* const begin = from + pixels.first * p.from_pixel * size;
+    char* const copy = to + c * pitch(of_x) * size;
+    for (index pixel = 0; pixel < pixels.count; pixel += nn::block_rows) {
+      const index count = std::min(pixels.count - pixel, nn::block_rows);
+      if (!has_gaps) {
+        const auto row = [=, at = begin + pixel * step](index i) BRGEMM_ALWAYS_INLINE { return at + i * step; };
+        copy_pixels(of_x, first, end, row, pixel, count, copy);
+        continue;
       }
-      const auto row = [&](index r) BRGEMM_ALWAYS_INLINE { return elements + places[r]; };
-      auto* const block = reinterpret_cast<std::uint16_t*>(to) + phase * nn::block_width(in_) * x_.ld + first;
-      transpose_rows_at(row, 0, block, x_.ld, here, columns);
+      const char* places[nn::block_rows];
+      for (index i = 0; i < count; ++i) places[i] = begin + (pixel + i) * step + (pixel + i) / p.line * gap;
+      copy_pixels(
+          of_x, first, end, [&](index i) BRGEMM_ALWAYS_INLINE { return places[i]; }, pixel, count, copy);
     }
   }
 }
 
-inline void run_update::copy_row_of_z(const char* from, index columns, char* to) const noexcept {
-  const index count = axes_[2].out();
-  if (data_ == type::f32) {
-    for (index i = 0; i < count; ++i) {
-      std::memcpy(to + i * z_.ld * 4, from + i * z_.from_pixel * 4, at(columns) * 4);
+/// `count` pixels, from number `pixel` of the copy, of which row(i) is the first channel.
+template <class Row>
+void run_update::copy_pixels(bool of_x, index first, index end, const Row& row, index pixel, index count,
+                             char* copy) const noexcept {
+  const index channels = of_x ? in_ : out_;
+  const index width = nn::block_width(channels);
+  for (index panel = first; panel < end; ++panel) {
+    const index columns = extent_of_block(channels, width, panel);
+    const index channel = panel * width * size_of(data_);
+    char* const to = copy + panel * (of_x ? x_ : z_).panel * size_of(data_);
+    if (data_ == type::f32) {
+      for (index i = 0; i < count; ++i) {
+        std::memcpy(to + (pixel + i) * width * 4, row(i) + channel, at(columns) * 4);
+      }
+      continue;
     }
-    return;
-  }
-  const auto* const elements = reinterpret_cast<const std::uint16_t*>(from);
-  auto* const pairs = reinterpret_cast<std::uint32_t*>(to);
-  for (index i = 0; i < pairings_count_; ++i) {
-    const pairing& p = pairings_[at(i)];
-    interleave_rows(elements + p.first * z_.from_pixel, z_.from_pixel, pairs + i * pairs_pitch() / 2, z_.ld, p.count,
-                    columns);
+    const auto elements = [&row, channel](index i)
+                              BRGEMM_ALWAYS_INLINE { return reinterpret_cast<const std::uint16_t*>(row(i) + channel); };
+    if (of_x && turned_) {
+      transpose_rows_at(elements, 0, reinterpret_cast<std::uint16_t*>(to) + pixel, x_.ld, count, columns);
+    } else {
+      auto* const pairs = reinterpret_cast<std::uint32_t*>(to) + pixel / 2 * width;
+      interleave_rows_at(elements, 0, pairs, width, count, columns);
+    }
   }
 }
 
-inline result<void> run_update::plan_pairings() noexcept {
-  if (data_ == type::f32) return {};
-  pairings_.reset(new (std::nothrow) pairing[at(axes_[2].kernel + 1)]);
-  if (!pairings_) return error(errc::out_of_memory, "axes", "no memory for %ld taps", axes_[2].kernel);
-  pairings_[at(pairings_count_++)] = {0, axes_[2].out()};
-  for (index w = 0; w < axes_[2].kernel; ++w) {
+inline result<void> run_update::plan_copies() noexcept {
+  if (!copies_) return {};
+  for (row_copies* const c : {&copies_of_x_, &copies_of_z_}) {
+    c->list.reset(new (std::nothrow) row_copy[at(axes_[2].kernel + 1)]);
+    if (!c->list) return error(errc::out_of_memory, "axes", "no memory for %ld taps", axes_[2].kernel);
+  }
+  copies_of_z_.add({0, axes_[2].out()});
+  if (data_ == type::f32) copies_of_x_.add({0, axes_[2].in});
+  for (index w = 0; data_ != type::f32 && w < axes_[2].kernel; ++w) {
     const seen_outputs seen = outputs_through(axes_[2], w);
-    if (seen.count == 0 || pairing_number(pairing_of(seen)) < pairings_count_) continue;
-    pairings_[at(pairings_count_++)] = pairing_of(seen);
+    if (seen.count == 0) continue;
+    copies_of_x_.add(copy_of_x(seen));
+    copies_of_z_.add(copy_of_z(seen));
   }
   return {};
-}
-
-inline index run_update::pairing_number(const pairing& p) const noexcept {
-  index i = 0;
-  while (i < pairings_count_ && (pairings_[at(i)].first != p.first || pairings_[at(i)].count != p.count)) ++i;
-  return i;
 }
 
 inline result<void> run_update::plan_taps() noexcept {
@@ -501,13 +544,19 @@ inline result<void> run_update::plan_taps() noexcept {
   return {};
 }
 
-inline void run_update::list_rows(const planned_tap& t, const seen_outputs& w) noexcept {
-  const bool in_pairs = data_ != type::f32;
+/// Of the first pixel that a tap sees.
+inline index run_update::column_of_x(const seen_outputs& w) const noexcept {
   const index stride = axes_[2].stride;
-  const index x_column =
-      in_pairs ? w.in % stride * nn::block_width(in_) * x_.ld + w.in / stride : w.in * (x_.ld / stride);
-  const index z_column =
-      in_pairs ? pairing_number(pairing_of(w)) * pairs_pitch() + w.first / 2 * 2 * z_.ld : w.first * z_.ld;
+  if (data_ == type::f32) return w.in * (x_.ld / stride);
+  const index column = w.in / stride;
+  return copies_of_x_.number_of(copy_of_x(w)) * pitch(true) + (turned_ ? column : column / 2 * 2 * x_.ld);
+}
+
+inline void run_update::list_rows(const planned_tap& t, const seen_outputs& w) noexcept {
+  const index x_column = column_of_x(w);
+  const index z_column = data_ == type::f32
+                             ? w.first * z_.ld
+                             : copies_of_z_.number_of(copy_of_z(w)) * pitch(false) + w.first / 2 * 2 * z_.ld;
   offset_pair* to = pairs_.get() + t.pairs;
   for (index image = 0; image < std::max<index>(step_rows_ / image_rows(), 1); ++image) {
     for (index d = 0; d < t.depth.count; ++d) {
@@ -550,6 +599,7 @@ inline desc run_update::product_desc(index tap_w, index m, index n) const noexce
   d.m = m;
   d.k = std::max<index>(outputs_through(axes_[2], tap_w).count, 1);
   if (data_ == type::f32) d.layout_a = layout::transposed;
+  if (data_ != type::f32 && !turned_) d.layout_a = layout::interleaved;
   d.lda = x_.ld >= m || data_ != type::f32 ? x_.ld : at_call;  // rows that share taps overlap
   d.ldc = out_;
   return d;
