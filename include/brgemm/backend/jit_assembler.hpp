@@ -354,11 +354,12 @@ class jit_assembler : public jit_encoding {
   void store_8bit(const RegExp& at, int s, type t, bool masked, const int* temporary) {
     const float low = t == type::u8 ? 0.0f : -128.0f;
     const float high = t == type::u8 ? 255.0f : 127.0f;
+    const bool saturates = wide() && t == type::u8;  // what is no integer becomes 2^31, then 255
     with_constant(std::bit_cast<std::uint32_t>(low), [&](const Address& c) { vmaxps(v(s), v(s), c); });
-    with_constant(std::bit_cast<std::uint32_t>(high), [&](const Address& c) { vminps(v(s), v(s), c); });
+    if (!saturates) with_constant(std::bit_cast<std::uint32_t>(high), [&](const Address& c) { vminps(v(s), v(s), c); });
     vcvtps2dq(v(s), v(s));
     if (wide()) {
-      vpmovdb(quarter(s), v(s));
+      saturates ? vpmovusdb(quarter(s), v(s)) : vpmovdb(quarter(s), v(s));
       masked ? vmovdqu8(ptr[at] | k1, quarter(s)) : vmovdqu8(ptr[at], quarter(s));
     } else {
       vextracti128(quarter(temporary[0]), Ymm(s), 1);

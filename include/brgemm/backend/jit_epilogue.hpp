@@ -277,6 +277,7 @@ class jit_epilogue : public jit_block {
       case op_kind::add:
       case op_kind::multiply: return with_matrix(k, i);
       case op_kind::relu:
+        if (d_.c == type::u8 && i + 1 == d_.epilogue_size) return;  // the conversion does it
         clear(0);
         return for_each(k, [&](int r, int j) { maximum(accumulator(k, r, j), 0, accumulator(k, r, j)); });
       case op_kind::clamp: return clamp(k, o);
