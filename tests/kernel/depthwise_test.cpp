@@ -19,8 +19,9 @@ using brgemm_test::expect_error;
 struct shape {
   brgemm::index m, n, k, batch;
 };
-constexpr shape shapes[] = {{1, 1, 1, 1},  {7, 64, 1, 9},  {28, 16, 1, 3}, {5, 17, 3, 3},  {3, 40, 14, 2},
-                            {1, 3, 1, 25}, {64, 64, 1, 9}, {2, 100, 5, 1}, {13, 31, 2, 0}, {3, 8, 0, 4}};
+constexpr shape shapes[] = {{1, 1, 1, 1},    {7, 64, 1, 9},  {28, 16, 1, 3}, {5, 17, 3, 3},  {3, 40, 14, 2},
+                            {1, 3, 1, 25},   {64, 64, 1, 9}, {2, 100, 5, 1}, {13, 31, 2, 0}, {3, 8, 0, 4},
+                            {3, 128, 12, 2}, {8, 48, 3, 3},  {2, 33, 4, 2},  {3, 20, 8, 1},  {5, 112, 7, 2}};
 
 /// C = 3 + sum over entries: entry i reads A from row i, as the taps of a row do, and row block i of B.
 template <class A, class B, class C>

@@ -242,14 +242,25 @@ inline step_cost cost_of_packed_step(const vector_unit& unit, const blocking& b,
   return cost;
 }
 
-/// layout::depthwise: each product reads its own vector of A.
+/// layout::depthwise: how many steps go together, for which each vector of A that they share is loaded once.
+inline int depthwise_window(const desc& d, const vector_unit& unit, const blocking& b, int rows, int vectors) {
+  const bool constant = !lda_needs_register(d) && !needs_register(d.ldb, size_of(d.b), 64);
+  if (d.layout_a != layout::depthwise || rows == 1 || !constant || b.how == product::mul_8bit) return 1;
+  if (emulates_f16(d, unit)) return 1;
+  const int free = unit.registers() - rows * vectors;
+  return static_cast<int>(std::clamp<index>(std::min<index>(b.steps, free - 1), 1, 4));
+}
+
+/// layout::depthwise: each product has its own vector of A.
 inline step_cost cost_of_depthwise_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
                                         int vectors) {
   step_cost cost;
+  const int together = depthwise_window(d, unit, b, rows, vectors);
+  const double of_a = vectors * (rows + together - 1.0) / together;
   cost.latency = product_latency(b.how);
   cost.products = rows * vectors * product_cycles(b.how, unit);
-  cost.operations = cost.products * 2 + (size_of(d.a) < 4 ? rows * vectors : 0);  // those that are narrow are widened
-  cost.loads = (rows + 1) * vectors;
+  cost.operations = cost.products * 2 + (size_of(d.a) < 4 ? of_a : 0);  // those that are narrow are widened
+  cost.loads = of_a + vectors;
   return cost;
 }
 

@@ -31,6 +31,7 @@ class jit_steps : public jit_operands {
   /// `whole` steps and then one of `rest` elements, if that is not 0.
   void steps_of_k(const block& k, index whole, int rest) {
     if (transposed_b_) return steps_of_tiles(k, whole, rest);
+    if (detail::depthwise_window(d_, unit_, b_, k.rows, k.columns) > 1) return depthwise_steps(k, whole);
     const index loops = whole / b_.unroll;
     index done = 0;  // steps that the pointers do not count yet
     if (loops > 1) {
@@ -157,6 +158,34 @@ class jit_steps : public jit_operands {
 
   // ---- layout::depthwise -------------------------------------------------------------------------
 
+  void depthwise_steps(const block& k, index steps) {
+    const int together = detail::depthwise_window(d_, unit_, b_, k.rows, k.columns);
+    const index loops = steps / together;
+    const int left = static_cast<int>(steps % together);
+    if (loops > 1) mov(rcx, static_cast<std::uint64_t>(loops));
+    const std::uint8_t* top = getCurr();
+    steps_together(k, together);
+    if (loops > 1 || left > 0) advance(k, together);
+    if (loops > 1) {
+      sub(rcx, 1);
+      jnz(static_cast<const void*>(top));
+    }
+    if (left > 0) steps_together(k, left);
+  }
+  /// Of each column the steps' vectors of B from register 0, then those of A, one after the other: row a of them is
+  /// that of row a - s of C in step s.
+  void steps_together(const block& k, int steps) {
+    for (int j = 0; j < k.columns; ++j) {
+      for (int s = 0; s < steps; ++s) load_widened(s, b_at(j, s), d_.b, masked(k, j));
+      for (int a = 0; a < k.rows + steps - 1; ++a) {
+        const auto at = static_cast<std::size_t>(a * lda_ + j * vector_b_);
+        load_widened(steps, rax + at, d_.a, masked(k, j));
+        for (int s = std::max(0, a - k.rows + 1); s <= std::min(a, steps - 1); ++s) {
+          multiply(accumulator(k, a - s, j), steps, s, steps);
+        }
+      }
+    }
+  }
   /// Vectors of B from register 0, then one of A that passes.
   void depthwise_step(const block& k, int s) {
     for (int j = 0; j < k.columns; ++j) load_widened(j, b_at(j, s), d_.b, masked(k, j));

@@ -110,6 +110,8 @@ class conv {
   index mask_bytes() const noexcept { return d_.mask ? d_.images * forward_->mask_bytes() : 0; }
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
 
+  /// Of x, y and their gradients: what all passes read and write in place.
+  static constexpr channel_order preferred_order() noexcept { return channel_order::last; }
   /// Plans that bring x (and dx), y, or dz from another order of channels into the layer's own (last), or the other way
   /// round; their cost is from_bytes() read and to_bytes() written.
   result<reorder> reorder_x(channel_order from, channel_order to, index block = 16) const noexcept {

@@ -182,13 +182,15 @@ class conv_pass {
   /// Channels of a chunk, rounded up to what an instruction takes.
   index padded(index channels) const noexcept { return (channels + k_group() - 1) / k_group() * k_group(); }
   index chunk_begin(index chunk) const noexcept { return chunk * taps() * padded(chunk_) * width_; }
-  /// One chunk whose channels are adjacent to the next tap's: the taps of a row are one entry.
-  bool joins_taps() const noexcept {
-    return d_.groups == 1 && !d_.depthwise && d_.in <= chunk_ && !d_.geometry.backward && axis(2).dilation == 1 &&
+  /// Whether the taps of a row are one entry: one chunk whose channels are adjacent to the next tap's; depthwise, taps
+  /// as far apart as pixels.
+  bool joins_taps(const conv_piece& p) const noexcept {
+    if (d_.depthwise) return p.tap_a == p.lda;
+    return d_.groups == 1 && d_.in <= chunk_ && !d_.geometry.backward && axis(2).dilation == 1 &&
            d_.in == padded(d_.in);
   }
   index entries(const conv_piece& p) const noexcept {
-    return joins_taps() ? (p.taps_w == 0 ? 0 : p.taps / p.taps_w) : p.taps;
+    return joins_taps(p) ? (p.taps_w == 0 ? 0 : p.taps / p.taps_w) : p.taps;
   }
 
   /// Outputs that see no tap, and that no step changes.
@@ -236,7 +238,7 @@ class conv_pass {
   void plan_steps() noexcept;
   result<void> plan_pieces() noexcept;
   result<void> plan_kernels(const options& how) noexcept;
-  offset_pair* list_taps(const conv_run (&box)[3], index chunk, offset_pair* to) const noexcept;
+  offset_pair* list_taps(const conv_run (&box)[3], bool joined, index chunk, offset_pair* to) const noexcept;
   desc kernel_desc(const conv_piece& p, const step& s, index n) const noexcept;
 
   conv_pass_desc d_;
@@ -269,9 +271,10 @@ inline void conv_pass::plan_steps() noexcept {
 }
 
 /// Offsets of one chunk of A and of B from a piece's first tap.
-inline offset_pair* conv_pass::list_taps(const conv_run (&box)[3], index chunk, offset_pair* to) const noexcept {
+inline offset_pair* conv_pass::list_taps(const conv_run (&box)[3], bool joined, index chunk,
+                                         offset_pair* to) const noexcept {
   const index row = padded(std::min(chunk_, d_.in - chunk * chunk_)) * width_;
-  const index along_width = joins_taps() ? std::min<index>(1, box[2].taps) : box[2].taps;
+  const index along_width = joined ? std::min<index>(1, box[2].taps) : box[2].taps;
   for (index t = 0; t < box[0].taps; ++t) {
     for (index r = 0; r < box[1].taps; ++r) {
       for (index s = 0; s < along_width; ++s) {
@@ -331,10 +334,12 @@ inline result<void> conv_pass::plan_pieces() noexcept {
   offset_pair* to = pairs_.get();
   g.for_boxes([&](const conv_run(&box)[3]) {
     const index first = to - pairs_.get();
-    for (index chunk = 0; chunk < chunks; ++chunk) to = list_taps(box, chunk, to);
+    const index of_box = piece;
     g.for_pieces(box, most_rows, [&](const conv_piece& p) {
       piece_.get()[piece++] = {p, entries(p), 0, first, boxes_};
     });
+    const bool joined = piece > of_box && joins_taps(piece_.get()[of_box].place);
+    for (index chunk = 0; chunk < chunks; ++chunk) to = list_taps(box, joined, chunk, to);
     ++boxes_;
   });
   return {};
@@ -344,7 +349,7 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
   desc k;
   k.m = p.m;
   k.n = n;
-  k.k = s.channels * (joins_taps() ? std::max<index>(1, p.taps_w) : 1);
+  k.k = s.channels * (joins_taps(p) ? std::max<index>(1, p.taps_w) : 1);
   // Rows that share taps overlap, which a desc's constant leading dimension excludes. One row uses none.
   k.lda = p.lda >= k.k ? p.lda : p.m == 1 ? k.k : at_call;
   if (d_.depthwise) k.layout_a = layout::depthwise, k.lda = std::max(p.lda, n);
@@ -366,7 +371,7 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
 /// Pieces that differ only in their place share kernels.
 inline result<void> conv_pass::plan_kernels(const options& how) noexcept {
   const auto same = [](const conv_piece& x, const conv_piece& y) {
-    return x.m == y.m && x.lda == y.lda && x.ldc == y.ldc && x.taps_w == y.taps_w;
+    return x.m == y.m && x.lda == y.lda && x.ldc == y.ldc && x.taps_w == y.taps_w && x.tap_a == y.tap_a;
   };
   planned_piece* const piece = piece_.get();
   const std::unique_ptr<index[]> of_kinds(new (std::nothrow) index[static_cast<std::size_t>(pieces_)]);
