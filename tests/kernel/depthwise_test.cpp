@@ -4,12 +4,14 @@
 
 #include <brgemm/kernel/describe.hpp>
 #include <cmath>
+#include <cstring>
 #include <random>
 #include <vector>
 
 #include "support/backends.hpp"
 #include "support/expect_error.hpp"
 #include "support/features.hpp"
+#include "support/guarded_memory.hpp"
 
 namespace {
 
@@ -127,28 +129,74 @@ TEST(Depthwise, OneFusedTermAfterTheOther) {
 
 /// Rows of A around the distance from which an instruction's displacement no longer reaches all of them.
 TEST(Depthwise, FarRows) {
-  constexpr brgemm::index m = 24, n = 16;
+  constexpr brgemm::index m = 24, n = 16, k = 4, rows = m + k - 1;
   for (const brgemm::index lda : {8387583, 8387584, 16776191, 16776192}) {
-    const auto bytes = static_cast<std::size_t>(4 * ((m - 1) * lda + n));
+    const auto bytes = static_cast<std::size_t>(4 * ((rows - 1) * lda + n));
     void* const memory =
         ::mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (memory == MAP_FAILED) GTEST_SKIP() << "no " << bytes << " bytes of addresses";
     auto* const a = static_cast<float*>(memory);
-    for (brgemm::index i = 0; i < m * n; ++i) a[i / n * lda + i % n] = static_cast<float>(i);
-    const std::vector<float> b(n, 2.0f);
-    desc d = depthwise(m, n, 1);
+    for (brgemm::index i = 0; i < rows * n; ++i) a[i / n * lda + i % n] = static_cast<float>(i);
+    const std::vector<float> b(k * n, 2.0f);
+    desc d = depthwise(m, n, k);
     d.lda = lda;
     for (const auto& backend : backend::built_in()) {
       if (!backend.runs_here()) continue;
       std::vector<float> c(m * n);
-      const auto k = make_kernel(d, {.backend = backend.name});
-      ASSERT_TRUE(k) << k.error().message();
-      (*k)({.a = a, .b = b.data(), .c = c.data(), .batch = 1});
-      for (brgemm::index i = 0; i < m * n; ++i) {
-        ASSERT_EQ(c[static_cast<std::size_t>(i)], static_cast<float>(2 * i)) << backend.name << " " << lda;
+      const auto made = make_kernel(d, {.backend = backend.name});
+      ASSERT_TRUE(made) << made.error().message();
+      (*made)({.a = a, .b = b.data(), .c = c.data(), .batch = 1});
+      for (brgemm::index i = 0; i < m * n; ++i) {  // 2 * (i + (i + n) + (i + 2n) + (i + 3n))
+        ASSERT_EQ(c[static_cast<std::size_t>(i)], static_cast<float>(8 * i + 12 * n)) << backend.name << " " << lda;
       }
     }
     ::munmap(memory, bytes);
+  }
+}
+
+// Sums that round, so their order shows, next to pages that must not be touched.
+TEST(Depthwise, StepsTogetherHaveTheBitsOfTheReference) {
+  using brgemm_test::guard;
+  std::mt19937 engine(2);
+  std::uniform_real_distribution<float> numbers(-1, 1);
+  const auto fill = [&](std::byte* at, brgemm::index count) {
+    for (brgemm::index i = 0; i < count; ++i) {
+      const float x = numbers(engine);
+      std::memcpy(at + 4 * i, &x, 4);
+    }
+    return at;
+  };
+  const brgemm_test::guarded_memory of_a(1 << 16), of_b(1 << 16), of_c(1 << 16);
+  for (const brgemm::index m : {2, 3, 8, 13}) {
+    for (const brgemm::index k : {2, 5, 7, 8, 11}) {
+      for (const brgemm::index n : {7, 16, 48, 130}) {
+        for (const bool m_at_call : {false, true}) {
+          desc d = depthwise(m_at_call ? m + 9 : m, n, k);
+          d.m_extent = m_at_call ? extent_kind::at_call : extent_kind::fixed;
+          d.stride_a = n, d.stride_b = k * n;
+          const brgemm::index batch = 2, in_a = (m + k) * n, in_b = batch * k * n, in_c = m * n;
+          const guard side = engine() % 2 == 0 ? guard::before : guard::after;
+          const std::byte* const a = fill(of_a.place(static_cast<std::size_t>(4 * in_a), side), in_a);
+          const std::byte* const b = fill(of_b.place(static_cast<std::size_t>(4 * in_b), side), in_b);
+          std::byte* const c = of_c.place(static_cast<std::size_t>(4 * in_c), side);
+          const auto bits_of = [&](std::string_view backend) {
+            const auto made = make_kernel(d, {.backend = backend});
+            EXPECT_TRUE(made) << made.error().message();
+            if (made) (*made)({.a = a, .b = b, .c = c, .batch = batch, .m = m});
+            return std::vector<std::byte>(c, c + 4 * in_c);
+          };
+          const auto right = bits_of("reference");
+          for (const char* hidden : {"", "-avx512"}) {
+            brgemm_test::hide_features(hidden);
+            for (const auto& backend : backend::built_in()) {
+              if (!backend.runs_here()) continue;
+              ASSERT_EQ(bits_of(backend.name), right) << backend.name << " " << name_of(d).c_str();
+            }
+          }
+          brgemm_test::hide_features("");
+        }
+      }
+    }
   }
 }
 

@@ -3,7 +3,9 @@
 #include <unistd.h>
 
 #include <array>
+#include <cmath>
 #include <cstdlib>
+#include <limits>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -252,6 +254,40 @@ TEST_F(Views, RowsGivenAtTheCall) {
   const std::vector<float> more(2 * 4 * 4);
   std::vector<float> c(4 * 5);
   EXPECT_FALSE((*k)(view<const float, 3>(more.data(), {2, 4, 4}, {12, 4, 1}), B, view<float, 2>(c.data(), {4, 5})));
+}
+
+// Sums that are too large for an integer, infinite or no number, on each backend as on the reference.
+TEST(EightBit, ResultsSaturate) {
+  constexpr float inf = std::numeric_limits<float>::infinity();
+  const std::vector<std::uint8_t> a(4, 255);
+  const std::vector<std::int8_t> b(std::size_t{4} * 20, 127);
+  std::vector<float> scale = {1e9f, inf, -inf, -1e9f, NAN, -NAN, 16578.0f, 16579.0f, 0.002f, 0.00197f, -0.001f, -0.0f};
+  scale.resize(20, 0.5f / 129540);  // of 255 * 127 * 4
+  for (const type c : {type::u8, type::s8}) {
+    for (const bool relu : {false, true}) {
+      desc d;
+      d.m = 1, d.n = d.ldb = d.ldc = 20, d.k = d.lda = 4;
+      d.a = type::u8, d.b = type::s8, d.c = c;
+      d.epilogue[d.epilogue_size++] = op::scale(axis::column);
+      if (relu) d.epilogue[d.epilogue_size++] = op::relu();
+      const auto result_of = [&](std::string_view backend) {
+        std::vector<std::uint8_t> y(20, 7);
+        const auto k = make_kernel(d, {.backend = backend});
+        EXPECT_TRUE(k) << k.error().message();
+        arguments x{.a = a.data(), .b = b.data(), .c = y.data(), .batch = 1};
+        x.operand[0] = scale.data();
+        if (k) (*k)(x);
+        return y;
+      };
+      const auto right = result_of("reference");
+      EXPECT_EQ(right[0], c == type::u8 ? 255 : 127);
+      for (const backend::entry& e : backend::built_in()) {
+        if (e.runs_here()) {
+          EXPECT_EQ(result_of(e.name), right) << e.name << ' ' << relu;
+        }
+      }
+    }
+  }
 }
 
 TEST_F(Views, TransposedAndInterleaved) {

@@ -40,12 +40,12 @@ inline result<void> request_tiles() noexcept {
 }
 
 inline result<void> supported_by_tiles(const desc& d) noexcept {
+  if (d.layout_a == layout::transposed || d.layout_a == layout::interleaved) {
+    return error(errc::unsupported, "layout_a", "tiles take rows of A, not columns: use pack_a and layout::plain");
+  }
   if (result<void> yes = supported(d); !yes) return yes;
   if (d.layout_a == layout::depthwise) {
     return error(errc::unsupported, "layout_a", "tiles multiply matrices: a depthwise product is for other backends");
-  }
-  if (d.layout_a == layout::interleaved) {
-    return error(errc::unsupported, "layout_a", "tiles take rows of A: use pack_a and layout::plain");
   }
   const bool bytes = brgemm::detail::is_8bit(d.a);
   if (!bytes && d.a != type::bf16) {

@@ -27,9 +27,10 @@ inline result<void> supported(const desc& d) noexcept {
                  static_cast<int>(d.where));
   if (a == type::s32) return error(errc::unsupported, "a", "no products of s32");
   if (k_group_of(d) > 1 && d.layout_a == layout::transposed) {
-    return error(errc::unsupported, "layout_a",
-                 "A of %s stored (k,m) cannot be read in groups of %d k: use pack_a and layout::plain, or interleaved",
-                 name_of(a).data(), static_cast<int>(k_group_of(d)));
+    return error(
+        errc::unsupported, "layout_a",
+        "A of %s stored (k,m) cannot be read in groups of %d k: use pack_a and layout::plain, or layout::interleaved",
+        name_of(a).data(), static_cast<int>(k_group_of(d)));
   }
   return {};
 }
@@ -139,8 +140,14 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
   if (b.few != 0) p.add("Fewer than %lld rows are divided for their own sake. ", static_cast<long long>(b.few) + 1);
   if (b.pack > 1) p.add("The last %d columns of %d rows share a vector. ", b.tail, b.pack);
   if (d.layout_a == layout::depthwise) {
-    p.add("In a step vectors of B stay in registers, vectors of A pass by%s. ",
-          b.embed ? " as operands in memory" : "");
+    const int together = depthwise_window(d, unit, b, rows.size, columns.size);
+    if (together > 1) {
+      p.add("%d steps go together, for which vectors of B stay in registers and each vector of A passes by once. ",
+            together);
+    } else {
+      p.add("In a step vectors of B stay in registers, vectors of A pass by%s. ",
+            b.embed ? " as operands in memory" : "");
+    }
   } else if (b.pack == 1 || !columns.masked) {
     p.add("In a step of %d k %s stay in registers, %s pass by%s; %d steps in the loop's body. ",
           static_cast<int>(k_group_of(d)), b.hold_a ? "broadcasts of A" : "vectors of B",

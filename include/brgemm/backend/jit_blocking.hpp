@@ -251,7 +251,7 @@ inline int depthwise_window(const desc& d, const vector_unit& unit, const blocki
   return static_cast<int>(std::clamp<index>(std::min<index>(b.steps, free - 1), 1, 4));
 }
 
-/// layout::depthwise: each product has its own vector of A.
+/// layout::depthwise: each product has its own vector of A, which steps that go together share.
 inline step_cost cost_of_depthwise_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
                                         int vectors) {
   step_cost cost;

@@ -153,7 +153,7 @@ struct conv_piece {
   index c = 0;
   index taps = 0;    ///< of all axes
   index taps_w = 0;  ///< of the last one
-  index tap_a = 0;  ///< from one of those to the next in what is read; 0 where their weights are not in ascending order
+  index tap_a = 0;   ///< from one of those to the next in what is read; 0 where their weights are not adjacent
 };
 
 /// Three axes, depth, height and width, of tensors whose channels are adjacent: what is read has pixels `pixel_in`

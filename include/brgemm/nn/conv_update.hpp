@@ -39,7 +39,7 @@ inline bool takes_rows_only(const conv_update_desc& of, const options& how) noex
   const auto rows = make_kernel(d, how);
   d.layout_a = layout::interleaved;
   const auto pairs = make_kernel(d, how);
-  return rows && (!pairs || rows->backend() != pairs->backend());
+  return rows && (pairs ? rows->backend() != pairs->backend() : pairs.error().code() == errc::unsupported);
 }
 
 /// What the outputs of one run of the width, or all of them, add to dW (groups, taps, in, out) and db (groups, out).
@@ -60,8 +60,8 @@ class run_update {
     u.tap_step_ = of.in * of.out;
     if (run != nullptr) u.join_taps(*run);
     u.join_rows(run == nullptr);
-    u.plan_bands(of.images);
     if (auto r = u.plan_copies(); !r) return r.error();
+    u.plan_bands(of.images);
     u.copies_ ? u.place_copies() : u.place_tensors();
     if (auto r = u.plan_taps(); !r) return r.error();
     if (auto r = u.plan_kernels(how); !r) return r.error();
@@ -385,7 +385,8 @@ inline void run_update::plan_bands(index images) noexcept {
   step_rows_ = rows_of(in_ <= few_channels ? std::max<index>(cached_bytes / pixel, 1) : step_pixels);
   // dW is read and written once a band: of one that does not stay in L2 there are fewer.
   const index bytes = groups_ * taps() * in_ * out_ * 4 <= band_bytes ? band_bytes : 4 * band_bytes;
-  band_rows_ = rows_of(std::max(bytes / (groups_ * (in_ + 2 * out_) * size_of(data_)), least_band));
+  const index copied = groups_ * (copies_of_x_.count * in_ + copies_of_z_.count * out_) * size_of(data_);
+  band_rows_ = rows_of(copies_ ? std::max(bytes / copied, least_band) : 1);
 }
 
 inline void run_update::place_tensors() noexcept {
@@ -423,30 +424,32 @@ inline void run_update::place_copies() noexcept {
   z_.ld = width_out;
 }
 
-/// Copies rows of x and dz. Panels of a row go together, so that the pixels that are read follow each other.
+/// Copies rows of x and dz. Panels of a row go together, so that the pixels that are read follow each other, but where
+/// there are fewer rows than threads.
 inline void run_update::copy_band(loops::executor_ref threads, const box& bx, const char* x, char* x_copy,
                                   const box& bz, const char* z, char* z_copy) const noexcept {
-  const index sets_in = (nn::panels(in_) + panels_at_once - 1) / panels_at_once;
-  const index sets_out = (nn::panels(out_) + panels_at_once - 1) / panels_at_once;
+  const index rows = std::max(bx.count(), bz.count());
+  const index at_once = rows < threads.threads() ? 1 : panels_at_once;
+  const index sets_in = (nn::panels(in_) + at_once - 1) / at_once;
+  const index sets_out = (nn::panels(out_) + at_once - 1) / at_once;
   const index size = size_of(data_);
-  loops::parallel_for(
-      threads, {std::max(bx.count(), bz.count()), groups_ * (sets_in + sets_out)}, [&](index row, index i) {
-        const bool of_x = i < groups_ * sets_in;
-        const box& b = of_x ? bx : bz;
-        if (row >= b.count()) return;
-        if (!of_x) i -= groups_ * sets_in;
-        const placement& p = of_x ? x_ : z_;
-        const index channels = of_x ? in_ : out_;
-        const index group = i / (of_x ? sets_in : sets_out);
-        const index panel = i % (of_x ? sets_in : sets_out) * panels_at_once;
-        const index end = std::min(panel + panels_at_once, nn::panels(channels));
-        const index place[3] = {row / b.rows / b.depths, row / b.rows % b.depths, row % b.rows};
-        const index from = (b.image + place[0]) * p.from_image + (b.depth + place[1]) * p.from_depth +
-                           (b.row + place[2]) * p.from_row + group * channels;
-        const index to =
-            group * nn::panels(channels) * p.panel + place[0] * p.image + place[1] * p.depth + place[2] * p.row;
-        copy_row(of_x, panel, end, (of_x ? x : z) + from * size, (of_x ? x_copy : z_copy) + to * size);
-      });
+  loops::parallel_for(threads, {rows, groups_ * (sets_in + sets_out)}, [&](index row, index i) {
+    const bool of_x = i < groups_ * sets_in;
+    const box& b = of_x ? bx : bz;
+    if (row >= b.count()) return;
+    if (!of_x) i -= groups_ * sets_in;
+    const placement& p = of_x ? x_ : z_;
+    const index channels = of_x ? in_ : out_;
+    const index group = i / (of_x ? sets_in : sets_out);
+    const index panel = i % (of_x ? sets_in : sets_out) * at_once;
+    const index end = std::min(panel + at_once, nn::panels(channels));
+    const index place[3] = {row / b.rows / b.depths, row / b.rows % b.depths, row % b.rows};
+    const index from = (b.image + place[0]) * p.from_image + (b.depth + place[1]) * p.from_depth +
+                       (b.row + place[2]) * p.from_row + group * channels;
+    const index to =
+        group * nn::panels(channels) * p.panel + place[0] * p.image + place[1] * p.depth + place[2] * p.row;
+    copy_row(of_x, panel, end, (of_x ? x : z) + from * size, (of_x ? x_copy : z_copy) + to * size);
+  });
 }
 
 /// Panels from `first` to `end` - 1 of a row: 64 pixels at a time, of them panel after panel.

@@ -69,6 +69,11 @@ class depthwise_update {
     kernel products[2];  ///< [full panel]
     bool down() const noexcept { return columns.count == 1; }
   };
+  /// The outputs that see a line of taps, along depth and height.
+  struct planned_line {
+    seen_outputs depths;
+    seen_outputs rows;
+  };
 
   depthwise_update() = default;
 
@@ -96,8 +101,7 @@ class depthwise_update {
     for (index d = 0; d < axis(0).out(); ++d) {
       for (index h = 0; h < (run.down() ? 1 : axis(1).out()); ++h) {
         for (index line = first; line < end; ++line) {
-          const seen_outputs depths = outputs_through(axis(0), line / axis(1).kernel);
-          const seen_outputs rows = outputs_through(axis(1), line % axis(1).kernel);
+          const auto& [depths, rows] = lines_[at(line)];
           const index below = run.down() ? 0 : h - rows.first;  // the first output that sees this line
           if (d < depths.first || d >= depths.first + depths.count || below < 0 || below >= rows.count) continue;
           const index from = (depths.in + (d - depths.first) * axis(0).stride) * forward_.step_in(0) +
@@ -120,6 +124,12 @@ class depthwise_update {
     for_forward_runs(axis(2), [&](const conv_run& r) { count += r.taps > 0; });
     runs_.reset(new (std::nothrow) planned_run[at(count + 1)]);
     if (!runs_) return error(errc::out_of_memory, "axes", "no memory for %ld runs of the width", count);
+    const index lines = axis(0).kernel * axis(1).kernel;
+    lines_.reset(new (std::nothrow) planned_line[at(lines)]);
+    if (!lines_) return error(errc::out_of_memory, "axes", "no memory for %ld lines of taps", lines);
+    for (index i = 0; i < lines; ++i) {
+      lines_[at(i)] = {outputs_through(axis(0), i / axis(1).kernel), outputs_through(axis(1), i % axis(1).kernel)};
+    }
     result<void> made;
     for_forward_runs(axis(2), [&](const conv_run& r) {
       if (r.taps == 0 || !made) return;
@@ -158,6 +168,7 @@ class depthwise_update {
   type data_ = type::f32;
   index runs_count_ = 0;
   std::unique_ptr<planned_run[]> runs_;
+  std::unique_ptr<planned_line[]> lines_;
   kernel sums_[2];  ///< [full panel]
 };
 
