@@ -107,7 +107,8 @@ index place_of_b(const desc& d, index ldb, index k, index j) {
     case layout::plain: return k * ldb + j;
     case layout::transposed: return j * ldb + k;
     case layout::interleaved: return (k / g * ldb + j) * g + k % g;
-    case layout::depthwise: break;
+    case layout::depthwise:
+    case layout::depthwise_mirrored: break;
   }
   return 0;
 }

@@ -27,7 +27,7 @@ constexpr shape shapes[] = {{1, 1, 1, 1},    {7, 64, 1, 9},  {28, 16, 1, 3}, {5,
 
 /// C = 3 + sum over entries: entry i reads A from row i, as the taps of a row do, and row block i of B.
 template <class A, class B, class C>
-void expect_plain_loops(const shape& s, const char* backend) {
+void expect_plain_loops(const shape& s, layout stored, const char* backend) {
   constexpr brgemm::index room = 5;  // between rows of A
   std::mt19937 engine(1);
   const auto draw = [&engine]<class T>(T) {
@@ -57,7 +57,7 @@ void expect_plain_loops(const shape& s, const char* backend) {
   d.m = s.m, d.n = s.n, d.k = s.k, d.lda = lda, d.ldb = s.n, d.ldc = s.n;
   d.stride_a = lda, d.stride_b = s.k * s.n;
   d.a = element_traits<A>::value, d.b = element_traits<B>::value, d.c = element_traits<C>::value;
-  d.layout_a = layout::depthwise;
+  d.layout_a = stored;
   d.beta = beta_kind::one;
   const auto k = make_kernel(d, {.backend = backend});
   ASSERT_TRUE(k) << k.error().message();
@@ -69,7 +69,8 @@ void expect_plain_loops(const shape& s, const char* backend) {
       double sum = 3;
       for (brgemm::index e = 0; e < s.batch; ++e) {
         for (brgemm::index q = 0; q < s.k; ++q) {
-          sum += number(a[at((e + i + q) * lda + j)]) * number(b[at((e * s.k + q) * s.n + j)]);
+          const auto row = i + (stored == layout::depthwise ? q : s.k - 1 - q);
+          sum += number(a[at((e + row) * lda + j)]) * number(b[at((e * s.k + q) * s.n + j)]);
         }
       }
       ASSERT_EQ(number(c[at(i * s.n + j)]), sum) << backend << " " << name_of(d).c_str() << " " << i << "," << j;
@@ -83,7 +84,10 @@ void on_every_backend() {
     brgemm_test::hide_features(hidden);
     for (const auto& backend : backend::built_in()) {
       if (!backend.runs_here()) continue;
-      for (const shape& s : shapes) expect_plain_loops<A, B, C>(s, backend.name.data());
+      for (const shape& s : shapes) {
+        expect_plain_loops<A, B, C>(s, layout::depthwise, backend.name.data());
+        expect_plain_loops<A, B, C>(s, layout::depthwise_mirrored, backend.name.data());
+      }
     }
   }
   brgemm_test::hide_features("");
@@ -142,6 +146,7 @@ TEST(Depthwise, FarRows) {
     d.lda = lda;
     for (const auto& backend : backend::built_in()) {
       if (!backend.runs_here()) continue;
+      d.layout_a = d.layout_a == layout::depthwise ? layout::depthwise_mirrored : layout::depthwise;
       std::vector<float> c(m * n);
       const auto made = make_kernel(d, {.backend = backend.name});
       ASSERT_TRUE(made) << made.error().message();
@@ -170,8 +175,10 @@ TEST(Depthwise, StepsTogetherHaveTheBitsOfTheReference) {
   for (const brgemm::index m : {2, 3, 8, 13}) {
     for (const brgemm::index k : {2, 5, 7, 8, 11}) {
       for (const brgemm::index n : {7, 16, 48, 130}) {
-        for (const bool m_at_call : {false, true}) {
+        for (const int kind : {0, 1, 2, 3}) {
+          const bool m_at_call = kind % 2 != 0;
           desc d = depthwise(m_at_call ? m + 9 : m, n, k);
+          if (kind > 1) d.layout_a = layout::depthwise_mirrored;
           d.m_extent = m_at_call ? extent_kind::at_call : extent_kind::fixed;
           d.stride_a = n, d.stride_b = k * n;
           const brgemm::index batch = 2, in_a = (m + k) * n, in_b = batch * k * n, in_c = m * n;

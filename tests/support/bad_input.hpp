@@ -117,7 +117,7 @@ inline const std::vector<desc_case>& desc_cases() {
       {"c", unsupported, valid_f64, [](desc& d) { d.c = type::f32; }, {"f32", "f64"}},
       {"c", unsupported, valid_u8, [](desc& d) { d.c = type::f16; }, {"f16"}},
       {"batch", invalid, valid_f32, [](desc& d) { d.batch = unknown<batch_kind>(3); }, {"batch is 3"}},
-      {"layout_a", invalid, valid_f32, [](desc& d) { d.layout_a = unknown<layout>(4); }, {"layout_a is 4", "0..3"}},
+      {"layout_a", invalid, valid_f32, [](desc& d) { d.layout_a = unknown<layout>(5); }, {"layout_a is 5", "0..4"}},
       {"layout_a", invalid, valid_f32, [](desc& d) { d.layout_a = layout::interleaved; }, {"f32", "transposed"}},
       {"lda", invalid, valid_bf16, [](desc& d) { d.layout_a = layout::interleaved, d.lda = 3; }, {"lda is 3", "4"}},
       {"zero_b",

@@ -141,7 +141,7 @@ inline index draw_stride(entropy& e, const brgemm::detail::storage& s, index ld)
 
 /// What a depthwise product cannot have is taken back.
 inline void make_depthwise(desc& d) {
-  d.layout_a = brgemm::layout::depthwise;
+  d.layout_a = d.k % 2 == 0 ? brgemm::layout::depthwise : brgemm::layout::depthwise_mirrored;
   d.layout_b = brgemm::layout::plain;
   d.chains = 1;
   d.zero_b = brgemm::zero_point::none;

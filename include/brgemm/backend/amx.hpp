@@ -44,7 +44,7 @@ inline result<void> supported_by_tiles(const desc& d) noexcept {
     return error(errc::unsupported, "layout_a", "tiles take rows of A, not columns: use pack_a and layout::plain");
   }
   if (result<void> yes = supported(d); !yes) return yes;
-  if (d.layout_a == layout::depthwise) {
+  if (is_depthwise(d.layout_a)) {
     return error(errc::unsupported, "layout_a", "tiles multiply matrices: a depthwise product is for other backends");
   }
   const bool bytes = brgemm::detail::is_8bit(d.a);

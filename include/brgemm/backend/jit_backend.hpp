@@ -139,7 +139,7 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
         b.chains, b.chains == 1 ? "" : "s");
   if (b.few != 0) p.add("Fewer than %lld rows are divided for their own sake. ", static_cast<long long>(b.few) + 1);
   if (b.pack > 1) p.add("The last %d columns of %d rows share a vector. ", b.tail, b.pack);
-  if (d.layout_a == layout::depthwise) {
+  if (is_depthwise(d.layout_a)) {
     const int together = depthwise_window(d, unit, b, rows.size, columns.size);
     if (together > 1) {
       p.add("%d steps go together, for which vectors of B stay in registers and each vector of A passes by once. ",

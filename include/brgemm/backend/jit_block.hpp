@@ -35,7 +35,8 @@ class jit_block : public jit_assembler {
     const index unit_b = size_b_ * (interleaved ? group_ : 1);
     transposed_b_ = d.layout_b == layout::transposed;
     vector_b_ = b.lanes * unit_b;
-    depthwise_ = d.layout_a == layout::depthwise;
+    depthwise_ = is_depthwise(d.layout_a);
+    mirrored_ = d.layout_a == layout::depthwise_mirrored;
     a_rows_ = detail::rows_of_c_are_rows_of_a(d);
     lane_a_ = detail::lane_of_a(d);
     lda_in_register_ = detail::lda_needs_register(d);
@@ -273,6 +274,7 @@ class jit_block : public jit_assembler {
   index vector_b_;     // bytes of one vector of B's row
   bool transposed_b_;  // B is stored (n,k)
   bool depthwise_;     // A is stored (m + k - 1, n)
+  bool mirrored_;      // and its rows descend with k
   bool a_rows_;        // rows of C are rows of A
   bool lda_in_register_, ldb_in_register_, ldc_in_register_;
   index lda_, ldb_, ldc_;  // bytes, where constant

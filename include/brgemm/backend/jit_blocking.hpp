@@ -81,7 +81,7 @@ constexpr bool b_is_direct(const desc& d) {
 }
 
 inline product choose_product(const desc& d, const vector_unit& unit) {
-  if (d.layout_a == layout::depthwise) {
+  if (is_depthwise(d.layout_a)) {
     return accumulator_of(d) == type::s32   ? product::mul_8bit
            : accumulator_of(d) == type::f64 ? product::fma_f64
                                             : product::fma_f32;
@@ -102,7 +102,7 @@ inline product choose_product(const desc& d, const vector_unit& unit) {
 }
 
 constexpr bool rows_of_c_are_rows_of_a(const desc& d) {
-  return d.layout_a == layout::plain || d.layout_a == layout::depthwise;
+  return d.layout_a == layout::plain || is_depthwise(d.layout_a);
 }
 /// Bytes of what lda counts.
 constexpr index lane_of_a(const desc& d) {
@@ -245,7 +245,7 @@ inline step_cost cost_of_packed_step(const vector_unit& unit, const blocking& b,
 /// layout::depthwise: how many steps go together, for which each vector of A that they share is loaded once.
 inline int depthwise_window(const desc& d, const vector_unit& unit, const blocking& b, int rows, int vectors) {
   const bool constant = !lda_needs_register(d) && !needs_register(d.ldb, size_of(d.b), 64);
-  if (d.layout_a != layout::depthwise || rows == 1 || !constant || b.how == product::mul_8bit) return 1;
+  if (!is_depthwise(d.layout_a) || rows == 1 || !constant || b.how == product::mul_8bit) return 1;
   if (emulates_f16(d, unit)) return 1;
   const int free = unit.registers() - rows * vectors;
   return static_cast<int>(std::clamp<index>(std::min<index>(b.steps, free - 1), 1, 4));
@@ -266,7 +266,7 @@ inline step_cost cost_of_depthwise_step(const desc& d, const vector_unit& unit, 
 
 inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
                               const section& columns, bool by_four) {
-  if (d.layout_a == layout::depthwise) return cost_of_depthwise_step(d, unit, b, rows, columns.size);
+  if (is_depthwise(d.layout_a)) return cost_of_depthwise_step(d, unit, b, rows, columns.size);
   if (packed_rows(b, rows, columns) > 1) return cost_of_packed_step(unit, b, rows, columns, by_four);
   step_cost cost;
   const int vectors = columns.size;
@@ -362,7 +362,7 @@ inline int fit_depthwise(const desc& d, const vector_unit& unit, blocking& b, in
 /// How many registers a block of `rows` leaves free; negative if it does not fit. Chooses the order of a step.
 inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, const section& columns) {
   const int vectors = columns.size;
-  if (d.layout_a == layout::depthwise) return fit_depthwise(d, unit, b, rows, vectors);
+  if (is_depthwise(d.layout_a)) return fit_depthwise(d, unit, b, rows, vectors);
   if (packed_rows(b, rows, columns) > 1) return fit_packed(d, unit, b, rows, vectors);
   if (d.layout_b == layout::transposed) return vectors > 1 ? -1 : fit_transposed(d, unit, b, rows);
   b.hold_a = rows * b.a_registers < vectors * b.b_registers;
@@ -458,7 +458,7 @@ inline bool sums_may_rest_in_c(const desc& d) {
 
 /// Where a batch of 16 would not stay in L2, C is summed in groups of entries that do; in between it rests in memory.
 inline index choose_group(const desc& d, const blocking& b) {
-  if (d.write_c == write_kind::streaming || d.layout_a == layout::depthwise) return 0;  // C is to be written once
+  if (d.write_c == write_kind::streaming || is_depthwise(d.layout_a)) return 0;  // C is to be written once
   const index blocks_of_rows = b.rows[0].count + b.rows[1].count;
   const index blocks_of_columns = b.columns[0].count + b.columns[1].count;
   if (blocks_of_rows == 1 || blocks_of_columns == 1 || b.sums() > 1) return 0;
@@ -505,8 +505,7 @@ inline blocking undivided(const desc& d, const vector_unit& unit) {
 /// The most rows that may share a vector in the last column.
 inline int most_packed(const desc& d, const vector_unit& unit, const blocking& b) {
   const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && b_is_direct(d) && b.b_registers == 1 &&
-                     !shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8 &&
-                     d.layout_a != layout::depthwise;
+                     !shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8 && !is_depthwise(d.layout_a);
   return !packs || b.tail > 8 ? 1 : b.tail > 4 ? 2 : 4;
 }
 
@@ -578,7 +577,7 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limi
   // A layer with a few rows reads its weights once: with prefetches as fast as L3 and memory give them. What may stay
   // in L1 would only be loaded more often: B of few entries (jit_generator.hpp) and small B.
   b.prefetch = d.m_extent == extent_kind::fixed && b.rows[0].count == 1 && b.rows[1].count == 0 && d.m <= 6 &&
-               detail::b_is_direct(d) && d.layout_a != layout::depthwise && d.k * d.n >= 4096;
+               detail::b_is_direct(d) && !is_depthwise(d.layout_a) && d.k * d.n >= 4096;
   b.unroll = detail::choose_unroll(d, b);
   return b;
 }

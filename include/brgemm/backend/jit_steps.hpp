@@ -21,6 +21,7 @@ class jit_steps : public jit_operands {
   static constexpr std::size_t prefetch_ahead = 8192;  // bytes, beyond the end of B too: a prefetch never faults
 
   void entry(const block& k) {
+    if (mirrored_) to_last_row();
     if (lda_in_register_ && a_rows_ && k.rows > 5) lea(r12, ptr[rax + r10]);
     if (lda_in_register_ && a_rows_ && k.rows > 10) lea(r13, ptr[rax + r9 * 2]), lea(r13, ptr[r13 + r9 * 8]);
     if (b_.tile) return chunks(k);
@@ -84,7 +85,7 @@ class jit_steps : public jit_operands {
   /// Moves A and B by `steps`, as far as the steps did not do it themselves.
   void advance(const block& k, int steps) {
     if (depthwise_) {
-      if (!lda_in_register_) add_constant(rax, steps * lda_, r12);
+      if (!lda_in_register_) add_constant(rax, steps * step_a(), r12);
     } else if (a_rows_) {
       const index bytes = steps * group_ * size_a_;
       add_constant(rax, bytes, r12);
@@ -158,6 +159,16 @@ class jit_steps : public jit_operands {
 
   // ---- layout::depthwise -------------------------------------------------------------------------
 
+  /// Bytes of A from a step to the next one, where that is constant.
+  index step_a() const { return mirrored_ ? -lda_ : lda_; }
+  /// From the first row of an entry of A to that which its first step reads.
+  void to_last_row() {
+    if (d_.k < 2) return;
+    if (!lda_in_register_) return add_constant(rax, (d_.k - 1) * lda_, rcx);
+    mov(rcx, static_cast<std::uint64_t>(d_.k - 1));
+    imul(rcx, r9);
+    add(rax, rcx);
+  }
   void depthwise_steps(const block& k, index steps) {
     const int together = detail::depthwise_window(d_, unit_, b_, k.rows, k.columns);
     const index loops = steps / together;
@@ -173,15 +184,17 @@ class jit_steps : public jit_operands {
     if (left > 0) steps_together(k, left);
   }
   /// Of each column the steps' vectors of B from register 0, then those of A, one after the other: row a of them is
-  /// that of row a - s of C in step s.
+  /// that of row a - s of C in step s; mirrored, counted from the last step's.
   void steps_together(const block& k, int steps) {
     for (int j = 0; j < k.columns; ++j) {
       for (int s = 0; s < steps; ++s) load_widened(s, b_at(j, s), d_.b, masked(k, j));
-      for (int a = 0; a < k.rows + steps - 1; ++a) {
-        const auto at = static_cast<std::size_t>(a * lda_ + j * vector_b_);
+      const int last = k.rows + steps - 2;
+      for (int a = 0; a <= last; ++a) {
+        const int row = mirrored_ ? k.rows - 1 - a : a;  // from that of the first step and row of C
+        const auto at = static_cast<std::size_t>(row * lda_ + j * vector_b_);
         load_widened(steps, rax + at, d_.a, masked(k, j));
         for (int s = std::max(0, a - k.rows + 1); s <= std::min(a, steps - 1); ++s) {
-          multiply(accumulator(k, a - s, j), steps, s, steps);
+          multiply(accumulator(k, mirrored_ ? row + s : a - s, j), steps, s, steps);
         }
       }
     }
@@ -190,7 +203,7 @@ class jit_steps : public jit_operands {
   void depthwise_step(const block& k, int s) {
     for (int j = 0; j < k.columns; ++j) load_widened(j, b_at(j, s), d_.b, masked(k, j));
     for (int r = 0; r < k.rows; ++r) {
-      const RegExp row = a_at(r, 0) + static_cast<std::size_t>(lda_in_register_ ? 0 : s * lda_);
+      const RegExp row = a_at(r, 0) + static_cast<std::size_t>(lda_in_register_ ? 0 : s * step_a());
       for (int j = 0; j < k.columns; ++j) {
         const RegExp at = row + static_cast<std::size_t>(j * vector_b_);
         if (b_.embed) {
@@ -203,9 +216,10 @@ class jit_steps : public jit_operands {
     }
     next_step();
     if (!lda_in_register_) return;
-    add(rax, r9);
-    if (k.rows > 5) add(r12, r9);
-    if (k.rows > 10) add(r13, r9);
+    const auto move = [&](const Reg64& base) { mirrored_ ? sub(base, r9) : add(base, r9); };
+    move(rax);
+    if (k.rows > 5) move(r12);
+    if (k.rows > 10) move(r13);
   }
   void load_widened(int to, const RegExp& at, type t, bool tail) {
     if (accumulator_of(t) != type::s32) return load_as_accumulator(to, at, t, tail);

@@ -161,14 +161,15 @@ BRGEMM_DETAIL_INLINE void load_b(const problem& p, const batch_entry& e, index k
   load(p.d.b, e.b, offset_b(p, k, j0), step_b(p), count, b);
 }
 
-/// layout::depthwise: row i + k of A has a factor for each column.
+/// Depthwise: row i + k of A, or mirrored, has a factor for each column.
 template <class Acc>
 BRGEMM_DETAIL_INLINE void sum_columns(const problem& p, const batch_entry& e, index i, index j0, index count,
                                       Acc* sum) noexcept {
   Acc a[row_block];
   Acc b[row_block];
   for (index k = 0; k < p.d.k; ++k) {
-    load(p.d.a, e.a, (i + k) * p.lda + j0, 1, count, a);
+    const index row = i + (p.d.layout_a == layout::depthwise ? k : p.d.k - 1 - k);
+    load(p.d.a, e.a, row * p.lda + j0, 1, count, a);
     load_b(p, e, k, j0, count, b);
     for (index j = 0; j < count; ++j) sum[j] = multiply_add(a[j], b[j], sum[j]);
   }
@@ -178,7 +179,7 @@ BRGEMM_DETAIL_INLINE void sum_columns(const problem& p, const batch_entry& e, in
 template <class Acc>
 BRGEMM_DETAIL_INLINE void sum_chain(const problem& p, const batch_entry& e, index i, index j0, index count,
                                     Acc (*sums)[row_block]) noexcept {
-  if (p.d.layout_a == layout::depthwise) return sum_columns(p, e, i, j0, count, sums[0]);
+  if (is_depthwise(p.d.layout_a)) return sum_columns(p, e, i, j0, count, sums[0]);
   Acc b[row_block];
   for (index k = 0; k < p.d.k; ++k) {
     const Acc a = load_a<Acc>(p, e, i, k);

@@ -190,7 +190,7 @@ inline result<void> hide_cpu_features(std::string_view list) noexcept {
 /// for, fixed by types and machine and never by shape.
 inline order machine_order(const desc& d) noexcept {
   if (d.sums != order::machine) return d.sums;
-  return d.a == type::bf16 && d.layout_a != layout::depthwise ? order::pair : order::chain;
+  return d.a == type::bf16 && !is_depthwise(d.layout_a) ? order::pair : order::chain;
 }
 
 }  // namespace brgemm::inline abi_0

@@ -30,7 +30,11 @@ enum class layout : std::uint8_t {
   depthwise,    ///< A stored (m + k - 1, n), B plain: C[i,j] += sum over k of A[i + k, j] * B[k, j], each column of C
                 ///< from its own of A and B. k = 1: a tap of a depthwise convolution, rows of A pixels, B its weights;
                 ///< else its weight gradient, or the taps of a row. One fma a term in ascending k, in bf16 too.
+  depthwise_mirrored,  ///< the same with A[i + k' , j], k' = (the desc's k) - 1 - k: rows of A descend. The taps of a
+                       ///< row backward by data, in ascending order.
 };
+
+constexpr bool is_depthwise(layout l) noexcept { return l == layout::depthwise || l == layout::depthwise_mirrored; }
 
 /// Not zero: C is read. C of u8 and s8: zero only; C of s32: zero or one, modulo 2^32.
 enum class beta_kind : std::uint8_t { zero, one, at_call };
@@ -51,7 +55,7 @@ enum class place : std::uint8_t { cpu, gpu };
 /// The order of sums. For f32, f64 and f16 it is always `chain`; 8-bit sums are exact, so any order is `chain`.
 enum class order : std::uint8_t {
   machine,  ///< bf16: pair or tile, whichever the types and the machine fix; kernel.order() tells
-  chain,    ///< one fma a term in ascending k; of bf16 only that of layout::depthwise
+  chain,    ///< one fma a term in ascending k; of bf16 only that of depthwise layouts
   pair,     ///< bf16: what vdpbf16ps does, pairs of k
   tile,     ///< bf16: what AMX tiles do, chunks of 32 k
   foreign,  ///< never asked for: the answer of a backend that wraps another library with an order of its own
@@ -170,7 +174,7 @@ constexpr bool becomes_f32(const desc& d) noexcept { return accumulator_of(d) ==
 }  // namespace detail
 
 /// How many consecutive k one lane of B holds.
-constexpr index k_group_of(const desc& d) noexcept { return d.layout_a == layout::depthwise ? 1 : k_group_of(d.a); }
+constexpr index k_group_of(const desc& d) noexcept { return is_depthwise(d.layout_a) ? 1 : k_group_of(d.a); }
 
 /// The steps an epilogue can have. A chain is written `{op::bias(axis::column), op::relu()}`.
 namespace op {

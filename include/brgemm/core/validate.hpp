@@ -24,7 +24,8 @@ constexpr storage storage_of_a(const desc& d, index m) noexcept {
   switch (d.layout_a) {
     case layout::transposed: return {d.k, m, 1};
     case layout::interleaved: return {groups_of_k(d), m, k_group_of(d)};
-    case layout::depthwise: return {d.k == 0 ? 0 : m + d.k - 1, d.n, 1};
+    case layout::depthwise:
+    case layout::depthwise_mirrored: return {d.k == 0 ? 0 : m + d.k - 1, d.n, 1};
     default: return {m, d.k, 1};
   }
 }
@@ -92,7 +93,7 @@ inline result<void> check_enumerators(const desc& d) noexcept {
   } fields[] = {
       {"a", static_cast<int>(d.a), type_count},      {"b", static_cast<int>(d.b), type_count},
       {"c", static_cast<int>(d.c), type_count},      {"batch", static_cast<int>(d.batch), 3},
-      {"layout_a", static_cast<int>(d.layout_a), 4}, {"layout_b", static_cast<int>(d.layout_b), 4},
+      {"layout_a", static_cast<int>(d.layout_a), 5}, {"layout_b", static_cast<int>(d.layout_b), 5},
       {"beta", static_cast<int>(d.beta), 3},         {"alpha", static_cast<int>(d.alpha), 2},
       {"sums", static_cast<int>(d.sums), 5},         {"m_extent", static_cast<int>(d.m_extent), 2},
       {"zero_a", static_cast<int>(d.zero_a), 2},     {"zero_b", static_cast<int>(d.zero_b), 2},
@@ -167,10 +168,10 @@ inline result<void> check_stride(const desc& d, const char* field, index stride,
 }
 
 inline result<void> check_depthwise(const desc& d) noexcept {
-  if (d.layout_b == layout::depthwise) {
+  if (is_depthwise(d.layout_b)) {
     return error(errc::invalid_argument, "layout_b", "layout_b is depthwise, which only A can be");
   }
-  if (d.layout_a != layout::depthwise) return {};
+  if (!is_depthwise(d.layout_a)) return {};
   if (d.layout_b != layout::plain) {
     return error(errc::unsupported, "layout_b", "layout_a is depthwise and layout_b %s: it must be plain",
                  d.layout_b == layout::transposed ? "transposed" : "interleaved");
@@ -220,7 +221,7 @@ inline result<void> check_sums(const desc& d) noexcept {
     return error(errc::invalid_argument, "sums", "sums is foreign, which is only an answer, never asked for");
   }
   const bool pairs = d.sums == order::pair || d.sums == order::tile;
-  const bool in_pairs = d.a == type::bf16 && d.layout_a != layout::depthwise;
+  const bool in_pairs = d.a == type::bf16 && !is_depthwise(d.layout_a);
   if (d.sums != order::machine && pairs != in_pairs) {
     return error(errc::unsupported, "sums", "sums is %s, but %s sums in the order %s",
                  d.sums == order::chain  ? "chain"

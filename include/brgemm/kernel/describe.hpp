@@ -113,11 +113,11 @@ inline result<desc> describe(const any_view& a, const any_view& b, const any_vie
 }  // namespace detail
 
 /// The desc of `C = epilogue(beta * C + sum_i A_i * B_i)` for views like these: A (batch,m,k), (batch,k,m) where
-/// layout_a is transposed, (batch, ceil(k/g), m*g) interleaved, or (batch,m+k-1,n) where it is depthwise ((batch,0,n)
-/// with k = 0); B (batch,k,n), transposed (batch,n,k), interleaved (batch, ceil(k/g), n*g): k is then a multiple of g
-/// where A is interleaved too; C (m,n). Leading dimensions and the distance of entries are the
-/// views'. The data is not looked at. Errors: invalid_argument with the matrix ("A", "B", "C", "batch") that does not
-/// fit the others and the numbers, or "beta"; what else is wrong, make_kernel tells, which takes the result as it is.
+/// layout_a is transposed, (batch, ceil(k/g), m*g) interleaved, or (batch,m+k-1,n) where it is depthwise, mirrored or
+/// not ((batch,0,n) with k = 0); B (batch,k,n), transposed (batch,n,k), interleaved (batch, ceil(k/g), n*g): k is then
+/// a multiple of g where A is interleaved too; C (m,n). Leading dimensions and the distance of entries are the views'.
+/// The data is not looked at. Errors: invalid_argument with the matrix ("A", "B", "C", "batch") that does not fit the
+/// others and the numbers, or "beta"; what else is wrong, make_kernel tells, which takes the result as it is.
 template <class TA, class TB, class TC>
 requires(element<std::remove_const_t<TA>>&& element<std::remove_const_t<TB>>&& element<std::remove_const_t<TC>>)
     result<desc> describe(const view<TA, 3>& a, const view<TB, 3>& b, const view<TC, 2>& c,

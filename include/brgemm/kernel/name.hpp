@@ -76,15 +76,15 @@ inline void append_types(kernel_name& name, const desc& d) noexcept {
 }
 
 inline index columns_of_a(const desc& d) noexcept {
-  return d.layout_a == layout::plain ? d.k : d.layout_a == layout::depthwise ? d.n : d.m;
+  return d.layout_a == layout::plain ? d.k : is_depthwise(d.layout_a) ? d.n : d.m;
 }
 
 inline void append_storage(kernel_name& name, const desc& d) noexcept {
-  constexpr const char* suffix[] = {"", "t", "i", "d"};
+  constexpr const char* suffix[] = {"", "t", "i", "d", "m"};
   const auto a = static_cast<std::size_t>(d.layout_a);
   const auto b = static_cast<std::size_t>(d.layout_b);
-  if (a - 1 < 3) name.append("_a%s", suffix[a]);
-  if (b - 1 < 3) name.append("_b%s", suffix[b]);
+  if (a - 1 < 4) name.append("_a%s", suffix[a]);
+  if (b - 1 < 4) name.append("_b%s", suffix[b]);
   append_ld(name, 'a', d.lda, columns_of_a(d));
   append_ld(name, 'b', d.ldb, d.layout_b == layout::transposed ? d.k : d.n);
   append_ld(name, 'c', d.ldc, d.n);
@@ -97,7 +97,7 @@ inline void append_strides(kernel_name& name, const desc& d) noexcept {
   const index group_a = d.layout_a == layout::interleaved ? group : 1;
   const index group_b = d.layout_b == layout::interleaved ? group : 1;
   const bool k_first = d.layout_a == layout::transposed || d.layout_a == layout::interleaved;
-  const index taps = d.layout_a == layout::depthwise ? std::max<index>(d.k, 1) - 1 : 0;
+  const index taps = is_depthwise(d.layout_a) ? std::max<index>(d.k, 1) - 1 : 0;
   const auto rows_of_k = [&d](index g) { return d.k / g + (d.k % g != 0); };
   const index rows_a = k_first ? rows_of_k(group_a) : d.m + taps;
   const index rows_b = d.layout_b == layout::transposed ? d.n : rows_of_k(group_b);

@@ -153,7 +153,8 @@ struct conv_piece {
   index c = 0;
   index taps = 0;    ///< of all axes
   index taps_w = 0;  ///< of the last one
-  index tap_a = 0;   ///< from one of those to the next in what is read; 0 where their weights are not adjacent
+  index tap_a = 0;   ///< from one of those to the next in what is read
+  index tap_b = 1;   ///< and in the weights, in taps
 };
 
 /// Three axes, depth, height and width, of tensors whose channels are adjacent: what is read has pixels `pixel_in`
@@ -227,7 +228,8 @@ struct conv_geometry {
     p.ldc = box[along].out_step * step_out(along);
     p.taps = box[0].taps * box[1].taps * box[2].taps;
     p.taps_w = box[2].taps;
-    p.tap_a = box[2].tap_step == 1 ? box[2].in_tap_step * step_in(2) : 0;
+    p.tap_a = box[2].in_tap_step * step_in(2);
+    p.tap_b = box[2].tap_step;
     for (int i = 0; i < 3; ++i) {
       if (p.taps > 0) p.a += (box[i].in + place[i] * box[i].in_step) * step_in(i);
       p.c += (box[i].first + place[i] * box[i].out_step) * step_out(i);

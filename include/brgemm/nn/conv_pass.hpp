@@ -183,9 +183,9 @@ class conv_pass {
   index padded(index channels) const noexcept { return (channels + k_group() - 1) / k_group() * k_group(); }
   index chunk_begin(index chunk) const noexcept { return chunk * taps() * padded(chunk_) * width_; }
   /// Whether the taps of a row are one entry: one chunk whose channels are adjacent to the next tap's; depthwise, taps
-  /// as far apart as pixels.
+  /// as far apart as pixels, in either direction.
   bool joins_taps(const conv_piece& p) const noexcept {
-    if (d_.depthwise) return p.tap_a == p.lda;
+    if (d_.depthwise) return p.tap_a == p.lda || p.tap_a == -p.lda;
     return d_.groups == 1 && d_.in <= chunk_ && !d_.geometry.backward && axis(2).dilation == 1 &&
            d_.in == padded(d_.in);
   }
@@ -336,7 +336,9 @@ inline result<void> conv_pass::plan_pieces() noexcept {
     const index first = to - pairs_.get();
     const index of_box = piece;
     g.for_pieces(box, most_rows, [&](const conv_piece& p) {
-      piece_.get()[piece++] = {p, entries(p), 0, first, boxes_};
+      planned_piece& planned = piece_.get()[piece++] = {p, entries(p), 0, first, boxes_};
+      // The lowest row of A is then that of the last tap.
+      if (d_.depthwise && joins_taps(p) && p.tap_a < 0) planned.place.a += (p.taps_w - 1) * p.tap_a;
     });
     const bool joined = piece > of_box && joins_taps(piece_.get()[of_box].place);
     for (index chunk = 0; chunk < chunks; ++chunk) to = list_taps(box, joined, chunk, to);
@@ -352,8 +354,9 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
   k.k = s.channels * (joins_taps(p) ? std::max<index>(1, p.taps_w) : 1);
   // Rows that share taps overlap, which a desc's constant leading dimension excludes. One row uses none.
   k.lda = p.lda >= k.k ? p.lda : p.m == 1 ? k.k : at_call;
-  if (d_.depthwise) k.layout_a = layout::depthwise, k.lda = std::max(p.lda, n);
-  k.ldb = width_;
+  if (d_.depthwise) k.lda = std::max(p.lda, n);
+  if (d_.depthwise) k.layout_a = k.k > 1 && p.tap_a < 0 ? layout::depthwise_mirrored : layout::depthwise;
+  k.ldb = d_.depthwise && joins_taps(p) ? p.tap_b * width_ : width_;
   k.ldc = std::max(p.ldc, n);
   k.batch = batch_kind::offsets;
   k.a = d_.data;
@@ -371,7 +374,8 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
 /// Pieces that differ only in their place share kernels.
 inline result<void> conv_pass::plan_kernels(const options& how) noexcept {
   const auto same = [](const conv_piece& x, const conv_piece& y) {
-    return x.m == y.m && x.lda == y.lda && x.ldc == y.ldc && x.taps_w == y.taps_w && x.tap_a == y.tap_a;
+    return x.m == y.m && x.lda == y.lda && x.ldc == y.ldc && x.taps_w == y.taps_w && x.tap_a == y.tap_a &&
+           x.tap_b == y.tap_b;
   };
   planned_piece* const piece = piece_.get();
   const std::unique_ptr<index[]> of_kinds(new (std::nothrow) index[static_cast<std::size_t>(pieces_)]);
