@@ -3,8 +3,8 @@
 //   conv TYPE IMAGES IN OUT GROUPS HEIGHT WIDTH KERNEL_H KERNEL_W STRIDE_H STRIDE_W PAD_H PAD_W THREADS
 // and 3 x 3 layers of f32 by Winograd's algorithm, against ours direct:
 //   winograd IMAGES IN OUT HEIGHT WIDTH THREADS
-// Ours reads and writes (images, height, width, channels) in place; oneDNN has every tensor in the layout that it likes
-// best, brought there outside the timing. Work is counted without the taps that padding hides.
+// Ours and oneDNN have every tensor in the layout that each likes best, brought there outside the timing: ours (images,
+// height, width, channels), depthwise in blocks of channels. Work is counted without the taps that padding hides.
 #include <algorithm>
 #include <brgemm/loops/parallel_for.hpp>
 #include <brgemm/nn/conv.hpp>
@@ -39,6 +39,7 @@ layer layer_of(const problem& p, peer_pass pass) {
   l.d.bias = false;
   l.d.scale = is_8bit;
   l.d.training = pass != peer_pass::forward;
+  l.d.x_block = l.d.y_block = nn::conv::preferred_block(l.d);
   return l;
 }
 
@@ -71,10 +72,11 @@ class planned_conv {
   }
 
   brgemm::type result_type() const { return l_.pass == peer_pass::backward_weights ? brgemm::type::f32 : l_.d.data; }
+  // Elements of the result, with its channels adjacent.
   std::int64_t result_size() const {
     switch (l_.pass) {
-      case peer_pass::forward: return plan_.y_bytes() / brgemm::size_of(l_.d.y);
-      case peer_pass::backward_data: return plan_.x_bytes() / brgemm::size_of(l_.d.data);
+      case peer_pass::forward: return elements(y_order());
+      case peer_pass::backward_data: return elements(x_order());
       case peer_pass::backward_weights: break;
     }
     return plan_.weights();
@@ -100,16 +102,18 @@ class planned_conv {
             {h.pad_before, v.pad_before},
             l_.threads,
             scale_of_all(),
-            pick(peer_pass::backward_data, x_),
+            pick(peer_pass::backward_data, adjacent_x_),
             pick(peer_pass::backward_weights, w_),
-            pick(peer_pass::forward, y_)};
+            pick(peer_pass::forward, adjacent_y_)};
   }
 
   // The result in the peers' layout: dw (groups, kernel_h, kernel_w, in, out) becomes (groups, out, in, kernel_h,
   // kernel_w), in and out of a group.
   void deliver(const buffer& to) const {
     if (l_.pass != peer_pass::backward_weights) {
-      std::memcpy(to.data(), result_.data(), static_cast<std::size_t>(result_size() * brgemm::size_of(result_type())));
+      nn::reorder_desc order = l_.pass == peer_pass::forward ? y_order() : x_order();
+      std::swap(order.from, order.to);
+      move(order, result_, to);
       return;
     }
     const std::int64_t in = l_.d.in / l_.d.groups, out = l_.d.out / l_.d.groups;
@@ -133,6 +137,8 @@ class planned_conv {
         x_(plan_.x_bytes()),
         w_(plan_.weights() * 4),
         y_(plan_.y_bytes()),
+        adjacent_x_(elements(x_order()) * brgemm::size_of(l.d.data)),
+        adjacent_y_(elements(y_order()) * brgemm::size_of(l.d.y)),
         packed_(plan_.weights_bytes()),
         transposed_(plan_.transposed_bytes()),
         workspace_(std::max(plan_.backward_weights_workspace_bytes(), forward_workspace_bytes())),
@@ -144,15 +150,32 @@ class planned_conv {
   // Sums of x and w over their whole ranges become some hundreds at most.
   float scale_of_all() const { return 0.01f / std::sqrt(static_cast<float>(plan_.weights() / l_.d.out)); }
 
+  // From adjacent channels to ours.
+  nn::reorder_desc x_order() const {
+    const auto to = l_.d.x_block > 0 ? nn::channel_order::blocks : nn::channel_order::last;
+    return plan_.reorder_x(nn::channel_order::last, to, std::max<std::int64_t>(l_.d.x_block, 1))->description();
+  }
+  nn::reorder_desc y_order() const {
+    const auto to = l_.d.y_block > 0 ? nn::channel_order::blocks : nn::channel_order::last;
+    return plan_.reorder_y(nn::channel_order::last, to, std::max<std::int64_t>(l_.d.y_block, 1))->description();
+  }
+  static std::int64_t elements(const nn::reorder_desc& d) { return d.images * d.channels * d.pixels; }
+  static void move(const nn::reorder_desc& d, const buffer& from, const buffer& to) {
+    constexpr brgemm::loops::serial alone;
+    (*nn::reorder::plan(d))(alone, d.images, from.data(), to.data());
+  }
+
   brgemm::result<void> load() {
     std::fill_n(scale_.as<float>(), l_.d.out, scale_of_all());
-    fill(x_, l_.d.data, plan_.x_bytes() / brgemm::size_of(l_.d.data), 1);
+    fill(adjacent_x_, l_.d.data, elements(x_order()), 1);
+    move(x_order(), adjacent_x_, x_);
     if (l_.type == peer_type::u8s8) {
       fill(w_, brgemm::type::s8, plan_.weights(), 2);
       return plan_.pack_weights(threads_, w_.as<std::int8_t>(), nn::conv_weights::out_first, packed_.data());
     }
     fill(w_, l_.d.data, plan_.weights(), 2);
-    fill(y_, l_.d.data, plan_.y_bytes() / brgemm::size_of(l_.d.data), 3);
+    fill(adjacent_y_, l_.d.data, elements(y_order()), 3);
+    move(y_order(), adjacent_y_, y_);
     const buffer wide(plan_.weights() * 4);
     for (std::int64_t i = 0; i < plan_.weights(); ++i) {
       wide.as<float>()[i] = static_cast<float>(value_of(w_, l_.d.data, i));
@@ -165,7 +188,7 @@ class planned_conv {
   nn::conv plan_;
   brgemm::loops::openmp executor_;
   brgemm::loops::executor_ref threads_;
-  buffer x_, w_, y_, packed_, transposed_, workspace_, scale_, result_;
+  buffer x_, w_, y_, adjacent_x_, adjacent_y_, packed_, transposed_, workspace_, scale_, result_;
 };
 
 void run_conv(benchmark::State& state, const layer& l, const settings& s) {

@@ -31,9 +31,12 @@ inline brgemm::nn::conv_desc draw_conv(entropy& e) {
     if (*channels <= 140 && d.groups <= 3) *channels *= d.groups;
   }
   if (e.one_in(8)) d.groups = d.out = d.in;  // depthwise
+  for (brgemm::index* const block : {&d.x_block, &d.y_block}) {
+    if (e.one_in(3)) *block = e.pick<brgemm::index>({8, 16, 32, 64, 4});
+  }
   for (auto& a : d.axes) {
     if (e.one_in(3)) continue;
-    a = {draw_size(e, 1, 12), draw_size(e, 1, 5), draw_size(e, 1, 3),
+    a = {draw_size(e, 1, 12), draw_size(e, 1, 5), draw_size(e, 1, 4),
          e.one_in(3) ? 2 : 1, draw_size(e, 0, 3), draw_size(e, 0, 3)};
   }
   d.data = e.pick({type::f32, type::bf16, type::u8, type::s8, type::f32, type::bf16, type::f16});

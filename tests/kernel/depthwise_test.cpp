@@ -146,13 +146,15 @@ TEST(Depthwise, FarRows) {
     d.lda = lda;
     for (const auto& backend : backend::built_in()) {
       if (!backend.runs_here()) continue;
-      d.layout_a = d.layout_a == layout::depthwise ? layout::depthwise_mirrored : layout::depthwise;
-      std::vector<float> c(m * n);
-      const auto made = make_kernel(d, {.backend = backend.name});
-      ASSERT_TRUE(made) << made.error().message();
-      (*made)({.a = a, .b = b.data(), .c = c.data(), .batch = 1});
-      for (brgemm::index i = 0; i < m * n; ++i) {  // 2 * (i + (i + n) + (i + 2n) + (i + 3n))
-        ASSERT_EQ(c[static_cast<std::size_t>(i)], static_cast<float>(8 * i + 12 * n)) << backend.name << " " << lda;
+      for (const layout l : {layout::depthwise, layout::depthwise_mirrored}) {
+        d.layout_a = l;
+        std::vector<float> c(m * n);
+        const auto made = make_kernel(d, {.backend = backend.name});
+        ASSERT_TRUE(made) << made.error().message();
+        (*made)({.a = a, .b = b.data(), .c = c.data(), .batch = 1});
+        for (brgemm::index i = 0; i < m * n; ++i) {  // 2 * (i + (i + n) + (i + 2n) + (i + 3n))
+          ASSERT_EQ(c[static_cast<std::size_t>(i)], static_cast<float>(8 * i + 12 * n)) << backend.name << " " << lda;
+        }
       }
     }
     ::munmap(memory, bytes);

@@ -8,6 +8,7 @@
 #include <random>
 #include <vector>
 
+#include "support/conv_blocks.hpp"
 #include "support/expect_error.hpp"
 #include "support/guarded_memory.hpp"
 
@@ -142,11 +143,15 @@ std::vector<std::byte> forward(const problem& p, int threads, std::string_view b
   auto pool = loops::thread_pool::make(threads);
   EXPECT_TRUE(layer && pool) << layer.error().message();
   if (!layer || !pool) return {};
-  const guarded_memory x_memory(p.x.size()), y_memory(static_cast<std::size_t>(layer->y_bytes())),
+  const auto x_bytes = static_cast<std::size_t>(layer->x_bytes());
+  const guarded_memory x_memory(x_bytes), y_memory(static_cast<std::size_t>(layer->y_bytes())),
       w_memory(static_cast<std::size_t>(layer->weights_bytes()));
   const guard side = p.x.size() % 2 == 0 ? guard::before : guard::after;
-  std::byte* const x = x_memory.place(p.x.size(), side);
-  for (std::size_t i = 0; i < p.x.size(); ++i) x[i] = static_cast<std::byte>(p.x[i]);
+  std::byte* const x = x_memory.place(x_bytes, side);
+  std::vector<std::byte> adjacent(p.x.size());
+  for (std::size_t i = 0; i < p.x.size(); ++i) adjacent[i] = static_cast<std::byte>(p.x[i]);
+  const nn::reorder_desc of_x = layer->reorder_x({}, {})->description(), of_y = layer->reorder_y({}, {})->description();
+  into_blocks(of_x, p.d.x_block, adjacent.data(), x);
   const auto bytes = static_cast<std::size_t>(layer->y_bytes());
   std::byte* const y = y_memory.place(bytes, side);
   std::memset(y, 0xee, bytes);
@@ -157,7 +162,9 @@ std::vector<std::byte> forward(const problem& p, int threads, std::string_view b
       .bias = p.d.bias ? p.bias.data() : nullptr, .scale = p.d.scale ? p.scale.data() : nullptr, .zero_x = p.zero_x};
   const auto done = layer->forward(*pool, p.d.images, x, weights, with, y);
   EXPECT_TRUE(done) << done.error().message();
-  return {y, y + bytes};
+  std::vector<std::byte> found(static_cast<std::size_t>(of_y.images * of_y.channels * of_y.pixels * size_of(p.d.y)));
+  out_of_blocks(of_y, p.d.y_block, y, found.data());
+  return found;
 }
 
 TEST(Conv8Bit, HasTheExactSums) {
@@ -172,6 +179,18 @@ TEST(Conv8Bit, HasTheExactSums) {
       EXPECT_EQ(forward(p, 2, e.name), right) << i << ' ' << e.name;
     });
   }
+}
+
+TEST(Conv8Bit, BlocksHaveTheSameSums) {
+  std::mt19937 random(2);
+  int blocked = 0;
+  for (int i = 0; i < 400; ++i) {
+    problem p = draw(random);
+    p.d = draw_blocks(random, p.d);
+    blocked += p.d.x_block + p.d.y_block > 0;
+    ASSERT_EQ(forward(p, 1 + i % 3), expected(p)) << i << " blocks of " << p.d.x_block << ' ' << p.d.y_block;
+  }
+  EXPECT_GT(blocked, 200);
 }
 
 TEST(Conv8Bit, WrongDescsAndWeights) {

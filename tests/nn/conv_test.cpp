@@ -11,6 +11,7 @@
 #include <sstream>
 #include <vector>
 
+#include "support/conv_blocks.hpp"
 #include "support/expect_error.hpp"
 #include "support/features.hpp"
 #include "support/guarded_memory.hpp"
@@ -27,7 +28,8 @@ using nn::conv_weights;
 
 std::string text_of(const conv_desc& d) {
   std::ostringstream s;
-  s << "images " << d.images << " in " << d.in << " out " << d.out << " groups " << d.groups;
+  s << "images " << d.images << " in " << d.in << " out " << d.out << " groups " << d.groups << " blocks " << d.x_block
+    << ' ' << d.y_block;
   for (const conv_axis& a : d.axes) {
     s << " [" << a.in << " kernel " << a.kernel << " stride " << a.stride << " dilation " << a.dilation << " pad "
       << a.pad_before << ' ' << a.pad_after << ']';
@@ -193,6 +195,7 @@ std::vector<std::size_t> runs_of_columns(const conv_desc& d) {
   const conv_axis& a = d.axes[2];
   std::vector<std::size_t> run(static_cast<std::size_t>(a.out()));
   if (!is_depthwise(d) && (d.groups > 1 || a.kernel == 1 || a.dilation > 1 || a.kernel * d.in > 64)) return run;
+  if (!is_depthwise(d) && d.x_block != 0 && d.x_block != d.in) return run;  // taps of a row are not adjacent
   const auto taps = [&](index column) {
     const auto before = [&](index end) {  // taps at inputs below `end`
       const index room = end - (column * a.stride - a.pad_before);
@@ -275,7 +278,7 @@ conv_desc draw_desc(std::mt19937& random) {
   if (from(0, 4) == 0) d.groups = d.in = d.out = from(0, 3) == 0 ? from(2, 150) : from(2, 20);  // depthwise
   for (int i = static_cast<int>(from(0, 2)); i < 3; ++i) {
     conv_axis& a = d.axes[i];
-    a = {from(1, 9), from(1, 4), from(1, 3), from(1, 2), from(0, 3), from(0, 3)};
+    a = {from(1, 9), from(1, 4), from(1, 4), from(1, 2), from(0, 3), from(0, 3)};
     a.in = std::max(a.in, a.dilation * (a.kernel - 1) + 1 - a.pad_before - a.pad_after);
     a.in = std::max<index>(a.in, 1);
   }
@@ -425,7 +428,7 @@ std::vector<float> turned_update_of(const problem& p) {
                                                  .groups = d.groups,
                                                  .in = d.in / d.groups,
                                                  .out = d.out / d.groups,
-                                                 .forward = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out},
+                                                 .forward = {{d.axes[0], d.axes[1], d.axes[2]}, false, {d.in}, {d.out}},
                                                  .data = d.data,
                                                  .sums = d.sums,
                                                  .turned = true},
@@ -577,6 +580,71 @@ TEST(Conv, TransposedIsTheGradientByData) {
   }
 }
 
+/// p, whose channels are adjacent, with tensors in the blocks of `d`.
+problem in_blocks(const problem& p, const conv_desc& d) {
+  const auto layer = conv::plan(d);
+  EXPECT_TRUE(layer) << text_of(d) << ": " << layer.error().message();
+  const guard side = guard::after;
+  problem b{d,
+            p.stored,
+            tensor(layer->x_bytes(), side),
+            tensor(layer->y_bytes(), side),
+            tensor(layer->y_bytes() / size_of(d.y) * size_of(d.data), side),
+            tensor(layer->x_bytes(), side),
+            tensor(layer->y_bytes(), side),
+            tensor(layer->mask_bytes(), side),
+            tensor(layer->input_mask_bytes(), side),
+            p.w,
+            p.bias,
+            p.scale};
+  into_blocks(layer->reorder_x({}, {})->description(), d.x_block, p.x.data(), b.x.data());
+  into_blocks(layer->reorder_dz({}, {})->description(), d.y_block, p.z.data(), b.z.data());
+  into_blocks(layer->reorder_y({}, {})->description(), d.y_block, p.residual.data(), b.residual.data());
+  std::memcpy(b.input_mask.data(), p.input_mask.data(), static_cast<std::size_t>(layer->input_mask_bytes()));
+  return b;
+}
+
+/// That what is missing from the last block of `blocks` is as it was before the call.
+void expect_untouched(const nn::reorder_desc& image, index block, const tensor& blocks) {
+  const index count = block == 0 ? 1 : (image.channels + block - 1) / block;
+  const index missing = block == 0 ? 0 : count * block - image.channels;
+  const auto* const bytes = static_cast<const std::uint8_t*>(blocks.data());
+  const index size = size_of(image.element);
+  for (index i = 0; i < image.images; ++i) {
+    for (index pixel = 0; pixel < image.pixels; ++pixel) {
+      const index end = (((i + 1) * count - 1) * image.pixels + pixel + 1) * block * size;
+      for (index at = end - missing * size; at < end; ++at) ASSERT_EQ(bytes[at], 0xee);
+    }
+  }
+}
+
+TEST(Conv, BlocksHaveTheBitsOfAdjacentChannels) {
+  expect_pairs();
+  std::mt19937 random(12);
+  int blocked = 0;
+  for (int i = 0; i < 400; ++i) {
+    const problem p = draw(random, i % 2 == 0 ? type::f32 : type::bf16);
+    run(p, p.y, p.dx, 1);
+    problem b = in_blocks(p, draw_blocks(random, p.d));
+    if (b.d == p.d) continue;
+    ++blocked;
+    run(b, b.y, b.dx, 1 + i % 3);
+    const auto layer = conv::plan(b.d);
+    const tensor y(conv::plan(p.d)->y_bytes(), guard::after), dx(conv::plan(p.d)->x_bytes(), guard::after);
+    const auto of_y = layer->reorder_y({}, {})->description(), of_x = layer->reorder_x({}, {})->description();
+    out_of_blocks(of_y, b.d.y_block, b.y.data(), y.data());
+    out_of_blocks(of_x, b.d.x_block, b.dx.data(), dx.data());
+    ASSERT_TRUE(y.same_bytes(p.y) && dx.same_bytes(p.dx)) << text_of(b.d);
+    ASSERT_TRUE(b.mask.same_bytes(p.mask)) << text_of(b.d);
+    expect_untouched(of_y, b.d.y_block, b.y);
+    expect_untouched(of_x, b.d.x_block, b.dx);
+    problem adjacent = in_blocks(p, p.d);
+    adjacent.d = b.d;
+    ASSERT_TRUE(same_bits(update_of(b, 1 + i % 4), expected_update(adjacent))) << text_of(b.d);
+  }
+  EXPECT_GT(blocked, 200);
+}
+
 TEST(Conv, EveryBackendAndNumberOfThreads) {
   std::mt19937 random(3);
   for (int i = 0; i < 60; ++i) {
@@ -601,6 +669,16 @@ TEST(Conv, PlansLayersLargerThanTheCaches) {
     const auto made = conv::plan(d);
     EXPECT_TRUE(made) << made.error().message();
   }
+}
+
+TEST(Conv, PreferredBlocks) {
+  conv_desc d;
+  d.in = d.out = 128;
+  EXPECT_EQ(conv::preferred_block(d), 0);
+  d.groups = 128;
+  EXPECT_EQ(conv::preferred_block(d), 64);
+  d.x_block = d.y_block = conv::preferred_block(d);
+  EXPECT_TRUE(conv::plan(d));
 }
 
 TEST(Conv, WrongDescs) {
@@ -642,6 +720,25 @@ TEST(Conv, WrongDescs) {
       {"input_mask", {"6 channels"}, [](auto& d) { d.input_mask = d.training = true; }, errc::unsupported},
       {"data", {"f32, bf16, u8 and s8"}, [](auto& d) { d.data = type::f64; }, errc::unsupported},
       {"y", {"f32"}, [](auto& d) { d.y = type::bf16; }, errc::unsupported},
+      {"x_block", {"x_block is 12", "16"}, [](auto& d) { d.x_block = 12; }},
+      {"y_block", {"y_block is -8"}, [](auto& d) { d.y_block = -8; }},
+      {"x_block", {"6 channels", "blocks of 16"}, [](auto& d) { d.x_block = 16; }, errc::unsupported},
+      {"y_block", {"12 channels", "blocks of 8"}, [](auto& d) { d.out = 24, d.y_block = 8; }, errc::unsupported},
+      {"x_block",
+       {"17 channels", "bf16", "blocks of 16", "multiple of 2"},
+       [](auto& d) { d.groups = 1, d.in = 17, d.data = type::bf16, d.x_block = 16; },
+       errc::unsupported},
+      {"x_block",
+       {"18 channels", "u8", "blocks of 16", "multiple of 4"},
+       [](auto& d) { d.groups = 1, d.in = 18, d.data = type::u8, d.x_block = 16; },
+       errc::unsupported},
+      {"algorithm",
+       {"blocks of 8 and 0"},
+       [](auto& d) {
+         d.groups = 1, d.x_block = 8, d.axes[1] = d.axes[2] = {9, 3};
+         d.algorithm = nn::conv_algorithm::winograd_2x2;
+       },
+       errc::unsupported},
       {"y", {"65 channels", "64"}, [](auto& d) { d.in = 130, d.data = d.y = type::bf16; }, errc::unsupported},
       {"data",
        {"67 channels", "64"},

@@ -98,8 +98,8 @@ TEST(Reorder, BesideAConvolution) {
   d.axes[2] = {.in = 7, .kernel = 1, .stride = 2};
   const auto layer = nn::conv::plan(d);
   ASSERT_TRUE(layer);
-  EXPECT_EQ(layer->preferred_order(), channel_order::last);
-  const auto before = layer->reorder_x(channel_order::first, layer->preferred_order());
+  EXPECT_EQ(nn::conv::preferred_block(d), 0);
+  const auto before = layer->reorder_x(channel_order::first, channel_order::last);
   const auto after = layer->reorder_y(channel_order::last, channel_order::first);
   ASSERT_TRUE(before && after);
   EXPECT_EQ(before->description().pixels, 42);

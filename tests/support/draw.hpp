@@ -140,8 +140,8 @@ inline index draw_stride(entropy& e, const brgemm::detail::storage& s, index ld)
 }
 
 /// What a depthwise product cannot have is taken back.
-inline void make_depthwise(desc& d) {
-  d.layout_a = d.k % 2 == 0 ? brgemm::layout::depthwise : brgemm::layout::depthwise_mirrored;
+inline void make_depthwise(desc& d, bool mirrored) {
+  d.layout_a = mirrored ? brgemm::layout::depthwise_mirrored : brgemm::layout::depthwise;
   d.layout_b = brgemm::layout::plain;
   d.chains = 1;
   d.zero_b = brgemm::zero_point::none;
@@ -169,7 +169,7 @@ inline drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::
   d.layout_b = grouped && e.one_in(2) ? layout::interleaved : e.one_in(4) ? layout::transposed : layout::plain;
   draw_sums(e, d);
   if (d.layout_a == layout::interleaved) d.zero_b = brgemm::zero_point::none;
-  if (depthwise) make_depthwise(d);
+  if (depthwise) make_depthwise(d, e.one_in(2));
   const auto stored_a = brgemm::detail::storage_of_a(d, d.m);
   const auto stored_b = brgemm::detail::storage_of_b(d);
   const auto lda = draw_leading_dimension(e, std::max<index>(stored_a.columns, 1));

@@ -28,13 +28,17 @@ enum class conv_algorithm : std::uint8_t {
   winograd_4x4,
 };
 
-/// What a layer computes. x is (images, depth, height, width, in), y (images, ..., out), channels adjacent. With fewer
-/// than three axes leave the first ones as they are: axes[2] is the width.
+/// What a layer computes. x is (images, depth, height, width, in), y (images, ..., out), channels adjacent (NHWC), or
+/// in blocks (NCHWc). With fewer than three axes leave the first ones as they are: axes[2] is the width.
 struct conv_desc {
   index images = 1;  ///< the most images of one call
   index in = 1;      ///< channels of x, a multiple of groups
   index out = 1;     ///< channels of y, a multiple of groups
   index groups = 1;
+  /// 8, 16, 32 or 64: x and dx are (images, ceil(in / x_block), depth, height, width, x_block); 0: channels are
+  /// adjacent. What is missing from a last block is neither read nor written.
+  index x_block = 0;
+  index y_block = 0;  ///< of y, its gradient and the residual
   conv_axis axes[3] = {};
   /// The transposed convolution (PyTorch's ConvTranspose): forward computes what backward_data does in the convolution
   /// that `axes` describe, with an epilogue. x has axes[i].out() pixels then and y axes[i].in; forward only.
@@ -43,8 +47,8 @@ struct conv_desc {
   /// the weights then s8.
   type data = type::f32;
   type y = type::f32;  ///< f32; with bf16 data also bf16; with 8-bit data also bf16, u8, s8, and s32: as summed
-  order sums = order::machine;  ///< bf16: of an entry, 64 or fewer channels of a tap, or of a row of taps; depthwise
-                                ///< (in = out = groups > 1) it is always one fma a tap
+  order sums = order::machine;  ///< bf16: of an entry, 64 or fewer channels of a tap (and of a block), or of a row of
+                                ///< taps; depthwise (in = out = groups > 1) it is always one fma a tap
   activation act = activation::none;
   bool bias = true;
   bool scale = false;     ///< a factor a channel of y: folded batch normalisation, or the scales of 8-bit x and w
@@ -91,9 +95,10 @@ class conv {
  public:
   /// Errors: invalid_argument with the field of the desc; unsupported for other types, for masks of groups whose
   /// channels are no multiple of 8 or beside clamp, for training of 8-bit types and of transposed convolutions, for
-  /// steps of a y of s32 and a residual of 8 bits, and for a y or, in training, data of bf16 where sums over more than
-  /// 64 channels do not come in whole chunks; "algorithm" where Winograd's is asked for and cannot be; what make_kernel
-  /// says; out_of_memory. by: what `tune` found; the bits are the same.
+  /// steps of a y of s32 and a residual of 8 bits, for channels whose blocks groups or instructions divide, and for a y
+  /// or, in training, data of bf16 where sums over more than 64 channels do not come in whole chunks; "algorithm" where
+  /// Winograd's is asked for and cannot be; what make_kernel says; out_of_memory. by: what `tune` found; the bits are
+  /// the same.
   static result<conv> plan(const conv_desc& d, const options& how = {}, const conv_schedules& by = {}) noexcept;
 
   const conv_desc& description() const noexcept { return d_; }
@@ -110,18 +115,18 @@ class conv {
   index mask_bytes() const noexcept { return d_.mask ? d_.images * forward_->mask_bytes() : 0; }
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
 
-  /// Of x, y and their gradients: what all passes read and write in place.
-  static constexpr channel_order preferred_order() noexcept { return channel_order::last; }
-  /// Plans that bring x (and dx), y, or dz from another order of channels into the layer's own (last), or the other way
-  /// round; their cost is from_bytes() read and to_bytes() written.
+  /// The x_block and y_block with which such a layer is likely to be the quickest; 0: channels are adjacent.
+  static constexpr index preferred_block(const conv_desc& d) noexcept { return is_depthwise(d) && d.in >= 64 ? 64 : 0; }
+  /// Plans that bring x (and dx), y, or dz from another order of channels into the layer's own, or the other way round;
+  /// their cost is from_bytes() read and to_bytes() written.
   result<reorder> reorder_x(channel_order from, channel_order to, index block = 16) const noexcept {
-    return reorder::plan({d_.images, d_.in, forward_->image_in() / d_.in, d_.data, from, to, block});
+    return reorder::plan({d_.images, d_.in, forward_->geometry().pixels_in(), d_.data, from, to, block});
   }
   result<reorder> reorder_dz(channel_order from, channel_order to, index block = 16) const noexcept {
-    return reorder::plan({d_.images, d_.out, forward_->image_out() / d_.out, d_.data, from, to, block});
+    return reorder::plan({d_.images, d_.out, forward_->geometry().pixels_out(), d_.data, from, to, block});
   }
   result<reorder> reorder_y(channel_order from, channel_order to, index block = 16) const noexcept {
-    return reorder::plan({d_.images, d_.out, forward_->image_out() / d_.out, d_.y, from, to, block});
+    return reorder::plan({d_.images, d_.out, forward_->geometry().pixels_out(), d_.y, from, to, block});
   }
 
   /// What automatic came to.
@@ -176,9 +181,10 @@ class conv {
   static result<void> check(const conv_desc& d) noexcept;
   static result<void> check_types(const conv_desc& d) noexcept;
   static result<void> check_masks(const conv_desc& d) noexcept;
+  static result<void> check_blocks(const conv_desc& d) noexcept;
   static result<void> check_schedules(const conv_schedules& by) noexcept;
   static result<conv_algorithm> choose_algorithm(const conv_desc& d) noexcept;
-  static bool is_depthwise(const conv_desc& d) noexcept {
+  static constexpr bool is_depthwise(const conv_desc& d) noexcept {
     return d.groups > 1 && d.groups == d.in && d.groups == d.out;
   }
   index in() const noexcept { return d_.in / d_.groups; }

@@ -6,6 +6,7 @@
 
 #include "../core/result.hpp"
 #include "../core/types.hpp"
+#include "../loops/blocks.hpp"
 
 namespace brgemm::inline abi_0::detail {
 
@@ -157,26 +158,54 @@ struct conv_piece {
   index tap_b = 1;   ///< and in the weights, in taps
 };
 
-/// Three axes, depth, height and width, of tensors whose channels are adjacent: what is read has pixels `pixel_in`
-/// elements apart, what is written `pixel_out`.
+/// How the channels of a tensor lie: those of a pixel adjacent (NHWC), or in blocks, an image of each (NCHWc).
+struct conv_channels {
+  index count = 1;
+  index block = 0;  ///< channels of a block; 0: there are none
+  /// Elements from a pixel to the next.
+  constexpr index pixel() const noexcept { return block > 0 ? block : count; }
+  constexpr index blocks() const noexcept { return (count + pixel() - 1) / pixel(); }
+  /// Columns of a panel of `channels` of them: those of one block.
+  constexpr index panel_width(index channels) const noexcept {
+    return block > 0 && channels > block ? block : loops::block_width(channels);
+  }
+  /// Whether the channels of each group begin a block or lie in one.
+  constexpr bool fit_groups(index groups) const noexcept {
+    return groups == 1 || count / groups % pixel() == 0 || pixel() % (count / groups) == 0;
+  }
+};
+
+/// Three axes, depth, height and width, of tensors whose channels lie as `in` and `out` say: what is read and what is
+/// written.
 struct conv_geometry {
   conv_axis axes[3];
   bool backward = false;
-  index pixel_in = 1;
-  index pixel_out = 1;
+  conv_channels in;
+  conv_channels out;
 
   constexpr index size_in(int axis) const noexcept { return backward ? axes[axis].out() : axes[axis].in; }
   constexpr index size_out(int axis) const noexcept { return backward ? axes[axis].in : axes[axis].out(); }
-  /// Elements from a pixel to the next one along an axis; along axis -1: of an image.
+  constexpr index pixels_in() const noexcept { return size_in(0) * size_in(1) * size_in(2); }
+  constexpr index pixels_out() const noexcept { return size_out(0) * size_out(1) * size_out(2); }
+  /// Elements from a pixel to the next one along an axis.
   constexpr index step_in(int axis) const noexcept {
-    index step = pixel_in;
+    index step = in.pixel();
     for (int i = 2; i > axis; --i) step *= size_in(i);
     return step;
   }
   constexpr index step_out(int axis) const noexcept {
-    index step = pixel_out;
+    index step = out.pixel();
     for (int i = 2; i > axis; --i) step *= size_out(i);
     return step;
+  }
+  constexpr index image_in() const noexcept { return in.blocks() * in.pixel() * pixels_in(); }
+  constexpr index image_out() const noexcept { return out.blocks() * out.pixel() * pixels_out(); }
+  /// Where a channel of an image's first pixel is.
+  constexpr index channel_in(index c) const noexcept {
+    return c / in.pixel() * in.pixel() * pixels_in() + c % in.pixel();
+  }
+  constexpr index channel_out(index c) const noexcept {
+    return c / out.pixel() * out.pixel() * pixels_out() + c % out.pixel();
   }
 
   template <class Each>

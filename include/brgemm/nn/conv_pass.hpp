@@ -43,15 +43,19 @@ struct conv_pass_desc {
   /// Bytes from a pixel of a bit mask to the next.
   index mask_pitch() const noexcept { return (groups * out + 7) / 8; }
 
-  /// Where the operands of a call begin that writes to element `first` of C and to channels from `channel`.
-  void place_operands(void* const (&operands)[max_epilogue], index first, index channel,
+  /// Where the operands of a call begin that writes to pixels of `image` from the one at `place`, in elements, and to
+  /// channels from `channel`.
+  void place_operands(void* const (&operands)[max_epilogue], index image, index place, index channel,
                       arguments& call) const noexcept {
+    const conv_geometry& g = geometry;
+    const index pixel = image * g.pixels_out() + place / g.out.pixel();
+    const index element = image * g.image_out() + place + g.channel_out(channel);
     for (int i = 0; i < steps; ++i) {
       if (operands[i] == nullptr) continue;
       const epilogue_op& o = epilogue[i];
-      const index bytes = is_mask(o)                ? first / geometry.pixel_out * mask_pitch() + channel / 8
+      const index bytes = is_mask(o)                ? pixel * mask_pitch() + channel / 8
                           : o.along == axis::column ? channel * size_of(o.operand)
-                                                    : (first + channel) * size_of(o.operand);
+                                                    : element * size_of(o.operand);
       call.operand[i] = static_cast<char*>(operands[i]) + bytes;
     }
   }
@@ -60,7 +64,7 @@ struct conv_pass_desc {
     for (int i = 0; i < steps; ++i) {
       epilogue_op o = epilogue[i];
       if (is_mask(o)) {
-        o.ld = std::max(ldc / geometry.pixel_out * mask_pitch(), (k.n + 7) / 8);
+        o.ld = std::max(ldc / geometry.out.pixel() * mask_pitch(), (k.n + 7) / 8);
       } else if (o.kind == op_kind::add) {
         o.ld = k.ldc;
       }
@@ -78,7 +82,7 @@ class conv_pass {
     conv_pass p;
     p.d_ = d;
     p.schedule_ = schedule;
-    p.width_ = d.depthwise ? std::min<index>(d.out, 128) : nn::block_width(d.out);
+    p.width_ = d.depthwise ? p.depthwise_width() : d.geometry.out.panel_width(d.out);
     if (p.is_8bit()) p.chunk_ = d.in;
     p.panel_ = p.chunk_begin(d.in / p.chunk_) + p.taps() * p.padded(d.in % p.chunk_) * p.width_;
     p.plan_steps();
@@ -87,8 +91,9 @@ class conv_pass {
     return p;
   }
 
-  index image_in() const noexcept { return d_.geometry.step_in(-1); }
-  index image_out() const noexcept { return d_.geometry.step_out(-1); }
+  const conv_geometry& geometry() const noexcept { return d_.geometry; }
+  index image_in() const noexcept { return d_.geometry.image_in(); }
+  index image_out() const noexcept { return d_.geometry.image_out(); }
   index packed_bytes() const noexcept { return sums_at() + (is_8bit() ? boxes_ * sums_of_box() * 4 : 0); }
   std::string_view backend() const noexcept { return (kernels_[0][0] ? kernels_[0][0] : kernels_[0][1]).backend(); }
 
@@ -108,7 +113,7 @@ class conv_pass {
   template <class Weight>
   void sum_weights(loops::executor_ref threads, const Weight& weight, void* packed) const noexcept;
 
-  index mask_bytes() const noexcept { return image_out() / d_.geometry.pixel_out * d_.mask_pitch(); }
+  index mask_bytes() const noexcept { return d_.geometry.pixels_out() * d_.mask_pitch(); }
 
   /// operands: one an epilogue step, null where a step has none. zero_a: of 8-bit types.
   void operator()(loops::executor_ref threads, index images, const void* a, const void* b, void* c,
@@ -140,14 +145,14 @@ class conv_pass {
  private:
   /// Chunks of channels that are summed in one go; between two C rests in memory.
   struct step {
-    index first = 0;  ///< chunk
-    index chunks = 1;
-    index channels = 0;  ///< of each chunk
+    index first = 0;     ///< entries a tap before those of the step
+    index entries = 1;   ///< a tap
+    index channels = 0;  ///< of an entry
     bool last = false;
   };
   struct planned_piece {
     conv_piece place;
-    index entries = 0;  ///< of the batch, a chunk
+    index taps = 0;     ///< of each entry a tap; joined ones are one
     index kernels = 0;  ///< of the first step
     index pairs = 0;    ///< of the first chunk
     index box = 0;
@@ -186,33 +191,53 @@ class conv_pass {
   /// as far apart as pixels, in either direction.
   bool joins_taps(const conv_piece& p) const noexcept {
     if (d_.depthwise) return p.tap_a == p.lda || p.tap_a == -p.lda;
-    return d_.groups == 1 && d_.in <= chunk_ && !d_.geometry.backward && axis(2).dilation == 1 &&
+    return d_.in <= chunk_ && d_.in == d_.geometry.in.pixel() && !d_.geometry.backward && axis(2).dilation == 1 &&
            d_.in == padded(d_.in);
   }
-  index entries(const conv_piece& p) const noexcept {
+  index taps_of(const conv_piece& p) const noexcept {
     return joins_taps(p) ? (p.taps_w == 0 ? 0 : p.taps / p.taps_w) : p.taps;
+  }
+
+  /// Channels of a batch entry, in a chunk of `channels`: those of a block, or of as large a part of one as divides
+  /// the chunk too.
+  index entry_channels(index channels) const noexcept {
+    const index block = d_.geometry.in.pixel();
+    return channels <= block ? channels : std::gcd(channels, block);
+  }
+  /// Of a panel: channels that are in one block of what is read and of what is written.
+  index depthwise_width() const noexcept {
+    index width = std::min<index>(d_.out, 128);
+    for (const index block : {d_.geometry.in.block, d_.geometry.out.block}) {
+      if (block > 0) width = std::min(width, block);
+    }
+    return width;
   }
 
   /// Outputs that see no tap, and that no step changes.
   bool is_zero(const planned_piece& p) const noexcept {
-    return p.entries == 0 && std::all_of(d_.epilogue, d_.epilogue + d_.steps,
-                                         [](const epilogue_op& o) { return o.kind == op_kind::multiply_mask; });
+    return p.taps == 0 && std::all_of(d_.epilogue, d_.epilogue + d_.steps,
+                                      [](const epilogue_op& o) { return o.kind == op_kind::multiply_mask; });
   }
   void clear(const planned_piece& p, index image, void* c) const noexcept {
-    const index pixel = d_.geometry.pixel_out * size_of(d_.c);
-    char* const to = static_cast<char*>(c) + (image * image_out() + p.place.c) * size_of(d_.c);
-    for (index i = 0; i < p.place.m; ++i) {
-      std::memset(to + i * p.place.ldc * size_of(d_.c), 0, static_cast<std::size_t>(pixel));
+    const conv_channels& channels = d_.geometry.out;
+    for (index first = 0; first < channels.count; first += channels.pixel()) {
+      const index bytes = std::min(channels.pixel(), channels.count - first) * size_of(d_.c);
+      char* const to =
+          static_cast<char*>(c) + (image * image_out() + p.place.c + d_.geometry.channel_out(first)) * size_of(d_.c);
+      for (index i = 0; i < p.place.m; ++i) {
+        std::memset(to + i * p.place.ldc * size_of(d_.c), 0, static_cast<std::size_t>(bytes));
+      }
     }
   }
 
   void sum_band(const part& t, const tensors& of_call) const noexcept {
     const index channel = t.group * d_.out + t.panel * width_;
     const index panel = t.group * panels() + t.panel;
-    const index read = d_.depthwise ? channel : t.group * d_.in;
+    const index read = d_.geometry.channel_in(d_.depthwise ? channel : t.group * d_.in);
+    const index written = d_.geometry.channel_out(channel);
     const bool full = (t.panel + 1) * width_ <= d_.out;
     const auto* const from = static_cast<const char*>(of_call.a) + (t.image * image_in() + read) * size_of(d_.data);
-    auto* const to = static_cast<char*>(of_call.c) + (t.image * image_out() + channel) * size_of(d_.c);
+    auto* const to = static_cast<char*>(of_call.c) + (t.image * image_out() + written) * size_of(d_.c);
     arguments call;
     call.zero_a = of_call.zero_a;
     call.b = static_cast<const char*>(of_call.b) + panel * panel_ * size_of(d_.data);
@@ -226,10 +251,10 @@ class conv_pass {
         call.a = from + p.place.a * size_of(d_.data);
         call.c = to + p.place.c * size_of(d_.c);
         call.lda = p.place.lda;
-        call.pairs = pairs_.get() + p.pairs + step_[s].first * p.entries;
-        call.batch = step_[s].chunks * p.entries;
+        call.pairs = pairs_.get() + p.pairs + step_[s].first * p.taps;
+        call.batch = step_[s].entries * p.taps;
         if (is_8bit()) call.column_sums = sums_in(of_call.b) + p.box * sums_of_box() + panel * width_;
-        d_.place_operands(of_call.operands, t.image * image_out() + p.place.c, channel, call);
+        d_.place_operands(of_call.operands, t.image, p.place.c, channel, call);
         kernels_.get()[p.kernels + s][full](call);
       }
     }
@@ -263,29 +288,36 @@ inline void conv_pass::plan_steps() noexcept {
   const index bytes = taps() * chunk_ * width_ * size_of(d_.data);
   index chunks = d_.c == type::f32 ? std::max<index>(1, cached_bytes / bytes) : whole;
   chunks = std::max(chunks, (whole + most_steps - 2) / (most_steps - 1));
+  const index each = entry_channels(chunk_);
+  const index entries = chunk_ / each;
   for (index first = 0; first < whole; first += chunks) {
-    step_[steps_++] = {first, std::min(chunks, whole - first), chunk_, false};
+    step_[steps_++] = {first * entries, std::min(chunks, whole - first) * entries, each, false};
   }
-  if (rest != 0) step_[steps_++] = {whole, 1, rest, false};
+  const index last = entry_channels(rest);
+  if (rest != 0) step_[steps_++] = {whole * entries, rest / last, last, false};
   step_[steps_ - 1].last = true;
 }
 
 /// Offsets of one chunk of A and of B from a piece's first tap.
 inline offset_pair* conv_pass::list_taps(const conv_run (&box)[3], bool joined, index chunk,
                                          offset_pair* to) const noexcept {
-  const index row = padded(std::min(chunk_, d_.in - chunk * chunk_)) * width_;
+  const index channels = std::min(chunk_, d_.in - chunk * chunk_);
+  const index row = padded(channels) * width_;
+  const index each = entry_channels(channels);
   const index along_width = joined ? std::min<index>(1, box[2].taps) : box[2].taps;
   for (index t = 0; t < box[0].taps; ++t) {
     for (index r = 0; r < box[1].taps; ++r) {
       for (index s = 0; s < along_width; ++s) {
         const index n[3] = {t, r, s};
-        index a = chunk * chunk_;
+        index a = 0;
         index tap = 0;
         for (int i = 0; i < 3; ++i) {
           a += n[i] * box[i].in_tap_step * d_.geometry.step_in(i);
           tap = tap * axis(i).kernel + box[i].tap + n[i] * box[i].tap_step;
         }
-        *to++ = {a, chunk_begin(chunk) + tap * row};
+        for (index c = 0; c < channels; c += each) {
+          *to++ = {a + d_.geometry.channel_in(chunk * chunk_ + c), chunk_begin(chunk) + tap * row + c * width_};
+        }
       }
     }
   }
@@ -320,9 +352,10 @@ inline result<void> conv_pass::plan_pieces() noexcept {
                                              : 64;
   const conv_geometry& g = d_.geometry;
   const index chunks = (d_.in + chunk_ - 1) / chunk_;
+  const index entries = step_[steps_ - 1].first + step_[steps_ - 1].entries;
   index pairs = 0;
   g.for_boxes([&](const conv_run(&box)[3]) {
-    pairs += chunks * box[0].taps * box[1].taps * box[2].taps;
+    pairs += entries * box[0].taps * box[1].taps * box[2].taps;
     g.for_pieces(box, most_rows, [&](const conv_piece&) { ++pieces_; });
   });
   piece_.reset(new (std::nothrow) planned_piece[static_cast<std::size_t>(pieces_)]);
@@ -336,9 +369,9 @@ inline result<void> conv_pass::plan_pieces() noexcept {
     const index first = to - pairs_.get();
     const index of_box = piece;
     g.for_pieces(box, most_rows, [&](const conv_piece& p) {
-      planned_piece& planned = piece_.get()[piece++] = {p, entries(p), 0, first, boxes_};
+      planned_piece& planned = piece_.get()[piece++] = {p, taps_of(p), 0, first, boxes_};
       // The lowest row of A is then that of the last tap.
-      if (d_.depthwise && joins_taps(p) && p.tap_a < 0) planned.place.a += (p.taps_w - 1) * p.tap_a;
+      if (d_.depthwise && p.taps > 0 && joins_taps(p) && p.tap_a < 0) planned.place.a += (p.taps_w - 1) * p.tap_a;
     });
     const bool joined = piece > of_box && joins_taps(piece_.get()[of_box].place);
     for (index chunk = 0; chunk < chunks; ++chunk) to = list_taps(box, joined, chunk, to);

@@ -23,8 +23,8 @@ inline result<void> conv::check(const conv_desc& d) noexcept {
   if (d.out % d.groups != 0) {
     return error(errc::invalid_argument, "out", "out is %ld, no multiple of groups, %ld", d.out, d.groups);
   }
-  double x = static_cast<double>(d.images) * static_cast<double>(d.in) * 8;
-  double y = static_cast<double>(d.images) * static_cast<double>(d.out) * 8;
+  double x = static_cast<double>(d.images) * static_cast<double>(d.in + 64) * 8;  // blocks may be filled up
+  double y = static_cast<double>(d.images) * static_cast<double>(d.out + 64) * 8;
   const index in = d.in / d.groups;
   double w = static_cast<double>(d.out + 64) * static_cast<double>(in + 64) * 8;
   for (int i = 0; i < 3; ++i) {
@@ -38,7 +38,38 @@ inline result<void> conv::check(const conv_desc& d) noexcept {
     return error(errc::invalid_argument, "images", "x, y or the weights have %g bytes or more, beyond 2^62",
                  std::max({x, y, w}));
   }
+  if (auto r = check_blocks(d); !r) return r;
   return check_types(d);
+}
+
+/// A group's channels begin a block or lie in one; those of one batch entry are whole groups of what an instruction
+/// takes.
+inline result<void> conv::check_blocks(const conv_desc& d) noexcept {
+  const struct {
+    const char* name;
+    detail::conv_channels channels;
+    bool read;  ///< summed over
+  } tensors[] = {{"x_block", {d.in, d.x_block}, true}, {"y_block", {d.out, d.y_block}, d.training}};
+  for (const auto& [name, channels, read] : tensors) {
+    const index block = channels.block;
+    if (block == 0) continue;
+    if (block != 8 && block != 16 && block != 32 && block != 64) {
+      return error(errc::invalid_argument, name, "%s is %ld; it must be 0, 8, 16, 32 or 64", name, block);
+    }
+    if (is_depthwise(d)) continue;
+    const index group = channels.count / d.groups;
+    if (!channels.fit_groups(d.groups)) {
+      return error(errc::unsupported, name, "%ld channels a group neither fill blocks of %ld nor divide one", group,
+                   block);
+    }
+    const index chunk = detail::is_8bit(d.data) ? group : group % 64;
+    const index multiple = k_group_of(d.data);
+    if (read && chunk > block && chunk % multiple != 0) {
+      return error(errc::unsupported, name, "%ld channels of %s a group in blocks of %ld: a multiple of %ld", group,
+                   name_of(d.data).data(), block, multiple);
+    }
+  }
+  return {};
 }
 
 inline result<void> conv::check_masks(const conv_desc& d) noexcept {
@@ -112,8 +143,8 @@ inline result<void> conv::check_types(const conv_desc& d) noexcept {
 inline result<conv_algorithm> conv::choose_algorithm(const conv_desc& d) noexcept {
   if (auto r = detail::check_enumerator("algorithm", static_cast<int>(d.algorithm), 4); !r) return r.error();
   const auto filters = [](const conv_axis& a) { return a.kernel == 3 && a.stride == 1 && a.dilation == 1; };
-  const bool possible = d.data == type::f32 && d.groups == 1 && !d.transposed && d.axes[0] == conv_axis{} &&
-                        filters(d.axes[1]) && filters(d.axes[2]);
+  const bool possible = d.data == type::f32 && d.groups == 1 && !d.transposed && d.x_block == 0 && d.y_block == 0 &&
+                        d.axes[0] == conv_axis{} && filters(d.axes[1]) && filters(d.axes[2]);
   if (d.algorithm == conv_algorithm::direct) return conv_algorithm::direct;
   if (d.algorithm == conv_algorithm::automatic) {
     const bool worth = possible && d.inexact && std::min(d.in, d.out) >= 64;
@@ -122,12 +153,12 @@ inline result<conv_algorithm> conv::choose_algorithm(const conv_desc& d) noexcep
     return tiles >= 16 ? conv_algorithm::winograd_4x4 : conv_algorithm::winograd_2x2;
   }
   if (possible) return d.algorithm;
-  return error(
-      errc::unsupported, "algorithm",
-      "algorithm is %d, Winograd's, for f32, one group, two axes, 3 x 3 taps and stride and dilation 1; this is "
-      "%s, %ld groups, %ld x %ld taps, stride %ld x %ld, dilation %ld x %ld",
-      static_cast<int>(d.algorithm), name_of(d.data).data(), d.groups, d.axes[1].kernel, d.axes[2].kernel,
-      d.axes[1].stride, d.axes[2].stride, d.axes[1].dilation, d.axes[2].dilation);
+  return error(errc::unsupported, "algorithm",
+               "algorithm is %d, Winograd's, for f32, one group, no blocks, two axes, 3 x 3 taps and stride and "
+               "dilation 1; this "
+               "is %s, %ld groups, blocks of %ld and %ld, %ld x %ld taps, stride %ld x %ld, dilation %ld x %ld",
+               static_cast<int>(d.algorithm), name_of(d.data).data(), d.groups, d.x_block, d.y_block, d.axes[1].kernel,
+               d.axes[2].kernel, d.axes[1].stride, d.axes[2].stride, d.axes[1].dilation, d.axes[2].dilation);
 }
 
 inline result<void> conv::check_schedules(const conv_schedules& by) noexcept {
@@ -150,7 +181,9 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how, const con
   pass.depthwise = is_depthwise(d);
   pass.groups = pass.depthwise ? 1 : d.groups;
   pass.in = c.in(), pass.out = pass.depthwise ? d.out : c.out();
-  pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, d.transposed, d.in, d.out};
+  const detail::conv_channels of_x = {d.in, d.x_block};
+  const detail::conv_channels of_y = {d.out, d.y_block};
+  pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, d.transposed, of_x, of_y};
   pass.data = d.data, pass.c = d.y, pass.sums = d.sums;
   if (d.scale) pass.epilogue[pass.steps++] = op::scale(axis::column);
   if (d.bias) pass.epilogue[pass.steps++] = op::bias(axis::column);
@@ -172,14 +205,14 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how, const con
   }
   if (!d.training) return c;
   if (!pass.depthwise) std::swap(pass.in, pass.out);
-  pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, true, d.out, d.in};
+  pass.geometry = {{d.axes[0], d.axes[1], d.axes[2]}, true, of_y, of_x};
   pass.c = d.data;
   pass.steps = 0;
   if (d.input_mask) pass.epilogue[pass.steps++] = op::multiply_mask(0);
   auto backward = detail::conv_pass::make(pass, how, by.backward_data);
   if (!backward) return backward.error();
   c.backward_.emplace(*std::move(backward));
-  const detail::conv_geometry g = {{d.axes[0], d.axes[1], d.axes[2]}, false, d.in, d.out};
+  const detail::conv_geometry g = {{d.axes[0], d.axes[1], d.axes[2]}, false, of_x, of_y};
   if (pass.depthwise) {
     auto update = detail::depthwise_update::make(d.in, g, d.data, how);
     if (!update) return update.error();

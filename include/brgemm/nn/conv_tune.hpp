@@ -28,7 +28,7 @@ inline std::string key_of(const nn::conv& plan, int threads, const char* pass) {
   std::ostringstream key;
   key.imbue(std::locale::classic());
   key << "conv/" << pass << '/' << name_of(d.data) << '/' << name_of(d.y) << '/' << d.images << '/' << d.in << '/'
-      << d.out << '/' << d.groups << (d.transposed ? "/transposed" : "");
+      << d.out << '/' << d.groups << "/blocks" << d.x_block << '/' << d.y_block << (d.transposed ? "/transposed" : "");
   for (const conv_axis& a : d.axes) {
     key << '/' << a.in << 'k' << a.kernel << 's' << a.stride << 'd' << a.dilation << 'p' << a.pad_before << 'p'
         << a.pad_after;

@@ -70,7 +70,7 @@ class run_update {
 
   index workspace_bytes() const noexcept {
     if (!copies_) return 0;
-    return groups_ * (nn::panels(in_) * x_.panel + nn::panels(out_) * z_.panel) * size_of(data_);
+    return groups_ * (panels(true) * x_.panel + panels(false) * z_.panel) * size_of(data_);
   }
 
   /// db may be null. `continues`: to the sums that are there.
@@ -87,7 +87,7 @@ class run_update {
       const box z = box_of(first, end);
       const box b = seen_by(z);
       auto* const copy = static_cast<char*>(workspace);
-      char* const copy_of_z = copy + groups_ * nn::panels(in_) * x_.panel * size;
+      char* const copy_of_z = copy + groups_ * panels(true) * x_.panel * size;
       copy_band(threads, b, static_cast<const char*>(x), copy, z, static_cast<const char*>(dz), copy_of_z);
       const operands from{copy,
                           copy_of_z,
@@ -124,10 +124,13 @@ class run_update {
   /// Elements from one to the next: as the kernels read them, and in the tensor.
   struct placement {
     index image = 0, depth = 0, row = 0;
-    index panel = 0;  ///< of channels
+    index panel = 0;  ///< of channels, of copies
     index ld = 0;
     index from_image = 0, from_depth = 0, from_row = 0, from_line = 0, from_pixel = 0;
-    index line = 1;  ///< pixels of a row before rows were joined
+    index line = 1;   ///< pixels of a row before rows were joined
+    index block = 0;  ///< channels that are adjacent, and from one such block to the next
+    index from_block = 0;
+    constexpr index channel(index c) const noexcept { return c / block * from_block + c % block; }
   };
   /// What kernels read: x and dz from image `image` on, the first elements being the origins.
   struct operands {
@@ -178,6 +181,9 @@ class run_update {
 
   run_update() = default;
 
+  index channels(bool of_x) const noexcept { return of_x ? in_ : out_; }
+  index width(bool of_x) const noexcept { return of_x ? width_in_ : width_out_; }
+  index panels(bool of_x) const noexcept { return (channels(of_x) + width(of_x) - 1) / width(of_x); }
   index taps() const noexcept { return axes_[0].kernel * axes_[1].kernel * axes_[2].kernel; }
   index image_rows() const noexcept { return axes_[0].out() * axes_[1].out(); }
 
@@ -208,8 +214,8 @@ class run_update {
 
   void add_products(loops::executor_ref threads, stretch band, const operands& from, float* dw,
                     float* db) const noexcept {
-    const index products = groups_ * nn::panels(in_) * nn::panels(out_) * taps();
-    const index blocks = products + (db != nullptr ? groups_ * nn::panels(out_) : 0);
+    const index products = groups_ * panels(true) * panels(false) * taps();
+    const index blocks = products + (db != nullptr ? groups_ * panels(false) : 0);
     const index parts = std::min<index>(blocks, threads.threads());
     loops::parallel_for(threads, {parts}, [&](index part) {
       for (stretch s{band.first, band.first}; s.first < band.end; s.first = s.end) {
@@ -248,36 +254,37 @@ class run_update {
   void add_product(index i, stretch s, const operands& from, float* dw) const noexcept {
     const index tap = i % taps();
     i /= taps();
-    const index panel_out = i % nn::panels(out_);
-    i /= nn::panels(out_);
-    const index panel_in = i % nn::panels(in_);
-    const index group = i / nn::panels(in_);
+    const index panel_out = i % panels(false);
+    i /= panels(false);
+    const index panel_in = i % panels(true);
+    const index group = i / panels(true);
     arguments call;
     if (!place_rows(taps_[at(tap)], s, from, call)) return;
-    const index channel_in = panel_in * nn::block_width(in_);
-    const index channel_out = panel_out * nn::block_width(out_);
-    call.a = static_cast<const char*>(call.a) + panel_at(x_, in_, group, panel_in) * size_of(data_);
-    call.b = static_cast<const char*>(call.b) + panel_at(z_, out_, group, panel_out) * size_of(data_);
+    const index channel_in = panel_in * width(true);
+    const index channel_out = panel_out * width(false);
+    call.a = static_cast<const char*>(call.a) + panel_at(true, group, panel_in) * size_of(data_);
+    call.b = static_cast<const char*>(call.b) + panel_at(false, group, panel_out) * size_of(data_);
     call.c = dw + (group * taps() + tap) * tap_step_ + channel_in * out_ + channel_out;
-    const bool full_in = channel_in + nn::block_width(in_) <= in_;
-    const bool full_out = channel_out + nn::block_width(out_) <= out_;
+    const bool full_in = channel_in + width(true) <= in_;
+    const bool full_out = channel_out + width(false) <= out_;
     kernels_[at(tap % axes_[2].kernel)][full_in][full_out](call);
   }
 
   void add_sum(index i, stretch s, const operands& from, float* db) const noexcept {
-    const index panel = i % nn::panels(out_);
-    const index group = i / nn::panels(out_);
-    const index channel = panel * nn::block_width(out_);
+    const index panel = i % panels(false);
+    const index group = i / panels(false);
+    const index channel = panel * width(false);
     arguments call;
     if (!place_rows(taps_[at(taps())], s, from, call)) return;
     call.a = ones_.get();
-    call.b = static_cast<const char*>(call.b) + panel_at(z_, out_, group, panel) * size_of(data_);
+    call.b = static_cast<const char*>(call.b) + panel_at(false, group, panel) * size_of(data_);
     call.c = db + group * out_ + channel;
-    sums_[channel + nn::block_width(out_) <= out_](call);
+    sums_[channel + width(false) <= out_](call);
   }
 
-  index panel_at(const placement& p, index channels, index group, index panel) const noexcept {
-    return copies_ ? (group * nn::panels(channels) + panel) * p.panel : group * channels + panel * p.panel;
+  index panel_at(bool of_x, index group, index panel) const noexcept {
+    const placement& p = of_x ? x_ : z_;
+    return copies_ ? (group * panels(of_x) + panel) * p.panel : p.channel(group * channels(of_x) + panel * width(of_x));
   }
   static std::size_t at(index i) noexcept { return static_cast<std::size_t>(i); }
 
@@ -306,12 +313,14 @@ class run_update {
   index columns_of_x() const noexcept { return ((axes_[2].in + axes_[2].stride - 1) / axes_[2].stride + 1) / 2 * 2; }
   /// bf16: elements of a copy of a row.
   index pitch(bool of_x) const noexcept {
-    return of_x ? columns_of_x() * nn::block_width(in_) : (axes_[2].out() + 1) / 2 * 2 * nn::block_width(out_);
+    return of_x ? columns_of_x() * width(true) : (axes_[2].out() + 1) / 2 * 2 * width(false);
   }
 
   index groups_ = 1;
   index in_ = 1;
   index out_ = 1;
+  index width_in_ = 1;  ///< of a panel of channels
+  index width_out_ = 1;
   type data_ = type::f32;
   order sums_order_ = order::machine;
   bool copies_ = false;
@@ -336,9 +345,11 @@ class run_update {
 
 inline void run_update::set_axes(const conv_geometry& g) noexcept {
   std::copy(g.axes, g.axes + 3, axes_);
-  x_.from_image = g.step_in(-1), x_.from_depth = g.step_in(0), x_.from_line = g.step_in(1), x_.from_pixel = g.pixel_in;
-  z_.from_image = g.step_out(-1), z_.from_depth = g.step_out(0), z_.from_line = g.step_out(1);
-  z_.from_pixel = g.pixel_out;
+  x_.from_image = g.image_in(), x_.from_depth = g.step_in(0), x_.from_line = g.step_in(1);
+  z_.from_image = g.image_out(), z_.from_depth = g.step_out(0), z_.from_line = g.step_out(1);
+  x_.from_pixel = x_.block = g.in.pixel(), x_.from_block = g.in.pixel() * g.pixels_in();
+  z_.from_pixel = z_.block = g.out.pixel(), z_.from_block = g.out.pixel() * g.pixels_out();
+  width_in_ = g.in.panel_width(in_), width_out_ = g.out.panel_width(out_);
 }
 
 /// Taps of a row are adjacent in x as they are in dW.
@@ -348,6 +359,7 @@ inline void run_update::join_taps(const conv_run& run) noexcept {
   first_w_ = run.tap * in_ * out_;
   tap_step_ *= axes_[2].kernel;
   in_ *= run.taps;
+  width_in_ = nn::block_width(in_);
   x_.from_pixel *= axes_[2].stride;
   axes_[2] = {run.count};
 }
@@ -376,12 +388,12 @@ inline void run_update::join_rows(bool adjacent) noexcept {
 }
 
 inline void run_update::plan_bands(index images) noexcept {
-  const index width = axes_[2].out();
+  const index columns = axes_[2].out();
   const auto rows_of = [&](index pixels) {
-    const index rows = std::min(std::max<index>(pixels / width, 1), images * image_rows());
+    const index rows = std::min(std::max<index>(pixels / columns, 1), images * image_rows());
     return rows >= image_rows() ? rows / image_rows() * image_rows() : std::min(rows, axes_[1].out());
   };
-  const index pixel = nn::block_width(out_) * size_of(data_);
+  const index pixel = width(false) * size_of(data_);
   step_rows_ = rows_of(in_ <= few_channels ? std::max<index>(cached_bytes / pixel, 1) : step_pixels);
   // dW is read and written once a band: of one that does not stay in L2 there are fewer.
   const index bytes = groups_ * taps() * in_ * out_ * 4 <= band_bytes ? band_bytes : 4 * band_bytes;
@@ -391,16 +403,16 @@ inline void run_update::plan_bands(index images) noexcept {
 
 inline void run_update::place_tensors() noexcept {
   x_.image = x_.from_image, x_.depth = x_.from_depth, x_.row = x_.from_row;
-  x_.panel = nn::block_width(in_), x_.ld = axes_[2].stride * x_.from_pixel;
+  x_.ld = axes_[2].stride * x_.from_pixel;
   z_.image = z_.from_image, z_.depth = z_.from_depth, z_.row = z_.from_row;
-  z_.panel = nn::block_width(out_), z_.ld = z_.from_pixel;
+  z_.ld = z_.from_pixel;
 }
 
 /// A panel of channels of a band behind the other. In f32 its pixels have the panel's width; in bf16 they are in pairs,
 /// or each row of x is transposed, (channels, pixels).
 inline void run_update::place_copies() noexcept {
-  const index width_in = nn::block_width(in_);
-  const index width_out = nn::block_width(out_);
+  const index width_in = width(true);
+  const index width_out = width(false);
   const bool whole = band_rows_ >= image_rows();
   const index images = whole ? band_rows_ / image_rows() : 1;
   const box z = {0, images, 0, whole ? axes_[0].out() : 1, 0, whole ? axes_[1].out() : band_rows_};
@@ -430,8 +442,8 @@ inline void run_update::copy_band(loops::executor_ref threads, const box& bx, co
                                   const box& bz, const char* z, char* z_copy) const noexcept {
   const index rows = std::max(bx.count(), bz.count());
   const index at_once = rows < threads.threads() ? 1 : panels_at_once;
-  const index sets_in = (nn::panels(in_) + at_once - 1) / at_once;
-  const index sets_out = (nn::panels(out_) + at_once - 1) / at_once;
+  const index sets_in = (panels(true) + at_once - 1) / at_once;
+  const index sets_out = (panels(false) + at_once - 1) / at_once;
   const index size = size_of(data_);
   loops::parallel_for(threads, {rows, groups_ * (sets_in + sets_out)}, [&](index row, index i) {
     const bool of_x = i < groups_ * sets_in;
@@ -439,15 +451,13 @@ inline void run_update::copy_band(loops::executor_ref threads, const box& bx, co
     if (row >= b.count()) return;
     if (!of_x) i -= groups_ * sets_in;
     const placement& p = of_x ? x_ : z_;
-    const index channels = of_x ? in_ : out_;
     const index group = i / (of_x ? sets_in : sets_out);
     const index panel = i % (of_x ? sets_in : sets_out) * at_once;
-    const index end = std::min(panel + at_once, nn::panels(channels));
+    const index end = std::min(panel + at_once, panels(of_x));
     const index place[3] = {row / b.rows / b.depths, row / b.rows % b.depths, row % b.rows};
     const index from = (b.image + place[0]) * p.from_image + (b.depth + place[1]) * p.from_depth +
-                       (b.row + place[2]) * p.from_row + group * channels;
-    const index to =
-        group * nn::panels(channels) * p.panel + place[0] * p.image + place[1] * p.depth + place[2] * p.row;
+                       (b.row + place[2]) * p.from_row + p.channel(group * channels(of_x));
+    const index to = group * panels(of_x) * p.panel + place[0] * p.image + place[1] * p.depth + place[2] * p.row;
     copy_row(of_x, panel, end, (of_x ? x : z) + from * size, (of_x ? x_copy : z_copy) + to * size);
   });
 }
@@ -483,12 +493,12 @@ inline void run_update::copy_row(bool of_x, index first, index end, const char* 
 template <class Row>
 void run_update::copy_pixels(bool of_x, index first, index end, const Row& row, index pixel, index count,
                              char* copy) const noexcept {
-  const index channels = of_x ? in_ : out_;
-  const index width = nn::block_width(channels);
+  const placement& p = of_x ? x_ : z_;
+  const index width = this->width(of_x);
   for (index panel = first; panel < end; ++panel) {
-    const index columns = extent_of_block(channels, width, panel);
-    const index channel = panel * width * size_of(data_);
-    char* const to = copy + panel * (of_x ? x_ : z_).panel * size_of(data_);
+    const index columns = extent_of_block(channels(of_x), width, panel);
+    const index channel = p.channel(panel * width) * size_of(data_);
+    char* const to = copy + panel * p.panel * size_of(data_);
     if (data_ == type::f32) {
       for (index i = 0; i < count; ++i) {
         std::memcpy(to + (pixel + i) * width * 4, row(i) + channel, at(columns) * 4);
@@ -582,11 +592,11 @@ inline result<void> run_update::plan_kernels(const options& how) noexcept {
   const std::uint32_t one = std::bit_cast<std::uint32_t>(1.0f);
   std::fill_n(ones_.get(), row, data_ == type::f32 ? one : one | one >> 16);
   for (const bool full_out : {false, true}) {
-    const index n = full_out ? nn::block_width(out_) : out_ % nn::block_width(out_);
+    const index n = full_out ? width(false) : out_ % width(false);
     if (n == 0 || n > out_) continue;
     if (auto r = make_into(sums_[full_out], sum_desc(n), how); !r) return r;
     for (const bool full_in : {false, true}) {
-      const index m = full_in ? nn::block_width(in_) : in_ % nn::block_width(in_);
+      const index m = full_in ? width(true) : in_ % width(true);
       if (m == 0 || m > in_) continue;
       for (index w = 0; w < widths; ++w) {
         if (auto r = make_into(kernels_[at(w)][full_in][full_out], product_desc(w, m, n), how); !r) return r;
@@ -631,7 +641,8 @@ class conv_update {
     conv_update u;
     u.weights_ = d.groups * d.forward.axes[0].kernel * d.forward.axes[1].kernel * width.kernel * d.in * d.out;
     u.sums_ = d.groups * d.out;
-    u.joined_ = d.groups == 1 && width.kernel > 1 && width.dilation == 1 && width.kernel * d.in <= most_joined;
+    u.joined_ = d.in == d.forward.in.pixel() && d.groups == 1 && width.kernel > 1 && width.dilation == 1 &&
+                width.kernel * d.in <= most_joined;
     index count = 0;
     for_forward_runs(width, [&](const conv_run& run) {
       ++count;

@@ -8,6 +8,7 @@
 #include "../kernel/kernel.hpp"
 #include "../loops/row_product.hpp"
 #include "conv_geometry.hpp"
+#include "rearrange.hpp"
 
 namespace brgemm::inline abi_0::detail {
 
@@ -21,8 +22,11 @@ class depthwise_update {
     depthwise_update u;
     u.channels_ = channels, u.forward_ = forward, u.data_ = data;
     u.width_ = std::min(channels, most_channels);
+    for (const index block : {forward.in.block, forward.out.block}) {
+      if (block > 0) u.width_ = std::min(u.width_, block);
+    }
     if (auto r = u.plan_runs(how); !r) return r.error();
-    if (auto r = u.plan_kernel(u.sums_, 1, 0, channels, how); !r) return r.error();
+    if (auto r = u.plan_kernel(u.sums_, {1, 1}, 0, forward.out.pixel(), how); !r) return r.error();
     return u;
   }
 
@@ -43,31 +47,36 @@ class depthwise_update {
     loops::parallel_for(threads, {panels, parts + (db != nullptr)}, [&](index panel, index part) {
       const index channel = panel * width_;
       const index width = std::min(width_, channels_ - channel);
-      if (part == parts) return sum_pixels(images, element(dz, channel), ones, db + channel, width);
+      if (part == parts) return sum_pixels(images, dz, channel, ones, db + channel, width);
       const index first = lines * part / parts;
       const index end = lines * (part + 1) / parts;
       clear(sums + first * axis(2).kernel * channels_ + channel, channels_, (end - first) * axis(2).kernel, width);
       for (index r = 0; r < runs_count_; ++r) {
         for (index image = 0; image < images; ++image) {
-          const void* const of_x = element(x, image * forward_.step_in(-1) + channel);
-          const void* const of_dz = element(dz, image * forward_.step_out(-1) + channel);
+          const void* const of_x = element(x, image * forward_.image_in() + forward_.channel_in(channel));
+          const void* const of_dz = element(dz, image * forward_.image_out() + forward_.channel_out(channel));
           add_image(runs_[at(r)], first, end, of_x, of_dz, sums + channel, width);
         }
       }
     });
-    loops::parallel_for(threads, {channels_}, [&](index c) {
-      for (index tap = 0; tap < taps(); ++tap) dw[c * taps() + tap] = sums[tap * channels_ + c];
+    loops::parallel_for(threads, {panels}, [&](index panel) {
+      const index channel = panel * width_;
+      transpose_words(sums + channel, channels_, dw + channel * taps(), taps(), taps(),
+                      std::min(width_, channels_ - channel));
     });
   }
 
  private:
-  static constexpr index most_channels = 128;  ///< of a panel
+  static constexpr index most_channels = 128;    ///< of a panel
+  static constexpr index band_bytes = 16 << 10;  ///< of dz
 
-  /// Columns of y that see the same taps. A single one is one call down the rows of y; else each row is a call.
+  /// Columns of y that see the same taps. Where pixels are as far apart as taps, rows are the entries of a call and
+  /// their pixels k; else each row is a call of its own.
   struct planned_run {
     conv_run columns;
+    bool batch_is_rows = true;
+    index rows = 1;      ///< of y, which all lines of taps read before the next ones
     kernel products[2];  ///< [full panel]
-    bool down() const noexcept { return columns.count == 1; }
   };
   /// The outputs that see a line of taps, along depth and height.
   struct planned_line {
@@ -88,35 +97,50 @@ class depthwise_update {
     for (index i = 0; i < count; ++i) std::fill_n(rows + i * ld, width, 0.0f);
   }
 
-  void sum_pixels(index images, const void* dz, const float* ones, float* db, index width) const noexcept {
+  void sum_pixels(index images, const void* dz, index channel, const float* ones, float* db,
+                  index width) const noexcept {
     std::fill_n(db, width, 0.0f);
-    const index pixels = images * axis(0).out() * axis(1).out() * axis(2).out();
-    sums_[width == width_]({.a = ones, .b = dz, .c = db, .batch = pixels});
+    for (index image = 0; image < images; ++image) {
+      const void* const from = element(dz, image * forward_.image_out() + forward_.channel_out(channel));
+      sums_[width == width_]({.a = ones, .b = from, .c = db, .batch = forward_.pixels_out()});
+    }
   }
 
-  /// What one image adds to the lines of taps from `first` to `end` - 1 of a panel.
+  /// What one image adds to the lines of taps from `first` to `end` - 1 of a panel: lines in turn for a band of rows of
+  /// y, which stays in L1.
   void add_image(const planned_run& run, index first, index end, const void* x, const void* dz, float* sums,
                  index width) const noexcept {
-    const conv_run& w = run.columns;
+    const index rows = axis(1).out();
     for (index d = 0; d < axis(0).out(); ++d) {
-      for (index h = 0; h < (run.down() ? 1 : axis(1).out()); ++h) {
+      for (index row = 0; row < rows; row += run.rows) {
         for (index line = first; line < end; ++line) {
-          const auto& [depths, rows] = lines_[at(line)];
-          const index below = run.down() ? 0 : h - rows.first;  // the first output that sees this line
-          if (d < depths.first || d >= depths.first + depths.count || below < 0 || below >= rows.count) continue;
-          const index from = (depths.in + (d - depths.first) * axis(0).stride) * forward_.step_in(0) +
-                             (rows.in + below * axis(1).stride) * forward_.step_in(1) + w.in * forward_.step_in(2);
-          const index of_z =
-              d * forward_.step_out(0) + (rows.first + below) * forward_.step_out(1) + w.first * forward_.step_out(2);
-          arguments call;
-          call.a = element(x, from);
-          call.b = element(dz, of_z);
-          call.c = sums + (line * axis(2).kernel + w.tap) * channels_;
-          call.batch = run.down() ? rows.count : w.count;
-          run.products[width == width_](call);
+          add_rows(run, line, d, {row, std::min(row + run.rows, rows)}, x, dz, sums, width);
         }
       }
     }
+  }
+
+  struct stretch {
+    index begin, end;
+  };
+  /// What the rows of y of depth `d` add to a line of taps.
+  void add_rows(const planned_run& run, index line, index d, stretch of_y, const void* x, const void* dz, float* sums,
+                index width) const noexcept {
+    const conv_run& w = run.columns;
+    const auto& [depths, rows] = lines_[at(line)];
+    const index begin = std::max(of_y.begin, rows.first);
+    const index end = std::min(of_y.end, rows.first + rows.count);
+    if (d < depths.first || d >= depths.first + depths.count || begin >= end) return;
+    const index from = (depths.in + (d - depths.first) * axis(0).stride) * forward_.step_in(0) +
+                       (rows.in + (begin - rows.first) * axis(1).stride) * forward_.step_in(1) +
+                       w.in * forward_.step_in(2);
+    const index of_z = d * forward_.step_out(0) + begin * forward_.step_out(1) + w.first * forward_.step_out(2);
+    arguments call;
+    call.a = element(x, from);
+    call.b = element(dz, of_z);
+    call.c = sums + (line * axis(2).kernel + w.tap) * channels_;
+    call.batch = run.batch_is_rows ? end - begin : w.count;
+    run.products[width == width_](call);
   }
 
   result<void> plan_runs(const options& how) noexcept {
@@ -135,23 +159,29 @@ class depthwise_update {
       if (r.taps == 0 || !made) return;
       planned_run& run = runs_[at(runs_count_++)];
       run.columns = r;
-      const int along = run.down() ? 1 : 2;
-      made = plan_kernel(run.products, r.taps, axis(along).stride * forward_.step_in(along), forward_.step_out(along),
-                         how);
+      run.batch_is_rows = r.count == 1 || axis(2).stride == axis(2).dilation;
+      if (run.batch_is_rows) run.rows = std::max<index>(1, band_bytes / (r.count * width_ * size_of(data_)));
+      const int along = run.batch_is_rows ? 1 : 2;
+      made = plan_kernel(run.products, {r.taps, run.batch_is_rows ? r.count : 1},
+                         axis(along).stride * forward_.step_in(along), forward_.step_out(along), how);
     });
     return made;
   }
 
+  struct shape {
+    index taps;
+    index pixels;
+  };
   /// C (taps of a row, channels) += sum of pixels: A the inputs that a pixel sees, B the pixel.
-  result<void> plan_kernel(kernel (&made)[2], index taps, index stride_x, index stride_z, const options& how) noexcept {
+  result<void> plan_kernel(kernel (&made)[2], shape s, index stride_x, index stride_z, const options& how) noexcept {
     for (const bool full : {false, true}) {
       desc d;
-      d.m = taps;
+      d.m = s.taps;
       d.n = full ? width_ : channels_ % width_;
       if (d.n == 0) continue;
-      d.k = 1;
-      d.lda = axis(2).dilation * channels_;
-      d.ldb = d.n;
+      d.k = s.pixels;
+      d.lda = axis(2).dilation * forward_.in.pixel();
+      d.ldb = forward_.out.pixel();
       d.ldc = channels_;
       d.stride_a = stride_x, d.stride_b = stride_z;
       d.a = d.b = data_;

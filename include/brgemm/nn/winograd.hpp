@@ -207,7 +207,7 @@ class winograd {
       const place p = place_of(first + t);
       const index top = p.row * T - axis(1).pad_before;
       const index left = p.column * T - axis(2).pad_before;
-      const float* const image = x + p.image * d_.geometry.step_in(-1);
+      const float* const image = x + p.image * d_.geometry.image_in();
       for (index c = 0; c < d_.in; c += lanes) {
         const index here = std::min(d_.in - c, lanes);
         vector rows[n][n];  // d B, transposed
@@ -254,7 +254,7 @@ class winograd {
     constexpr int n = T + 2;
     for (index t = begin; t < end; ++t) {
       const place p = place_of(first + t);
-      float* const corner = y + p.image * d_.geometry.step_out(-1) + p.row * T * d_.geometry.step_out(1) +
+      float* const corner = y + p.image * d_.geometry.image_out() + p.row * T * d_.geometry.step_out(1) +
                             p.column * T * d_.geometry.step_out(2);
       const index height = std::min<index>(T, axis(1).out() - p.row * T);
       const index width = std::min<index>(T, axis(2).out() - p.column * T);
@@ -286,13 +286,12 @@ class winograd {
       next = std::min(first + count, t - p.column + tiles_along(2));
       const index columns = std::min((p.column + next - t) * tile_, axis(2).out()) - p.column * tile_;
       for (index h = p.row * tile_; h < std::min((p.row + 1) * tile_, axis(1).out()); ++h) {
-        const index at = p.image * d_.geometry.step_out(-1) + h * d_.geometry.step_out(1) +
-                         p.column * tile_ * d_.geometry.step_out(2);
+        const index at = h * d_.geometry.step_out(1) + p.column * tile_ * d_.geometry.step_out(2);
         for (index panel = 0; panel < panels(); ++panel) {
           arguments call;
-          call.c = y + at + panel * width_;
+          call.c = y + p.image * d_.geometry.image_out() + at + panel * width_;
           call.m = columns;
-          d_.place_operands(operands, at, panel * width_, call);
+          d_.place_operands(operands, p.image, at, panel * width_, call);
           steps_[(panel + 1) * width_ <= d_.out](call);
         }
       }
@@ -313,9 +312,9 @@ class winograd {
       if (d_.steps == 0) continue;
       d.k = 0, d.lda = 1;
       d.m = block_ * tile_;
-      d.ldc = d_.geometry.pixel_out;
+      d.ldc = d_.geometry.out.pixel();
       d.beta = beta_kind::one;
-      d_.append_steps(d, d_.geometry.pixel_out);
+      d_.append_steps(d, d_.geometry.out.pixel());
       if (auto r = make_into(steps_[full], d, how); !r) return r;
     }
     return {};
