@@ -122,15 +122,15 @@ class conv_pass {
     // Enough bands of an image that all threads have work of nearly equal size.
     const index tasks = d_.groups * panels() * images;
     const index even = (8 * threads.threads() + tasks - 1) / tasks;
-    const bool apart = d_.groups == 1 && !(d_.depthwise && panels() > 1);
-    if (schedule_.band < 0 || (schedule_.band == 0 && apart)) {
+    const bool shared = d_.geometry.in.pixel() > (d_.depthwise ? width_ : d_.in);
+    if (schedule_.band < 0 || (schedule_.band == 0 && !shared)) {
       const index bands = std::clamp<index>(even, 1, pieces_);
       return loops::parallel_for(threads, {d_.groups, panels(), images, bands},
                                  [&](index group, index panel, index image, index band) {
                                    sum_band({group, panel, image, band, bands}, of_call);
                                  });
     }
-    // The channels of a pixel are those of many groups: they go together over a band that stays in L2, unless their
+    // The channels of a pixel are those of several tasks: they go together over a band that stays in L2, unless their
     // weights, which each band reads, are more than the image.
     const index bytes = image_in() * size_of(d_.data) + image_out() * size_of(d_.c);
     const index chosen =
