@@ -677,6 +677,13 @@ TEST(Conv, PreferredBlocks) {
   EXPECT_EQ(conv::preferred_block(d), 0);
   d.groups = 128;
   EXPECT_EQ(conv::preferred_block(d), 64);
+  d.in = d.out = 96, d.groups = 3;
+  EXPECT_EQ(conv::preferred_block(d), 32);
+  d.data = type::bf16;
+  EXPECT_EQ(conv::preferred_block(d), 0);
+  d.data = type::f32, d.out = 99;
+  EXPECT_EQ(conv::preferred_block(d), 0);
+  d.in = d.out = d.groups = 128;
   d.x_block = d.y_block = conv::preferred_block(d);
   EXPECT_TRUE(conv::plan(d));
 }

@@ -115,8 +115,16 @@ class conv {
   index mask_bytes() const noexcept { return d_.mask ? d_.images * forward_->mask_bytes() : 0; }
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
 
-  /// The x_block and y_block with which such a layer is likely to be the quickest; 0: channels are adjacent.
-  static constexpr index preferred_block(const conv_desc& d) noexcept { return is_depthwise(d) && d.in >= 64 ? 64 : 0; }
+  /// The x_block and y_block with which such a layer is likely to be the quickest; 0: channels are adjacent. Blocks
+  /// have the channels of a group in f32, or 64 of them, and so do those of depthwise layers.
+  static constexpr index preferred_block(const conv_desc& d) noexcept {
+    if (is_depthwise(d)) return d.in >= 64 ? 64 : 0;
+    if (d.groups <= 1 || d.data != type::f32) return 0;
+    for (const index block : {64, 32, 16}) {
+      if (d.in / d.groups % block == 0 && d.out / d.groups % block == 0) return block;
+    }
+    return 0;
+  }
   /// Plans that bring x (and dx), y, or dz from another order of channels into the layer's own, or the other way round;
   /// their cost is from_bytes() read and to_bytes() written.
   result<reorder> reorder_x(channel_order from, channel_order to, index block = 16) const noexcept {

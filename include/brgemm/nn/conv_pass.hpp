@@ -170,6 +170,8 @@ class conv_pass {
   };
   static constexpr int most_steps = 32;
   static constexpr index band_bytes = 512 << 10;
+  static constexpr index weights_in_l1 = 32
+                                         << 10;  ///< bytes of a panel, with which pieces can go in the order of memory
 
   conv_pass() = default;
 
@@ -377,6 +379,11 @@ inline result<void> conv_pass::plan_pieces() noexcept {
     for (index chunk = 0; chunk < chunks; ++chunk) to = list_taps(box, joined, chunk, to);
     ++boxes_;
   });
+  // Else all outputs of a box, then those of the next one, whose weights change with it.
+  if (panel_ * size_of(d_.data) <= weights_in_l1) {
+    std::stable_sort(piece_.get(), piece_.get() + pieces_,
+                     [](const planned_piece& x, const planned_piece& y) { return x.place.c < y.place.c; });
+  }
   return {};
 }
 
