@@ -47,8 +47,9 @@ struct conv_desc {
   /// the weights then s8.
   type data = type::f32;
   type y = type::f32;  ///< f32; with bf16 data also bf16; with 8-bit data also bf16, u8, s8, and s32: as summed
-  order sums = order::machine;  ///< bf16: of an entry, 64 or fewer channels of a tap (and of a block), or of a row of
-                                ///< taps; depthwise (in = out = groups > 1) it is always one fma a tap
+  /// bf16: of an entry, a row of taps where x has 64 adjacent channels or fewer, one group and dilation 1 of the width,
+  /// else 64 or fewer channels of a tap (and of a block). Depthwise (in = out = groups > 1) it is always one fma a tap.
+  order sums = order::machine;
   activation act = activation::none;
   bool bias = true;
   bool scale = false;     ///< a factor a channel of y: folded batch normalisation, or the scales of 8-bit x and w

@@ -85,6 +85,7 @@ class conv_pass {
     p.width_ = d.depthwise ? p.depthwise_width() : d.geometry.out.panel_width(d.out);
     if (p.is_8bit()) p.chunk_ = d.in;
     p.panel_ = p.chunk_begin(d.in / p.chunk_) + p.taps() * p.padded(d.in % p.chunk_) * p.width_;
+    if (auto r = p.plan_rows(); !r) return r.error();
     p.plan_steps();
     if (auto r = p.plan_pieces(); !r) return r.error();
     if (auto r = p.plan_kernels(how); !r) return r.error();
@@ -97,15 +98,26 @@ class conv_pass {
   index packed_bytes() const noexcept { return sums_at() + (is_8bit() ? boxes_ * sums_of_box() * 4 : 0); }
   std::string_view backend() const noexcept { return (kernels_[0][0] ? kernels_[0][0] : kernels_[0][1]).backend(); }
 
-  /// Element (group, in, tap, out) of the weights in `packed`.
-  index weight_at(index group, index in, index tap, index out) const noexcept {
+  /// Calls each(element) for each place in `packed` of weight (group, in, tap, out): one, but in rows of taps as many
+  /// as there are runs that see it.
+  template <class Each>
+  void for_places(index group, index in, index tap, index out, Each&& each) const noexcept {
     if (d_.depthwise) out = std::exchange(group, 0);
     const index of_k = k_group();
-    const index chunk = in / chunk_;
-    const index rows = padded(std::min(chunk_, d_.in - chunk * chunk_));
-    const index k = in % chunk_;
-    return (group * panels() + out / width_) * panel_ + chunk_begin(chunk) + tap * rows * width_ +
-           k / of_k * of_k * width_ + out % width_ * of_k + k % of_k;
+    const index panel = (group * panels() + out / width_) * panel_ + out % width_ * of_k;
+    const auto place = [&](index begin, index k) { each(panel + begin + k / of_k * of_k * width_ + k % of_k); };
+    if (rows_count_ == 0) {
+      const index chunk = in / chunk_;
+      const index rows = padded(std::min(chunk_, d_.in - chunk * chunk_));
+      return place(chunk_begin(chunk) + tap * rows * width_, in % chunk_);
+    }
+    const index width = axis(2).kernel;
+    for (index i = 0; i < rows_count_; ++i) {
+      const tap_row& r = rows_[static_cast<std::size_t>(i)];
+      const index first = tap % width - r.tap;
+      if (first < 0 || first >= r.taps) continue;
+      place(r.begin + tap / width * padded(r.taps * d_.in) * width_, first * d_.in + in);
+    }
   }
 
   /// 8-bit types: what a zero point of A is multiplied by, the sums of `packed` over the taps that pieces see, from
@@ -161,6 +173,10 @@ class conv_pass {
   struct part {
     index group, panel, image, band, bands;
   };
+  /// Taps of a row that a run of the width sees, and where in a panel their weights begin.
+  struct tap_row {
+    index tap, taps, begin;
+  };
   struct tensors {
     const void* a;
     const void* b;
@@ -169,6 +185,7 @@ class conv_pass {
     std::int32_t zero_a;
   };
   static constexpr int most_steps = 32;
+  static constexpr index most_joined = 64;  ///< channels of a tap, where those of a row of taps share instructions
   static constexpr index band_bytes = 512 << 10;
   static constexpr index weights_in_l1 = 32
                                          << 10;  ///< bytes of a panel, with which pieces can go in the order of memory
@@ -192,9 +209,17 @@ class conv_pass {
   /// Whether the taps of a row are one entry: one chunk whose channels are adjacent to the next tap's; depthwise, taps
   /// as far apart as pixels, in either direction.
   bool joins_taps(const conv_piece& p) const noexcept {
-    if (d_.depthwise) return p.tap_a == p.lda || p.tap_a == -p.lda;
-    return d_.in <= chunk_ && d_.in == d_.geometry.in.pixel() && !d_.geometry.backward && axis(2).dilation == 1 &&
-           d_.in == padded(d_.in);
+    return d_.depthwise ? p.tap_a == p.lda || p.tap_a == -p.lda : joins_taps();
+  }
+  bool joins_taps() const noexcept {
+    return !d_.depthwise && d_.in <= chunk_ && (d_.in <= most_joined || d_.in == padded(d_.in)) &&
+           d_.in == d_.geometry.in.pixel() && !d_.geometry.backward && axis(2).dilation == 1;
+  }
+  const tap_row* row_of(const conv_run& run) const noexcept {
+    const auto sees = [&](const tap_row& r) { return r.taps == run.taps && (run.taps == 0 || r.tap == run.tap); };
+    const tap_row* const end = rows_.get() + rows_count_;
+    const tap_row* const found = std::find_if(static_cast<const tap_row*>(rows_.get()), end, sees);
+    return found == end ? nullptr : found;
   }
   index taps_of(const conv_piece& p) const noexcept {
     return joins_taps(p) ? (p.taps_w == 0 ? 0 : p.taps / p.taps_w) : p.taps;
@@ -262,6 +287,7 @@ class conv_pass {
     }
   }
 
+  result<void> plan_rows() noexcept;
   void plan_steps() noexcept;
   result<void> plan_pieces() noexcept;
   result<void> plan_kernels(const options& how) noexcept;
@@ -277,10 +303,30 @@ class conv_pass {
   int steps_ = 0;
   step step_[most_steps];
   index pieces_ = 0;
+  index rows_count_ = 0;
+  std::unique_ptr<tap_row[]> rows_;  ///< where an instruction takes channels of two taps
   std::unique_ptr<planned_piece[]> piece_;
   std::unique_ptr<offset_pair[]> pairs_;
   std::unique_ptr<kernel[][2]> kernels_;  ///< [full width]
 };
+
+/// Where taps are joined and an instruction's group of k has channels of two of them, groups begin at the first tap
+/// that a run sees: each kind of run has weights of its own.
+inline result<void> conv_pass::plan_rows() noexcept {
+  if (!joins_taps() || d_.in == padded(d_.in)) return {};
+  index runs = 0;
+  d_.geometry.for_runs(2, [&](const conv_run&) { ++runs; });
+  rows_.reset(new (std::nothrow) tap_row[static_cast<std::size_t>(runs)]);
+  if (!rows_) return error(errc::out_of_memory, "axes", "no memory for %ld runs of the width", runs);
+  panel_ = 0;
+  d_.geometry.for_runs(2, [&](const conv_run& run) {
+    if (row_of(run) != nullptr) return;
+    rows_[static_cast<std::size_t>(rows_count_++)] = {run.tap, run.taps, panel_};
+    panel_ += axis(0).kernel * axis(1).kernel * padded(run.taps * d_.in) * width_;
+  });
+  panel_ = std::max(panel_, k_group() * width_);  // where all outputs see padding alone
+  return {};
+}
 
 /// As many chunks at once as have their weights in a part of L2; a C of another type than f32 cannot rest in between.
 inline void conv_pass::plan_steps() noexcept {
@@ -306,6 +352,7 @@ inline offset_pair* conv_pass::list_taps(const conv_run (&box)[3], bool joined, 
   const index channels = std::min(chunk_, d_.in - chunk * chunk_);
   const index row = padded(channels) * width_;
   const index each = entry_channels(channels);
+  const tap_row* const own = row_of(box[2]);
   const index along_width = joined ? std::min<index>(1, box[2].taps) : box[2].taps;
   for (index t = 0; t < box[0].taps; ++t) {
     for (index r = 0; r < box[1].taps; ++r) {
@@ -316,6 +363,10 @@ inline offset_pair* conv_pass::list_taps(const conv_run (&box)[3], bool joined, 
         for (int i = 0; i < 3; ++i) {
           a += n[i] * box[i].in_tap_step * d_.geometry.step_in(i);
           tap = tap * axis(i).kernel + box[i].tap + n[i] * box[i].tap_step;
+        }
+        if (own != nullptr) {
+          *to++ = {a, own->begin + tap / axis(2).kernel * padded(own->taps * d_.in) * width_};
+          continue;
         }
         for (index c = 0; c < channels; c += each) {
           *to++ = {a + d_.geometry.channel_in(chunk * chunk_ + c), chunk_begin(chunk) + tap * row + c * width_};

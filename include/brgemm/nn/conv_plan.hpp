@@ -276,8 +276,8 @@ result<void> conv::pack_weights(loops::executor_ref threads, const T* w, conv_we
     for (index c = 0; c < in(); ++c) {
       for (index tap = 0; tap < taps(); ++tap) {
         const T value = weight(g, c, tap, k);
-        if (!winograd_) put(weights, forward_->weight_at(g, c, tap, k), value);
-        if (both) put(transposed, backward_->weight_at(g, k, tap, c), value);
+        if (!winograd_) forward_->for_places(g, c, tap, k, [&](index at) { put(weights, at, value); });
+        if (both) backward_->for_places(g, k, tap, c, [&](index at) { put(transposed, at, value); });
       }
     }
   });
