@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "support/conv_blocks.hpp"
+#include "support/conv_grid.hpp"
 #include "support/expect_error.hpp"
 #include "support/guarded_memory.hpp"
 
@@ -29,6 +30,25 @@ struct problem {
   std::vector<std::int8_t> w;
   std::vector<float> scale, bias;
 };
+
+/// Tensors and weights of p.d.
+void draw_data(std::mt19937& random, problem& p) {
+  const auto from = [&](int low, int high) {
+    return low + static_cast<int>(random() % static_cast<std::uint32_t>(high - low + 1));
+  };
+  const conv_desc& d = p.d;
+  p.stored = from(0, 1) != 0 ? conv_weights::out_first : conv_weights::out_last;
+  index pixels = d.images;
+  for (const nn::conv_axis& a : d.axes) pixels *= d.transposed ? a.out() : a.in;
+  p.x.resize(static_cast<std::size_t>(pixels * d.in));
+  p.w.resize(
+      static_cast<std::size_t>(d.out * d.in / d.groups * d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel));
+  for (int& v : p.x) v = d.data == type::u8 ? from(0, 255) : from(-128, 127);
+  for (std::int8_t& v : p.w) v = static_cast<std::int8_t>(from(-128, 127));
+  p.scale.resize(static_cast<std::size_t>(d.out)), p.bias.resize(static_cast<std::size_t>(d.out));
+  for (float& v : p.scale) v = static_cast<float>(from(1, 1000)) * 1e-5f;
+  for (float& v : p.bias) v = static_cast<float>(from(-1000, 1000)) * 0.1f;
+}
 
 problem draw(std::mt19937& random) {
   const auto from = [&](int low, int high) {
@@ -55,18 +75,8 @@ problem draw(std::mt19937& random) {
   if (!summed && from(0, 1) != 0) d.act = nn::activation::relu;
   d.clamp = !summed && from(0, 2) == 0, d.lower = -3, d.upper = 100;
   d.transposed = from(0, 3) == 0;
-  p.stored = from(0, 1) != 0 ? conv_weights::out_first : conv_weights::out_last;
   p.zero_x = from(0, 2) == 0 ? 0 : from(-128, 255);
-  index pixels = d.images;
-  for (const nn::conv_axis& a : d.axes) pixels *= d.transposed ? a.out() : a.in;
-  p.x.resize(static_cast<std::size_t>(pixels * d.in));
-  p.w.resize(
-      static_cast<std::size_t>(d.out * d.in / d.groups * d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel));
-  for (int& v : p.x) v = d.data == type::u8 ? from(0, 255) : from(-128, 127);
-  for (std::int8_t& v : p.w) v = static_cast<std::int8_t>(from(-128, 127));
-  p.scale.resize(static_cast<std::size_t>(d.out)), p.bias.resize(static_cast<std::size_t>(d.out));
-  for (float& v : p.scale) v = static_cast<float>(from(1, 1000)) * 1e-5f;
-  for (float& v : p.bias) v = static_cast<float>(from(-1000, 1000)) * 0.1f;
+  draw_data(random, p);
   return p;
 }
 
@@ -178,6 +188,22 @@ TEST(Conv8Bit, HasTheExactSums) {
       if (!e.runs_here()) return;
       EXPECT_EQ(forward(p, 2, e.name), right) << i << ' ' << e.name;
     });
+  }
+}
+
+TEST(Conv8Bit, EveryWindowOfTheGrid) {
+  std::mt19937 random(3);
+  constexpr type results[] = {type::s32, type::f32, type::u8, type::s8};
+  for (index number = 0; number < conv_grid_size; ++number) {
+    problem p;
+    p.d = conv_of_grid(number);
+    p.d.data = number % 2 == 0 ? type::u8 : type::s8;
+    p.d.y = results[number % 4];
+    p.d.scale = p.d.y != type::s32, p.d.bias = false;
+    p.zero_x = static_cast<std::int32_t>(number % 7);
+    draw_data(random, p);
+    if (number % 3 == 0) p.d = draw_blocks(random, p.d);
+    ASSERT_EQ(forward(p, 1), expected(p)) << number << " blocks of " << p.d.x_block << ' ' << p.d.y_block;
   }
 }
 

@@ -96,10 +96,10 @@ class conv {
  public:
   /// Errors: invalid_argument with the field of the desc; unsupported for other types, for masks of groups whose
   /// channels are no multiple of 8 or beside clamp, for training of 8-bit types and of transposed convolutions, for
-  /// steps of a y of s32 and a residual of 8 bits, for channels whose blocks groups or instructions divide, and for a y
-  /// or, in training, data of bf16 where sums over more than 64 channels do not come in whole chunks; "algorithm" where
-  /// Winograd's is asked for and cannot be; what make_kernel says; out_of_memory. by: what `tune` found; the bits are
-  /// the same.
+  /// steps of a y of s32 and a residual of 8 bits, for blocks that groups divide, or that leave parts of what one
+  /// instruction takes, and for a y or, in training, data of bf16 where sums over more than 64 channels do not come in
+  /// whole chunks; "algorithm" where Winograd's is asked for and cannot be; what make_kernel says; out_of_memory. by:
+  /// what `tune` found; the bits are the same.
   static result<conv> plan(const conv_desc& d, const options& how = {}, const conv_schedules& by = {}) noexcept;
 
   const conv_desc& description() const noexcept { return d_; }
@@ -116,8 +116,8 @@ class conv {
   index mask_bytes() const noexcept { return d_.mask ? d_.images * forward_->mask_bytes() : 0; }
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
 
-  /// The x_block and y_block with which such a layer is likely to be the quickest; 0: channels are adjacent. Blocks
-  /// have the channels of a group in f32, or 64 of them, and so do those of depthwise layers.
+  /// The x_block and y_block with which such a layer is likely to be the quickest: 64 for depthwise layers of so many
+  /// channels; for f32 with groups the largest that divides a group's channels; else 0, channels are adjacent.
   static constexpr index preferred_block(const conv_desc& d) noexcept {
     if (is_depthwise(d)) return d.in >= 64 ? 64 : 0;
     if (d.groups <= 1 || d.data != type::f32) return 0;

@@ -185,10 +185,10 @@ class conv_pass {
     std::int32_t zero_a;
   };
   static constexpr int most_steps = 32;
+  static constexpr index most_weights = index{1} << 56;
   static constexpr index most_joined = 64;  ///< channels of a tap, where those of a row of taps share instructions
   static constexpr index band_bytes = 512 << 10;
-  static constexpr index weights_in_l1 = 32
-                                         << 10;  ///< bytes of a panel, with which pieces can go in the order of memory
+  static constexpr index weights_in_l1 = 32 << 10;  ///< bytes of a panel: pieces then go in the order of memory
 
   conv_pass() = default;
 
@@ -319,11 +319,15 @@ inline result<void> conv_pass::plan_rows() noexcept {
   rows_.reset(new (std::nothrow) tap_row[static_cast<std::size_t>(runs)]);
   if (!rows_) return error(errc::out_of_memory, "axes", "no memory for %ld runs of the width", runs);
   panel_ = 0;
+  bool too_large = false;
   d_.geometry.for_runs(2, [&](const conv_run& run) {
     if (row_of(run) != nullptr) return;
     rows_[static_cast<std::size_t>(rows_count_++)] = {run.tap, run.taps, panel_};
     panel_ += axis(0).kernel * axis(1).kernel * padded(run.taps * d_.in) * width_;
+    too_large = too_large || panel_ > most_weights;
+    if (too_large) panel_ = 0;
   });
+  if (too_large) return error(errc::out_of_memory, "axes", "weights for each of %ld runs of the width", runs);
   panel_ = std::max(panel_, k_group() * width_);  // where all outputs see padding alone
   return {};
 }
