@@ -134,17 +134,18 @@ class conv_pass {
     // Enough bands of an image that all threads have work of nearly equal size.
     const index tasks = d_.groups * panels() * images;
     const index even = (8 * threads.threads() + tasks - 1) / tasks;
+    const index bytes = image_in() * size_of(d_.data) + image_out() * size_of(d_.c);
     const bool shared = d_.geometry.in.pixel() > (d_.depthwise ? width_ : d_.in);
-    if (schedule_.band < 0 || (schedule_.band == 0 && !shared)) {
+    const bool streams = panels() > 1 && images * bytes > cached_bytes;
+    if (schedule_.band < 0 || (schedule_.band == 0 && !shared && !streams)) {
       const index bands = std::clamp<index>(even, 1, pieces_);
       return loops::parallel_for(threads, {d_.groups, panels(), images, bands},
                                  [&](index group, index panel, index image, index band) {
                                    sum_band({group, panel, image, band, bands}, of_call);
                                  });
     }
-    // The channels of a pixel are those of several tasks: they go together over a band that stays in L2, unless their
-    // weights, which each band reads, are more than the image.
-    const index bytes = image_in() * size_of(d_.data) + image_out() * size_of(d_.c);
+    // Several tasks read the same pixels, and caches do not keep all images until the next panel: they go together over
+    // a band that stays in L2, unless their weights, which each band reads, are more than the image.
     const index chosen =
         schedule_.band > 0 ? bytes / (index{schedule_.band} << 10) : std::min(bytes / band_bytes, bytes / sums_at());
     const index bands = std::clamp<index>(std::max(even, chosen), 1, pieces_);
@@ -188,6 +189,7 @@ class conv_pass {
   static constexpr index most_weights = index{1} << 56;
   static constexpr index most_joined = 64;  ///< channels of a tap, where those of a row of taps share instructions
   static constexpr index band_bytes = 512 << 10;
+  static constexpr index cached_bytes = 12 << 20;   ///< of x and y in the caches from one panel to the next
   static constexpr index weights_in_l1 = 32 << 10;  ///< bytes of a panel: pieces then go in the order of memory
 
   conv_pass() = default;
@@ -334,11 +336,11 @@ inline result<void> conv_pass::plan_rows() noexcept {
 
 /// As many chunks at once as have their weights in a part of L2; a C of another type than f32 cannot rest in between.
 inline void conv_pass::plan_steps() noexcept {
-  const index cached_bytes = (schedule_.weights > 0 ? index{schedule_.weights} : 384) << 10;
+  const index summed_bytes = (schedule_.weights > 0 ? index{schedule_.weights} : 384) << 10;
   const index whole = d_.in / chunk_;
   const index rest = d_.in % chunk_;
   const index bytes = taps() * chunk_ * width_ * size_of(d_.data);
-  index chunks = d_.c == type::f32 ? std::max<index>(1, cached_bytes / bytes) : whole;
+  index chunks = d_.c == type::f32 ? std::max<index>(1, summed_bytes / bytes) : whole;
   chunks = std::max(chunks, (whole + most_steps - 2) / (most_steps - 1));
   const index each = entry_channels(chunk_);
   const index entries = chunk_ / each;
