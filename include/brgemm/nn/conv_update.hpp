@@ -59,6 +59,7 @@ class run_update {
     u.set_axes(of.forward);
     u.tap_step_ = of.in * of.out;
     if (run != nullptr) u.join_taps(*run);
+    u.narrow_panels();
     u.join_rows(run == nullptr);
     if (auto r = u.plan_copies(); !r) return r.error();
     u.plan_bands(of.images);
@@ -103,6 +104,8 @@ class run_update {
   static constexpr index step_pixels = 512;        ///< whose x and dz are in L2 for all taps
   static constexpr index cached_bytes = 32 << 10;  ///< of dz in L1, where x has too few channels to read it from L2
   static constexpr index few_channels = 16;
+  static constexpr index few_products = 8;
+  static constexpr index narrow_width = 32;
   static constexpr index band_bytes = index{512} << 10;  ///< of copies
   static constexpr index least_band = 256;               ///< pixels
   static constexpr index joined_pixels = 128;
@@ -297,6 +300,7 @@ class run_update {
 
   void set_axes(const conv_geometry& g) noexcept;
   void join_taps(const conv_run& run) noexcept;
+  void narrow_panels() noexcept;
   void join_rows(bool adjacent) noexcept;
   void plan_bands(index images) noexcept;
   void place_tensors() noexcept;
@@ -362,6 +366,12 @@ inline void run_update::join_taps(const conv_run& run) noexcept {
   width_in_ = nn::block_width(in_);
   x_.from_pixel *= axes_[2].stride;
   axes_[2] = {run.count};
+}
+
+/// A dW of few blocks has smaller ones, so that two threads have as many each.
+inline void run_update::narrow_panels() noexcept {
+  const index products = groups_ * panels(true) * panels(false) * taps();
+  if (products < few_products && width_out_ > narrow_width) width_out_ = narrow_width;
 }
 
 /// Where each pixel of y sees just one of x, rows that follow each other are one: longer sums a batch entry. Copies
