@@ -189,18 +189,61 @@ TEST(Conv, BlocksHaveTheBitsOfThePlainLoops) {
     run(b, b.y, b.dx, 1 + i % 3);
     const auto layer = conv::plan(d);
     const auto of_y = layer->reorder_y({}, {})->description(), of_x = layer->reorder_x({}, {})->description();
-    expect_untouched(of_y, d.y_block, b.y);
-    expect_untouched(of_x, d.x_block, b.dx);
-    problem adjacent = in_blocks(p, p.d);
-    adjacent.d = d;
-    out_of_blocks(of_y, d.y_block, b.y.data(), adjacent.y.data());
-    out_of_blocks(of_x, d.x_block, b.dx.data(), adjacent.dx.data());
+    expect_untouched(of_y, d.y_block, b.y.data());
+    expect_untouched(of_x, d.x_block, b.dx.data());
+    const problem adjacent = with_adjacent_channels(p, b);
     std::memcpy(adjacent.mask.data(), b.mask.data(), static_cast<std::size_t>(layer->mask_bytes()));
     expect_bits(adjacent);
     ASSERT_TRUE(same_bits(update_of(b, 1 + i % 4), expected_update(adjacent))) << text_of(d);
     if (testing::Test::HasFatalFailure()) return;
   }
   EXPECT_GT(blocked, 200);
+}
+
+// Blocks that have the channels of a group, or parts of them: rows of taps are one entry in groups too.
+TEST(Conv, GroupsInBlocks) {
+  std::mt19937 random(13);
+  const struct {
+    index groups, in, out, x_block, y_block;
+  } cases[] = {{3, 96, 96, 32, 32}, {2, 128, 64, 16, 32}, {4, 32, 64, 16, 16}, {2, 48, 32, 8, 16}, {2, 64, 96, 32, 16}};
+  for (const auto& c : cases) {
+    for (const type data : {type::f32, type::bf16}) {
+      conv_desc d;
+      d.images = 2, d.groups = c.groups, d.in = c.in, d.out = c.out, d.data = d.y = data, d.training = true;
+      d.axes[1] = {6, 3, 1, 1, 1, 1}, d.axes[2] = {9, 3, 1 + c.groups % 2, 1, 1, 0};
+      const problem p = draw_data(random, d);
+      d.x_block = c.x_block, d.y_block = c.y_block;
+      const problem b = in_blocks(p, d);
+      run(b, b.y, b.dx, 2);
+      const problem adjacent = with_adjacent_channels(p, b);
+      expect_bits(adjacent);
+      EXPECT_TRUE(same_bits(update_of(b, 2), expected_update(adjacent))) << text_of(d);
+    }
+  }
+}
+
+// Images that caches do not keep until the next panel reads them: another order of the loops.
+TEST(Conv, MoreThanCachesKeep) {
+  conv_desc d;
+  d.in = 4, d.out = 192, d.bias = false;
+  d.axes[1] = {160, 1}, d.axes[2] = {160, 1};
+  std::mt19937 random(14);
+  const problem p = draw_data(random, d);
+  const tensor y(conv::plan(d)->y_bytes(), guard::after);
+  for (const int threads : {1, 2}) {
+    for (const int band : {-1, 0}) {
+      const auto layer = conv::plan(d, {}, {.forward = {.band = band}, .backward_data = {}});
+      auto pool = loops::thread_pool::make(threads);
+      ASSERT_TRUE(layer && pool);
+      ASSERT_GT(layer->y_bytes(), 12 << 20);
+      const tensor weights(layer->weights_bytes(), guard::after);
+      ASSERT_TRUE(layer->pack_weights(*pool, p.w.data(), p.stored, weights.data()));
+      const tensor& to = band < 0 ? p.y : y;
+      to.fill(std::byte{0xee});
+      ASSERT_TRUE(layer->forward(*pool, 1, p.x.data(), weights.data(), nn::conv_operands{}, to.data()));
+    }
+    EXPECT_TRUE(y.same_bytes(p.y));
+  }
 }
 
 TEST(Conv, EveryBackendAndNumberOfThreads) {

@@ -22,13 +22,20 @@ inline brgemm::nn::conv_desc conv_of_grid(brgemm::index number) {
   auto& w = d.axes[2];
   w = {1, 1 + next(7), 1 + next(3), 1 + next(2), next(4), next(4)};
   const brgemm::index extent = w.dilation * (w.kernel - 1) + 1;
-  w.in = std::max<brgemm::index>(extent - w.pad_before - w.pad_after, 1) + number % 5;
-  d.axes[1] = {3 + number % 3, 1 + number % 3, 1 + number / 3 % 2, 1, w.pad_after % 3, w.pad_before % 3};
-  d.images = 1 + number % 2;
-  const bool narrow = number / 2 % 2 == 0;
+  // What is not of the grid goes by digits that have nothing to do with it.
+  auto other = static_cast<std::uint64_t>(number) * 0x9e3779b97f4a7c15 >> 16;
+  const auto pick = [&other](std::uint64_t count) {
+    const auto value = static_cast<brgemm::index>(other % count);
+    other /= count;
+    return value;
+  };
+  w.in = std::max<brgemm::index>(extent - w.pad_before - w.pad_after, 1) + pick(5);
+  d.axes[1] = {3 + pick(3), 1 + pick(3), 1 + pick(2), 1, pick(3), pick(3)};
+  d.images = 1 + pick(2);
+  const bool narrow = pick(2) == 0;
   d.groups = groups == 2 ? (narrow ? 3 : 17) : groups + 1;
-  d.in = groups == 2 ? d.groups : d.groups * (narrow ? 3 : 18);
-  d.out = groups == 2 ? d.groups : d.groups * (narrow ? 17 : 4);
+  d.in = groups == 2 ? d.groups : d.groups * (narrow ? 3 : 16);
+  d.out = groups == 2 ? d.groups : d.groups * (narrow ? 17 : 8);
   return d;
 }
 

@@ -155,7 +155,7 @@ struct problem {
       return pixel;
     };
     const bool adjacent = d.groups == 1 && (d.x_block == 0 || d.x_block == in);
-    const bool joined = adjacent && in <= 64 && d.axes[2].dilation == 1;
+    const bool joined = adjacent && in <= 64 && d.axes[2].dilation == 1 && (in % 2 == 0 || d.axes[2].kernel * in <= 64);
     float z_of = sum(in, joined, pixel_of, [&](index pixel, index c, index tap) {
       return std::pair(x.get(d.data, pixel * d.in + first + c), weight(k, c, tap));
     });
@@ -463,18 +463,14 @@ inline problem in_blocks(const problem& p, const conv_desc& d) {
   return b;
 }
 
-/// That what is missing from the last block of `blocks` is as it was before the call.
-inline void expect_untouched(const nn::reorder_desc& image, index block, const tensor& blocks) {
-  const index count = block == 0 ? 1 : (image.channels + block - 1) / block;
-  const index missing = block == 0 ? 0 : count * block - image.channels;
-  const auto* const bytes = static_cast<const std::uint8_t*>(blocks.data());
-  const index size = size_of(image.element);
-  for (index i = 0; i < image.images; ++i) {
-    for (index pixel = 0; pixel < image.pixels; ++pixel) {
-      const index end = (((i + 1) * count - 1) * image.pixels + pixel + 1) * block * size;
-      for (index at = end - missing * size; at < end; ++at) ASSERT_EQ(bytes[at], 0xee);
-    }
-  }
+/// What was computed in blocks, as pixels with adjacent channels, beside the data of p.
+inline problem with_adjacent_channels(const problem& p, const problem& blocked) {
+  problem adjacent = in_blocks(p, p.d);
+  adjacent.d = blocked.d;
+  const auto layer = conv::plan(blocked.d);
+  out_of_blocks(layer->reorder_y({}, {})->description(), blocked.d.y_block, blocked.y.data(), adjacent.y.data());
+  out_of_blocks(layer->reorder_x({}, {})->description(), blocked.d.x_block, blocked.dx.data(), adjacent.dx.data());
+  return adjacent;
 }
 
 inline void expect_pairs() {  // what the plain loops follow

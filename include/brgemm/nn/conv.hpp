@@ -47,8 +47,10 @@ struct conv_desc {
   /// the weights then s8.
   type data = type::f32;
   type y = type::f32;  ///< f32; with bf16 data also bf16; with 8-bit data also bf16, u8, s8, and s32: as summed
-  /// bf16: of an entry, a row of taps where x has 64 adjacent channels or fewer, one group and dilation 1 of the width,
-  /// else 64 or fewer channels of a tap (and of a block). Depthwise (in = out = groups > 1) it is always one fma a tap.
+  /// bf16: of an entry. This is a row of taps where a group has 64 channels or fewer, which are all the adjacent ones
+  /// of x, their number is even or a row of taps has 64 in all, dilation of the width is 1, and the layer is not
+  /// transposed; else 64 or fewer channels of a tap (and of a block). Depthwise (in = out = groups > 1) it is always
+  /// one fma a tap.
   order sums = order::machine;
   activation act = activation::none;
   bool bias = true;
@@ -87,8 +89,8 @@ struct conv_operands {
 ///
 /// With the direct algorithm each output is one chain of terms: chunks of 64 of its group's input channels (the last
 /// shorter), in a chunk its taps in row-major order of W, in those the channels; backward the output channels are what
-/// is summed over. A tap that padding hides adds no term. So the bits depend on no block size, no thread and no other
-/// image.
+/// is summed over. A tap that padding hides adds no term. So the bits depend on no schedule, no thread and no other
+/// image; on x_block and y_block only where `sums` and backward_weights say so.
 ///
 /// Errors are invalid_argument with the argument's name, found before anything is written. Buffers that are written
 /// overlap no other; pointers are multiples of their elements' size.
@@ -96,10 +98,10 @@ class conv {
  public:
   /// Errors: invalid_argument with the field of the desc; unsupported for other types, for masks of groups whose
   /// channels are no multiple of 8 or beside clamp, for training of 8-bit types and of transposed convolutions, for
-  /// steps of a y of s32 and a residual of 8 bits, for blocks that groups divide, or that leave parts of what one
-  /// instruction takes, and for a y or, in training, data of bf16 where sums over more than 64 channels do not come in
-  /// whole chunks; "algorithm" where Winograd's is asked for and cannot be; what make_kernel says; out_of_memory. by:
-  /// what `tune` found; the bits are the same.
+  /// steps of a y of s32 and a residual of 8 bits, for blocks that a group's channels neither fill nor divide, or
+  /// that leave parts of what one instruction takes, and for a y or, in training, data of bf16 where sums over more
+  /// than 64 channels do not come in whole chunks; "algorithm" where Winograd's is asked for and cannot be; what
+  /// make_kernel says; out_of_memory. by: what `tune` found; the bits are the same.
   static result<conv> plan(const conv_desc& d, const options& how = {}, const conv_schedules& by = {}) noexcept;
 
   const conv_desc& description() const noexcept { return d_; }
@@ -127,15 +129,19 @@ class conv {
     return 0;
   }
   /// Plans that bring x (and dx), y, or dz from another order of channels into the layer's own, or the other way round;
-  /// their cost is from_bytes() read and to_bytes() written.
-  result<reorder> reorder_x(channel_order from, channel_order to, index block = 16) const noexcept {
-    return reorder::plan({d_.images, d_.in, forward_->geometry().pixels_in(), d_.data, from, to, block});
+  /// their cost is from_bytes() read and to_bytes() written. block: of the order that has blocks, 0: the layer's own,
+  /// or 16 where it has none.
+  result<reorder> reorder_x(channel_order from, channel_order to, index block = 0) const noexcept {
+    return reorder::plan(
+        {d_.images, d_.in, forward_->geometry().pixels_in(), d_.data, from, to, block_of(block, d_.x_block)});
   }
-  result<reorder> reorder_dz(channel_order from, channel_order to, index block = 16) const noexcept {
-    return reorder::plan({d_.images, d_.out, forward_->geometry().pixels_out(), d_.data, from, to, block});
+  result<reorder> reorder_dz(channel_order from, channel_order to, index block = 0) const noexcept {
+    return reorder::plan(
+        {d_.images, d_.out, forward_->geometry().pixels_out(), d_.data, from, to, block_of(block, d_.y_block)});
   }
-  result<reorder> reorder_y(channel_order from, channel_order to, index block = 16) const noexcept {
-    return reorder::plan({d_.images, d_.out, forward_->geometry().pixels_out(), d_.y, from, to, block});
+  result<reorder> reorder_y(channel_order from, channel_order to, index block = 0) const noexcept {
+    return reorder::plan(
+        {d_.images, d_.out, forward_->geometry().pixels_out(), d_.y, from, to, block_of(block, d_.y_block)});
   }
 
   /// What automatic came to.
@@ -178,10 +184,10 @@ class conv {
   /// which are as in forward and backward_data. Each is one chain over the images, then the pixels of y in row-major
   /// order, those that see x through the tap; in bf16 over pairs (order::tile: chunks of 32) of those of a row of y, an
   /// odd last one alone. Where height and width have kernel 1 and no padding, as many rows count as one as divide the
-  /// height and have 128 pixels or fewer; where groups and dilation of the width are 1, all taps of a row have up to 64
-  /// channels together and each column of y sees one, the chain goes over runs of columns of y that see the same ones.
-  /// Depthwise it goes over such runs too, one fma a pixel, in bf16 as well, and db over all pixels.
-  /// workspace: backward_weights_workspace_bytes(), null where that is 0.
+  /// height and have 128 pixels or fewer; where groups and dilation of the width are 1, x_block is 0 or `in`, all
+  /// taps of a row have up to 64 channels together and each column of y sees one, the chain goes over runs of columns
+  /// of y that see the same ones. Depthwise it goes over such runs too, one fma a pixel, in bf16 as well, and db over
+  /// all pixels. workspace: backward_weights_workspace_bytes(), null where that is 0.
   result<void> backward_weights(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw,
                                 float* db, void* workspace = nullptr) const noexcept;
 
@@ -196,6 +202,7 @@ class conv {
   static constexpr bool is_depthwise(const conv_desc& d) noexcept {
     return d.groups > 1 && d.groups == d.in && d.groups == d.out;
   }
+  static constexpr index block_of(index asked, index own) noexcept { return asked != 0 ? asked : own != 0 ? own : 16; }
   index in() const noexcept { return d_.in / d_.groups; }
   index out() const noexcept { return d_.out / d_.groups; }
   index weights_alignment() const noexcept { return detail::is_8bit(d_.data) ? 4 : size_of(d_.data); }

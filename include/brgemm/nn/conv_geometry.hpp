@@ -2,6 +2,7 @@
 // Forward and backward by data differ in the runs of an axis only.
 #pragma once
 
+#include <algorithm>
 #include <numeric>
 
 #include "../core/result.hpp"
@@ -169,11 +170,16 @@ struct conv_channels {
   constexpr index panel_width(index channels) const noexcept {
     return block > 0 && channels > block ? block : loops::block_width(channels);
   }
-  /// Whether the channels of each group begin a block or lie in one.
+  /// Columns of a depthwise panel of up to `width` channels.
+  constexpr index depthwise_width(index width) const noexcept { return block > 0 ? std::min(width, block) : width; }
+  /// Whether the channels of a group fill blocks or divide one.
   constexpr bool fit_groups(index groups) const noexcept {
     return groups == 1 || count / groups % pixel() == 0 || pixel() % (count / groups) == 0;
   }
 };
+
+/// Channels that one depthwise call has at most.
+inline constexpr index most_depthwise = 128;
 
 /// Three axes, depth, height and width, of tensors whose channels lie as `in` and `out` say: what is read and what is
 /// written.

@@ -144,8 +144,8 @@ class conv_pass {
                                    sum_band({group, panel, image, band, bands}, of_call);
                                  });
     }
-    // Several tasks read the same pixels, and caches do not keep all images until the next panel: they go together over
-    // a band that stays in L2, unless their weights, which each band reads, are more than the image.
+    // Several tasks read the same lines, or caches do not keep all images until the next panel reads them again: panels
+    // go together over a band that stays in L2, unless their weights, which each band reads, are more than the image.
     const index chosen =
         schedule_.band > 0 ? bytes / (index{schedule_.band} << 10) : std::min(bytes / band_bytes, bytes / sums_at());
     const index bands = std::clamp<index>(std::max(even, chosen), 1, pieces_);
@@ -186,8 +186,7 @@ class conv_pass {
     std::int32_t zero_a;
   };
   static constexpr int most_steps = 32;
-  static constexpr index most_weights = index{1} << 56;
-  static constexpr index most_joined = 64;  ///< channels of a tap, where those of a row of taps share instructions
+  static constexpr index most_joined = 64;  ///< channels of a row of taps, where instructions take those of two taps
   static constexpr index band_bytes = 512 << 10;
   static constexpr index cached_bytes = 12 << 20;   ///< of x and y in the caches from one panel to the next
   static constexpr index weights_in_l1 = 32 << 10;  ///< bytes of a panel: pieces then go in the order of memory
@@ -214,7 +213,7 @@ class conv_pass {
     return d_.depthwise ? p.tap_a == p.lda || p.tap_a == -p.lda : joins_taps();
   }
   bool joins_taps() const noexcept {
-    return !d_.depthwise && d_.in <= chunk_ && (d_.in <= most_joined || d_.in == padded(d_.in)) &&
+    return !d_.depthwise && d_.in <= chunk_ && (d_.in == padded(d_.in) || axis(2).kernel * d_.in <= most_joined) &&
            d_.in == d_.geometry.in.pixel() && !d_.geometry.backward && axis(2).dilation == 1;
   }
   const tap_row* row_of(const conv_run& run) const noexcept {
@@ -235,11 +234,8 @@ class conv_pass {
   }
   /// Of a panel: channels that are in one block of what is read and of what is written.
   index depthwise_width() const noexcept {
-    index width = std::min<index>(d_.out, 128);
-    for (const index block : {d_.geometry.in.block, d_.geometry.out.block}) {
-      if (block > 0) width = std::min(width, block);
-    }
-    return width;
+    const index width = std::min(d_.out, most_depthwise);
+    return d_.geometry.in.depthwise_width(d_.geometry.out.depthwise_width(width));
   }
 
   /// Outputs that see no tap, and that no step changes.
@@ -321,15 +317,15 @@ inline result<void> conv_pass::plan_rows() noexcept {
   rows_.reset(new (std::nothrow) tap_row[static_cast<std::size_t>(runs)]);
   if (!rows_) return error(errc::out_of_memory, "axes", "no memory for %ld runs of the width", runs);
   panel_ = 0;
-  bool too_large = false;
+  double bytes = 0;  // more than there are
   d_.geometry.for_runs(2, [&](const conv_run& run) {
     if (row_of(run) != nullptr) return;
     rows_[static_cast<std::size_t>(rows_count_++)] = {run.tap, run.taps, panel_};
     panel_ += axis(0).kernel * axis(1).kernel * padded(run.taps * d_.in) * width_;
-    too_large = too_large || panel_ > most_weights;
-    if (too_large) panel_ = 0;
+    bytes += static_cast<double>(d_.groups * panels() * size_of(d_.data)) * static_cast<double>(panel_);
+    if (bytes > 0x1p62) panel_ = 0;
   });
-  if (too_large) return error(errc::out_of_memory, "axes", "weights for each of %ld runs of the width", runs);
+  if (bytes > 0x1p62) return error(errc::out_of_memory, "axes", "weights of %g bytes for the runs of the width", bytes);
   panel_ = std::max(panel_, k_group() * width_);  // where all outputs see padding alone
   return {};
 }
@@ -438,8 +434,8 @@ inline result<void> conv_pass::plan_pieces() noexcept {
   });
   // Else all outputs of a box, then those of the next one, whose weights change with it.
   if (panel_ * size_of(d_.data) <= weights_in_l1) {
-    std::stable_sort(piece_.get(), piece_.get() + pieces_,
-                     [](const planned_piece& x, const planned_piece& y) { return x.place.c < y.place.c; });
+    std::sort(piece_.get(), piece_.get() + pieces_,
+              [](const planned_piece& x, const planned_piece& y) { return x.place.c < y.place.c; });
   }
   return {};
 }

@@ -1,4 +1,4 @@
-// The gradient of a depthwise convolution's weights: taps of a row are the rows of C, pixels the entries of the batch.
+// The gradient of a depthwise convolution's weights: taps of a row are the rows of C, pixels are summed over.
 #pragma once
 
 #include <algorithm>
@@ -12,7 +12,7 @@
 
 namespace brgemm::inline abi_0::detail {
 
-/// dW (channels, taps) and db (channels), sums over x and dz, whose pixels have `channels` elements. Each weight's sum
+/// dW (channels, taps) and db (channels), sums over x and dz. Each weight's sum
 /// is one chain, one fma a pixel that sees x through the tap: over runs of columns of y that see the same taps of a
 /// row, in each over the images, then the pixels in row-major order.
 class depthwise_update {
@@ -21,10 +21,7 @@ class depthwise_update {
                                        const options& how) noexcept {
     depthwise_update u;
     u.channels_ = channels, u.forward_ = forward, u.data_ = data;
-    u.width_ = std::min(channels, most_channels);
-    for (const index block : {forward.in.block, forward.out.block}) {
-      if (block > 0) u.width_ = std::min(u.width_, block);
-    }
+    u.width_ = forward.in.depthwise_width(forward.out.depthwise_width(std::min(channels, most_depthwise)));
     if (auto r = u.plan_runs(how); !r) return r.error();
     if (auto r = u.plan_kernel(u.sums_, {1, 1}, 0, forward.out.pixel(), how); !r) return r.error();
     return u;
@@ -42,7 +39,7 @@ class depthwise_update {
     if (data_ == type::bf16) std::fill_n(reinterpret_cast<bf16*>(ones), width_, to_bf16(1.0f));
     const index panels = (channels_ + width_ - 1) / width_;
     const index lines = axis(0).kernel * axis(1).kernel;
-    // One task sums all lines of taps for a row of y, which stays in L1, but where there are fewer panels than threads.
+    // One task sums all lines of taps, for bands of y that stay in L1, but where there are fewer panels than threads.
     const index parts = std::min<index>(lines, (threads.threads() + panels - 1) / panels);
     loops::parallel_for(threads, {panels, parts + (db != nullptr)}, [&](index panel, index part) {
       const index channel = panel * width_;
@@ -67,7 +64,6 @@ class depthwise_update {
   }
 
  private:
-  static constexpr index most_channels = 128;    ///< of a panel
   static constexpr index band_bytes = 16 << 10;  ///< of dz
 
   /// Columns of y that see the same taps. Where pixels are as far apart as taps, rows are the entries of a call and

@@ -1,5 +1,5 @@
-// Tensors of activations from one order of channels and pixels into another, for those who come with another than the
-// layers' own, channels last.
+// Tensors of activations from one order of channels and pixels into another, for those who come with another than a
+// layer's.
 #pragma once
 
 #include "../core/validate.hpp"
@@ -10,9 +10,10 @@ namespace brgemm::inline abi_0::nn {
 
 /// Where the channels of a tensor of `channels` and `pixels` (depth, height and width as one) stand in an image.
 enum class channel_order : std::uint8_t {
-  last,    ///< (pixels, channels), NHWC: what layers read and write in place
+  last,    ///< (pixels, channels), NHWC; what all layers read and write in place
   first,   ///< (channels, pixels), NCHW
-  blocks,  ///< (ceil(channels / block), pixels, block), NCHWc; what is missing from the last block is written as 0
+  blocks,  ///< (ceil(channels / block), pixels, block), NCHWc, as convolutions do too; what is missing from the last
+           ///< block is written as 0
 };
 
 /// What is brought into another order: (images, ...) of any element type.
