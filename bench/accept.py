@@ -440,7 +440,8 @@ def train_rows(results):
         peer = results.get(name, "PyTorch pictures per second")
         reason = reason or ("" if peer else results.labels.get("PyTorch's error", "PyTorch is missing"))
         ratio = rate / peer if rate and peer else None
-        least = 1.5 if name.split("/")[2].startswith("cnn") else 1.2
+        cnn = name.split("/")[2].startswith("cnn")
+        least = (2.0 if "/bf16/" in name else 1.5) if cnn else 1.2
         rows.append(row("train", name, f"ours/peer >= {least}", ours=rate, unit="pictures/s", peer=peer,
                         peer_name=results.labels.get("PyTorch", "PyTorch"), ratio=ratio,
                         share=results.get(name, "share ours"), met=compare(ratio, ">=", least), reason=reason, cases=[name]))

@@ -44,7 +44,7 @@ BAD_LINES = [
     ("linear f32", "linear LINEAR_TYPE ROWS IN OUT THREADS"),
     ("train f32 8 1 20", "train LAYER_TYPE BATCH THREADS FEATURES FEATURES..."),
     ("train f32 8 1 20 30 y", "FEATURES", '"y"'),
-    ("train_cnn bf16 8 1 20", "word 2", "bf16", "f32"),
+    ("train_cnn f16 8 1 20", "LAYER_TYPE", "f16", "bf16"),
     ("bandwidth 0 1", "BYTES", "from 1"),
     ("bandwidth 4096", "bandwidth BYTES THREADS"),
     ("peak f16 1", "TYPE", "f16"),

@@ -1,6 +1,6 @@
 // The training steps of the demo, forward, softmax cross-entropy, backward, SGD with momentum:
 //   train TYPE BATCH THREADS FEATURES...     fully connected layers
-//   train_cnn f32 BATCH THREADS CHANNELS...  28 x 28 pixels: convolutions, see make_network
+//   train_cnn TYPE BATCH THREADS CHANNELS... 28 x 28 pixels: convolutions, see make_network
 // PyTorch's step runs in a process of its own, peers/pytorch_step.py, in turn with this one; accept.py sees to it.
 #include <algorithm>
 #include <brgemm/loops/parallel_for.hpp>
@@ -34,7 +34,8 @@ brgemm::result<Network> make_network(const step& t) {
   } else {
     std::vector<brgemm::train::convnet_stage> stages;
     for (const index channels : t.sizes) stages.push_back({.out = channels, .pool = stages.size() < 2 ? 2 : 1});
-    return Network::make({.images = t.batch, .height = 28, .width = 28, .stages = stages, .classes = t.classes()});
+    return Network::make(
+        {.images = t.batch, .height = 28, .width = 28, .stages = stages, .classes = t.classes(), .data = t.type});
   }
 }
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A network learns pictures: installs what it needs (Debian 12), builds, trains on Fashion-MNIST, tests and draws.
 #
-#   scripts/demo.sh [options of the program: --network mlp|cnn --threads --type f32|bf16 --backend --epochs --layers
+#   scripts/demo.sh [options of the program: --network cnn|mlp --threads --type f32|bf16 --backend --epochs --layers
 #                    --seed --resume ...]
 #
 # Results (checkpoint, history.csv, predictions.csv, pictures.png, learning_curve.png) go to the repository's

@@ -21,7 +21,7 @@ namespace demo {
 struct settings {
   std::vector<std::int64_t> layers;  ///< mlp: sizes of the hidden layers; cnn: channels of the convolutions
   std::string type = "f32";
-  std::string network = "mlp";
+  std::string network = "cnn";
   std::int64_t epochs = 0;
   std::int64_t batch = 128;
   std::uint64_t seed = 1;
@@ -147,7 +147,7 @@ inline void check(const checkpoint& c, std::size_t pictures) {
   for (const std::int64_t size : s.layers) expect(size >= 1 && size <= 1 << 20, "a layer of", size);
   expect(!s.layers.empty(), "hidden layers:", s.layers.size());
   expect(s.network == "cnn" || s.network == "mlp", "network", s.network);
-  expect(s.type == "f32" || (s.type == "bf16" && s.network == "mlp"), "type", s.type);
+  expect(s.type == "f32" || s.type == "bf16", "type", s.type);
   expect(s.epochs >= 1 && s.epochs <= 10'000, "epochs", s.epochs);
   expect(s.batch >= 1 && s.batch <= 60'000, "batch", s.batch);
   expect(s.learning_rate > 0 && std::isfinite(s.learning_rate), "learning rate", s.learning_rate);

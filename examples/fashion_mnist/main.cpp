@@ -139,11 +139,11 @@ float rate_at(const settings& s, std::int64_t step, std::int64_t steps) {
 /// The network of the settings, an mlp or a cnn.
 template <class Network>
 Network make_network(const settings& s, const std::string& backend) {
+  const auto data = s.type == "bf16" ? brgemm::type::bf16 : brgemm::type::f32;
   if constexpr (std::is_same_v<Network, brgemm::nn::mlp>) {
     std::vector<index> sizes{picture_size};
     sizes.insert(sizes.end(), s.layers.begin(), s.layers.end());
     sizes.push_back(class_names.size());
-    const auto data = s.type == "bf16" ? brgemm::type::bf16 : brgemm::type::f32;
     return take(Network::make({.rows = s.batch, .sizes = sizes, .data = data}, {.backend = backend}));
   } else {
     // 3 x 3 convolutions; behind the first two the largest of 2 x 2 pixels: 28 x 28, 14 x 14, 7 x 7.
@@ -153,7 +153,8 @@ Network make_network(const settings& s, const std::string& backend) {
                                .height = picture_side,
                                .width = picture_side,
                                .stages = stages,
-                               .classes = class_names.size()},
+                               .classes = class_names.size(),
+                               .data = data},
                               {.backend = backend}));
   }
 }
@@ -346,16 +347,16 @@ int run(int argc, char** argv) {
   std::string backend, data = "/usr/share/datasets/fashion-mnist", output = "demo-output";
   bool resume = false;
   app.add_option("--threads", threads, "threads")->capture_default_str()->check(CLI::Range(1, 1024));
-  app.add_option("--network", s.network, "mlp: fully connected layers; cnn: convolutions")
+  app.add_option("--network", s.network, "cnn: convolutions; mlp: fully connected layers")
       ->capture_default_str()
-      ->check(CLI::IsMember({"mlp", "cnn"}));
-  app.add_option("--type", s.type, "f32, or (mlp) bf16 with f32 parameters")
+      ->check(CLI::IsMember({"cnn", "mlp"}));
+  app.add_option("--type", s.type, "f32, or bf16 with f32 parameters")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
   app.add_option("--backend", backend, "reference, avx2, avx512, ...; the best one without it");
-  app.add_option("--epochs", s.epochs, "passes over the training pictures [mlp 12, cnn 8]")
+  app.add_option("--epochs", s.epochs, "passes over the training pictures [cnn 8, mlp 12]")
       ->check(CLI::Range(1, 10000));
-  app.add_option("--layers", s.layers, "sizes of the hidden layers [512,512]; cnn: channels [32,64,128]")
+  app.add_option("--layers", s.layers, "channels [32,64,128]; mlp: sizes of the hidden layers [512,512]")
       ->delimiter(',')
       ->check(CLI::Range(1, 1 << 20));
   app.add_option("--batch", s.batch, "pictures a step")->capture_default_str()->check(CLI::Range(1, 60000));
@@ -382,7 +383,6 @@ int run(int argc, char** argv) {
   const pictures set = load_pictures(data, "train");
   if (resume) check(c, set.size());
   const pictures test = load_pictures(data, "t10k");
-  if (s.type != "f32" && s.network == "cnn") throw std::runtime_error("--type bf16 needs --network mlp");
   return s.network == "cnn" ? train_and_test<train::convnet>(c, set, test, backend, threads, output, resume)
                             : train_and_test<brgemm::nn::mlp>(c, set, test, backend, threads, output, resume);
 }

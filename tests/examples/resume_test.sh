@@ -57,4 +57,5 @@ done << 'EOF'  # least accuracy in per cent, options
 84 --network mlp --type f32 --epochs 8 --layers 48,32
 84 --network mlp --type bf16 --epochs 8 --layers 48,32
 75 --network cnn --type f32 --epochs 1 --layers 8,16 --batch 64
+75 --network cnn --type bf16 --epochs 1 --layers 8,16 --batch 64
 EOF

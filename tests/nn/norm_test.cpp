@@ -40,11 +40,15 @@ struct problem {
   values x, dy, gamma, beta, mean, variance;
 };
 
-problem draw(std::mt19937& random, index pixels, index channels, activation act) {
+/// v as an element of x, y and their gradients.
+float as(type data, float v) { return data == type::bf16 ? to_f32(to_bf16(v)) : v; }
+
+problem draw(std::mt19937& random, index pixels, index channels, activation act, type data = type::f32) {
   std::uniform_real_distribution<float> real(-1, 1);
-  problem p{{pixels, channels, act}, values(at(pixels * channels)), values(at(pixels * channels)), {}, {}, {}, {}};
-  for (float& v : p.x) v = 3 * real(random) + 0.5f;
-  for (float& v : p.dy) v = real(random);
+  const batch_norm_desc d{.pixels = pixels, .channels = channels, .act = act, .data = data};
+  problem p{d, values(at(pixels * channels)), values(at(pixels * channels)), {}, {}, {}, {}};
+  for (float& v : p.x) v = as(data, 3 * real(random) + 0.5f);
+  for (float& v : p.dy) v = as(data, real(random));
   for (values* const v : {&p.gamma, &p.beta, &p.mean, &p.variance}) {
     v->resize(at(channels));
     for (float& e : *v) e = 1 + real(random);
@@ -98,7 +102,7 @@ outcome expected_of(const problem& p, index leaf) {
       float chain = 0, product = 0;
       for (index i = first; i < std::min(first + leaf, pixels); ++i) {
         const float z = std::fma(x(i), scale, shift);
-        o.y[at(i * channels + c)] = relu && z < 0 ? 0 : z;
+        o.y[at(i * channels + c)] = as(p.d.data, relu && z < 0 ? 0 : z);
         dz[at(i)] = relu && z <= 0 ? 0 : p.dy[at(i * channels + c)];
         chain += dz[at(i)];
         product = std::fma(dz[at(i)], x(i) - mean32, product);
@@ -111,26 +115,39 @@ outcome expected_of(const problem& p, index leaf) {
     const auto factor = static_cast<float>(-share * (double{saved[1]} * double{saved[1]} * products));
     const auto constant = static_cast<float>(-share * sum);
     for (index i = 0; i < pixels; ++i) {
-      o.dx[at(i * channels + c)] = std::fma(scale, dz[at(i)], std::fma(x(i) - mean32, factor, constant));
+      const float rest = std::fma(x(i) - mean32, factor, constant);
+      o.dx[at(i * channels + c)] = as(p.d.data, std::fma(scale, dz[at(i)], rest));
     }
   }
   return o;
 }
 
-/// A copy that touches an inaccessible page.
+/// A copy, of f32 or bf16, that touches an inaccessible page.
 class guarded {
  public:
-  guarded(std::size_t count, guard side) : memory_(count * 4) {
-    data_ = reinterpret_cast<float*>(memory_.place(count * 4, side));
-    std::memset(data_, 0xee, count * 4);
+  guarded(std::size_t count, guard side, type data = type::f32)
+      : data_(data), bytes_(count * at(size_of(data))), memory_(bytes_), begin_(memory_.place(bytes_, side)) {
+    std::memset(begin_, 0xee, bytes_);
   }
-  guarded(const values& v, guard side) : guarded(v.size(), side) { std::memcpy(data_, v.data(), v.size() * 4); }
-  float* data() const { return data_; }
-  values copy(std::size_t count) const { return {data_, data_ + count}; }
+  guarded(const values& v, guard side, type data = type::f32) : guarded(v.size(), side, data) {
+    if (data == type::f32) std::memcpy(begin_, v.data(), bytes_);
+    for (std::size_t i = 0; data == type::bf16 && i < v.size(); ++i) static_cast<bf16*>(data_of())[i] = to_bf16(v[i]);
+  }
+  void* data_of() const { return begin_; }
+  float* data() const { return static_cast<float*>(data_of()); }
+  values copy() const {
+    values v(bytes_ / at(size_of(data_)));
+    for (std::size_t i = 0; i < v.size(); ++i) {
+      v[i] = data_ == type::f32 ? data()[i] : to_f32(static_cast<const bf16*>(data_of())[i]);
+    }
+    return v;
+  }
 
  private:
+  type data_;
+  std::size_t bytes_;
   guarded_memory memory_;
-  float* data_;
+  std::byte* begin_;
 };
 
 outcome run(const problem& p, int threads, guard side, bool in_place) {
@@ -138,18 +155,19 @@ outcome run(const problem& p, int threads, guard side, bool in_place) {
   auto pool = loops::thread_pool::make(threads);
   EXPECT_TRUE(layer && pool);
   const auto channels = at(p.d.channels);
-  const guarded x(p.x, side), dy(p.dy, side), gamma(p.gamma, side), beta(p.beta, side), mean(p.mean, side),
-      variance(p.variance, side), y(p.x.size(), side), saved(4 * channels, side), dx(p.x.size(), side),
-      dgamma(channels, side), dbeta(channels, side), workspace(at(layer->workspace_bytes() / 4), side);
-  auto r = layer->forward(*pool, p.d.pixels, x.data(), gamma.data(), beta.data(), mean.data(), variance.data(),
-                          y.data(), saved.data(), workspace.data());
+  const guarded x(p.x, side, p.d.data), dy(p.dy, side, p.d.data), gamma(p.gamma, side), beta(p.beta, side),
+      mean(p.mean, side), variance(p.variance, side), y(p.x.size(), side, p.d.data), saved(4 * channels, side),
+      dx(p.x.size(), side, p.d.data), dgamma(channels, side), dbeta(channels, side),
+      workspace(at(layer->workspace_bytes() / 4), side);
+  EXPECT_EQ(layer->x_bytes(), static_cast<index>(p.x.size()) * size_of(p.d.data));
+  auto r = layer->forward(*pool, p.d.pixels, x.data_of(), gamma.data(), beta.data(), mean.data(), variance.data(),
+                          y.data_of(), saved.data(), workspace.data());
   EXPECT_TRUE(r) << r.error().message();
-  float* const to = in_place ? dy.data() : dx.data();
-  r = layer->backward(*pool, p.d.pixels, x.data(), dy.data(), saved.data(), to, dgamma.data(), dbeta.data(),
-                      workspace.data());
+  const guarded& to = in_place ? dy : dx;
+  r = layer->backward(*pool, p.d.pixels, x.data_of(), dy.data_of(), saved.data(), to.data_of(), dgamma.data(),
+                      dbeta.data(), workspace.data());
   EXPECT_TRUE(r) << r.error().message();
-  return {y.copy(p.x.size()),          saved.copy(4 * channels), mean.copy(channels), variance.copy(channels),
-          values(to, to + p.x.size()), dgamma.copy(channels),    dbeta.copy(channels)};
+  return {y.copy(), saved.copy(), mean.copy(), variance.copy(), to.copy(), dgamma.copy(), dbeta.copy()};
 }
 
 void expect_same(const values& found, const values& right, const char* name, const problem& p) {
@@ -178,12 +196,14 @@ TEST(BatchNorm, HasTheBitsOfThePlainLoops) {
     const index shapes[][2] = {{2, 1}, {3, 5}, {1000, 3}, {513, 16}, {700, 33}, {300, 64}, {129, 130}, {70, 700}};
     for (const auto& [pixels, channels] : shapes) {
       for (const activation act : {activation::none, activation::relu}) {
-        problem p = draw(random, pixels, channels, act);
-        p.gamma[0] = p.beta[0] = 0;  // where y is 0, relu's derivative is
-        const outcome right = expected_of(p, batch_norm::plan(p.d)->leaf_pixels());
-        for (const int threads : {1, 2, 3}) {
-          expect_same(run(p, threads, threads == 2 ? guard::before : guard::after, threads == 3), right, p);
-          if (testing::Test::HasFatalFailure()) return hide_features("");
+        for (const type data : {type::f32, type::bf16}) {
+          problem p = draw(random, pixels, channels, act, data);
+          p.gamma[0] = p.beta[0] = 0;  // where y is 0, relu's derivative is
+          const outcome right = expected_of(p, batch_norm::plan(p.d)->leaf_pixels());
+          for (const int threads : {1, 2, 3}) {
+            expect_same(run(p, threads, threads == 2 ? guard::before : guard::after, threads == 3), right, p);
+            if (testing::Test::HasFatalFailure()) return hide_features("");
+          }
         }
       }
     }
@@ -297,6 +317,7 @@ TEST(BatchNorm, WrongDescs) {
          d.pixels = d.channels = index{1} << 29;
          d.pixels *= 4;
        }},
+      {"data", {"data is u8"}, [](auto& d) { d.data = type::u8; }},
       {"act", {"act is 2"}, [](auto& d) { d.act = activation::sigmoid; }},
       {"epsilon", {"epsilon is 0"}, [](auto& d) { d.epsilon = 0; }},
       {"epsilon", {"nan"}, [](auto& d) { d.epsilon = __builtin_nanf(""); }},

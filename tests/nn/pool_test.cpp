@@ -34,6 +34,10 @@ std::string text_of(const pool_desc& d) {
   return s.str();
 }
 
+bool is_nan(float v) { return std::isnan(v); }
+bool is_nan(bf16 v) { return std::isnan(to_f32(v)); }
+bool is_nan(std::uint8_t) { return false; }
+
 template <class T>
 class tensor {
  public:
@@ -45,7 +49,7 @@ class tensor {
   /// NaNs are all the same.
   bool same_bits(const std::vector<T>& o) const {
     return std::equal(data_, data_ + count_, o.begin(), o.end(),
-                      [](T x, T y) { return std::memcmp(&x, &y, sizeof x) == 0 || (x != x && y != y); });
+                      [](T x, T y) { return std::memcmp(&x, &y, sizeof x) == 0 || (is_nan(x) && is_nan(y)); });
   }
 
  private:
@@ -86,36 +90,47 @@ void for_terms(const pool_desc& d, Each each) {
 
 const loops::serial one_thread;
 
+/// Elements of x, y and their gradients: f32 or bf16.
+float value_of(float v) { return v; }
+float value_of(bf16 v) { return to_f32(v); }
+template <class T>
+T as(float v) {
+  if constexpr (std::is_same_v<T, bf16>) return to_bf16(v);
+  if constexpr (std::is_same_v<T, float>) return v;
+}
+
+template <class T>
 struct expected {
-  std::vector<float> y, dx;
+  std::vector<T> y, dx;
   std::vector<std::uint8_t> indices;
 };
 
-expected expected_of(const pool_desc& d, const tensor<float>& x, const tensor<float>& dy) {
+template <class T>
+expected<T> expected_of(const pool_desc& d, const tensor<T>& x_of, const tensor<T>& dy) {
   const auto count = static_cast<std::size_t>(outputs(d));
   const bool max = d.kind == pool_kind::max;
-  expected e{std::vector<float>(count), std::vector<float>(static_cast<std::size_t>(inputs(d))),
-             std::vector<std::uint8_t>(max ? count : 0)};
+  std::vector<float> y_of(count), dx(static_cast<std::size_t>(inputs(d)));
+  expected<T> e{std::vector<T>(count), std::vector<T>(dx.size()), std::vector<std::uint8_t>(max ? count : 0)};
   std::vector<index> seen(count);
   const auto at = [](index i) { return static_cast<std::size_t>(i); };
   for_terms(d, [&](index y, index from, index tap) {
-    float& to = e.y[at(y)];
+    float& to = y_of[at(y)];
+    const float x = value_of(x_of[from]);
     const bool first = seen[at(y)]++ == 0;
     if (!max) {
-      to += x[from];
-    } else if (first || x[from] > to || (std::isnan(x[from]) && !std::isnan(to))) {
-      to = x[from], e.indices[at(y)] = static_cast<std::uint8_t>(tap);
+      to += x;
+    } else if (first || x > to || (std::isnan(x) && !std::isnan(to))) {
+      to = x, e.y[at(y)] = x_of[from], e.indices[at(y)] = static_cast<std::uint8_t>(tap);
     }
   });
   const index taps = d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel;
   const auto number = [&](index y) { return static_cast<float>(d.count_padding ? taps : seen[at(y)]); };
   for_terms(d, [&](index y, index to, index tap) {
-    if (!max) e.dx[at(to)] += dy[y] / number(y);
-    if (max && e.indices[at(y)] == tap) e.dx[at(to)] += dy[y];
+    if (!max) dx[at(to)] += value_of(dy[y]) / number(y);
+    if (max && e.indices[at(y)] == tap) dx[at(to)] += value_of(dy[y]);
   });
-  if (!max) {
-    for (std::size_t i = 0; i < count; ++i) e.y[i] /= number(static_cast<index>(i));
-  }
+  for (std::size_t i = 0; i < dx.size(); ++i) e.dx[i] = as<T>(dx[i]);
+  for (std::size_t i = 0; !max && i < count; ++i) e.y[i] = as<T>(y_of[i] / number(static_cast<index>(i)));
   return e;
 }
 
@@ -126,7 +141,7 @@ pool_desc draw(std::mt19937& random) {
   for (;;) {
     pool_desc d;
     d.images = draw_in(1, 3);
-    d.channels = draw_in(0, 2) == 0 ? draw_in(1, 70) : draw_in(1, 3) * 16;
+    d.channels = draw_in(0, 2) == 0 ? draw_in(1, 70) : draw_in(1, 3) * (draw_in(0, 9) == 0 ? 397 : 16);
     d.kind = draw_in(0, 1) == 0 ? pool_kind::max : pool_kind::average;
     d.count_padding = draw_in(0, 1) == 0;
     for (index i = 3 - draw_in(1, 3); i < 3; ++i) {
@@ -137,27 +152,30 @@ pool_desc draw(std::mt19937& random) {
 }
 
 /// Values that come twice, zeros of both signs; with `odd` NaN and infinities too.
-void fill(const tensor<float>& t, index count, std::mt19937& random, bool odd) {
+template <class T>
+void fill(const tensor<T>& t, index count, std::mt19937& random, bool odd) {
   const float strange[] = {std::numeric_limits<float>::quiet_NaN(), -__builtin_inff(), __builtin_inff(), -0.0f};
   for (index i = 0; i < count; ++i) {
     const auto drawn = static_cast<int>(random() % 64);
-    t[i] = odd && drawn < 4 ? strange[drawn] : static_cast<float>(drawn - 32) * 0.37f;
+    t[i] = as<T>(odd && drawn < 4 ? strange[drawn] : static_cast<float>(drawn - 32) * 0.37f);
   }
 }
 
-void expect_right(const pool_desc& d, int threads, std::mt19937& random, bool odd) {
+template <class T>
+void expect_right(pool_desc d, int threads, std::mt19937& random, bool odd) {
+  d.data = element_traits<T>::value;
   const auto layer = pool::plan(d);
   auto executor = loops::thread_pool::make(threads);
   ASSERT_TRUE(layer && executor);
   const bool max = d.kind == pool_kind::max;
   const auto side = random() % 2 == 0 ? guard::before : guard::after;
-  const tensor<float> x(inputs(d), side), dy(outputs(d), side), y(outputs(d), side), dx(inputs(d), side);
+  const tensor<T> x(inputs(d), side), dy(outputs(d), side), y(outputs(d), side), dx(inputs(d), side);
   const tensor<std::uint8_t> indices(layer->indices_bytes(), side);
   fill(x, inputs(d), random, odd);
   fill(dy, outputs(d), random, false);
-  ASSERT_EQ(layer->x_bytes(), inputs(d) * 4);
-  ASSERT_EQ(layer->y_bytes(), outputs(d) * 4);
-  const expected e = expected_of(d, x, dy);
+  ASSERT_EQ(layer->x_bytes(), inputs(d) * size_of(d.data));
+  ASSERT_EQ(layer->y_bytes(), outputs(d) * size_of(d.data));
+  const expected<T> e = expected_of(d, x, dy);
   auto r = layer->forward(*executor, d.images, x.data(), y.data(), max ? indices.data() : nullptr);
   ASSERT_TRUE(r) << r.error().message();
   EXPECT_TRUE(y.same_bits(e.y)) << text_of(d);
@@ -166,7 +184,7 @@ void expect_right(const pool_desc& d, int threads, std::mt19937& random, bool od
   ASSERT_TRUE(r) << r.error().message();
   EXPECT_TRUE(dx.same_bits(e.dx)) << text_of(d);
   if (!max) return;
-  std::memset(y.data(), 0xee, static_cast<std::size_t>(layer->y_bytes()));
+  std::memset(static_cast<void*>(y.data()), 0xee, static_cast<std::size_t>(layer->y_bytes()));
   ASSERT_TRUE(layer->forward(*executor, d.images, x.data(), y.data(), nullptr));
   EXPECT_TRUE(y.same_bits(e.y)) << text_of(d) << " without indices";
 }
@@ -177,7 +195,8 @@ TEST(Pool, HasTheBitsOfThePlainLoops) {
     SCOPED_TRACE(hidden);
     std::mt19937 random(1);
     for (int i = 0; i < 400; ++i) {
-      expect_right(draw(random), 1 + i % 3, random, i % 2 == 0);
+      expect_right<float>(draw(random), 1 + i % 3, random, i % 2 == 0);
+      expect_right<bf16>(draw(random), 1 + i % 3, random, i % 2 == 0);
       if (testing::Test::HasFailure()) break;
     }
   }
@@ -187,7 +206,8 @@ TEST(Pool, HasTheBitsOfThePlainLoops) {
 TEST(Pool, GlobalAverageIsTheMeanOfAChannel) {
   const pool_desc d = nn::global_average(2, 20, 1, 7, 5);
   std::mt19937 random(2);
-  expect_right(d, 2, random, false);
+  expect_right<float>(d, 2, random, false);
+  expect_right<bf16>(d, 2, random, false);
   const auto layer = pool::plan(d);
   ASSERT_TRUE(layer);
   std::vector<float> x(2 * 20 * 35), y(40);
@@ -218,6 +238,7 @@ TEST(Pool, WrongDescs) {
   } cases[] = {
       {"images", {"images is 0"}, [](auto& d) { d.images = 0; }},
       {"channels", {"channels is -3"}, [](auto& d) { d.channels = -3; }},
+      {"data", {"data is f64"}, [](auto& d) { d.data = type::f64; }},
       {"kind", {"7"}, [](auto& d) { d.kind = static_cast<pool_kind>(7); }},
       {"axes[2]", {"axes[2].stride is 0"}, [](auto& d) { d.axes[2].stride = 0; }},
       {"axes[1]", {"kernel of 2", "more than 1"}, [](auto& d) { d.axes[1].kernel = 2; }},

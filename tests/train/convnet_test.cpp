@@ -33,8 +33,10 @@ struct problem {
   std::vector<float> x;
   std::vector<std::int32_t> labels;
 
-  problem(index images, index channels, index height, index width, std::vector<convnet_stage> of, index classes)
+  problem(index images, index channels, index height, index width, std::vector<convnet_stage> of, index classes,
+          type data = type::f32)
       : stages(std::move(of)) {
+    d.data = data;
     d.images = images, d.channels = channels, d.height = height, d.width = width, d.classes = classes;
     d.stages = stages;
     std::mt19937 random(5);
@@ -60,12 +62,14 @@ struct problem {
   }
 };
 
-/// The network in double, by its definition. Parameters are those of a convnet; running: by running statistics.
+/// The network in double, by its definition; of bf16, what is kept in it is rounded to it. Parameters are those of a
+/// convnet; running: by running statistics.
 class exact {
  public:
   exact(const problem& p, convnet& n, bool running = false) : p_(p), running_(running) {
     for (index s = 0; s < n.stages(); ++s) {
       weights.emplace_back(n.weights(s).begin(), n.weights(s).end());
+      round(weights.back());
       gamma.emplace_back(n.gamma(s).begin(), n.gamma(s).end());
       beta.emplace_back(n.beta(s).begin(), n.beta(s).end());
     }
@@ -76,6 +80,7 @@ class exact {
         n.last_layer().unpack_parameters(alone, n.last_weights().data(), {plain.data(), {in, classes}}, layout::plain);
     if (!unpacked) throw std::runtime_error("unpack");
     last.assign(plain.begin(), plain.end());
+    round(last);
     if (!running) return;
     const auto all = n.statistics();
     std::size_t from = 0;
@@ -90,6 +95,7 @@ class exact {
 
   std::vector<double> logits() const {
     std::vector<double> v(p_.x.begin(), p_.x.end());
+    round(v);
     index channels = p_.d.channels, height = p_.d.height, width = p_.d.width;
     for (std::size_t s = 0; s < p_.stages.size(); ++s) v = stage(s, v, channels, height, width);
     std::vector<double> out;
@@ -99,7 +105,7 @@ class exact {
         for (index c = 0; c < channels; ++c) {
           double mean = 0;
           for (index q = 0; q < height * width; ++q) mean += v[at((i * height * width + q) * channels + c)];
-          sum += mean / static_cast<double>(height * width) * last[at(c * p_.d.classes + j)];
+          sum += rounded(mean / static_cast<double>(height * width)) * last[at(c * p_.d.classes + j)];
         }
         out.push_back(sum);
       }
@@ -122,6 +128,12 @@ class exact {
   std::vector<double> last, bias;
 
  private:
+  double rounded(double v) const {
+    return p_.d.data == type::bf16 ? double{to_f32(to_bf16(static_cast<float>(v)))} : v;
+  }
+  void round(std::vector<double>& all) const {
+    for (double& v : all) v = rounded(v);
+  }
   std::vector<double> stage(std::size_t s, const std::vector<double>& x, index& channels, index& height,
                             index& width) const {
     const convnet_stage& t = p_.stages[s];
@@ -144,7 +156,9 @@ class exact {
         }
       }
     }
+    if (!running_) round(z);  // else normalised as it is summed
     normalise(s, z, t.out);
+    round(z);
     channels = t.out, height = rows / t.pool, width = columns / t.pool;
     std::vector<double> y(at(p_.d.images * height * width * channels), -1e300);
     for (std::size_t e = 0; e < z.size(); ++e) {
@@ -176,19 +190,22 @@ class exact {
   bool running_;
 };
 
-problem small() { return {6, 2, 9, 8, {{5, 3, 1, 2}, {7, 3, 2, 1}, {4, 1, 1, 1}}, 3}; }
+problem small(type data = type::f32) { return {6, 2, 9, 8, {{5, 3, 1, 2}, {7, 3, 2, 1}, {4, 1, 1, 1}}, 3, data}; }
 
+// In bf16 a sum of another order may round to the neighbouring value, 2^-8 away, in each of the stages.
 TEST(Convnet, LogitsAreThoseOfTheDefinition) {
-  const problem p = small();
-  convnet n = p.make();
-  const auto found = n.forward(alone, p.matrix());
-  ASSERT_TRUE(found) << found.error().message();
-  const std::vector<double> right = exact(p, n).logits();
-  for (std::size_t i = 0; i < right.size(); ++i) EXPECT_NEAR(double{found->data()[i]}, right[i], 1e-4);
-  const auto predicted = n.predict(alone, p.matrix());
-  ASSERT_TRUE(predicted) << predicted.error().message();
-  const std::vector<double> by_running = exact(p, n, true).logits();
-  for (std::size_t i = 0; i < right.size(); ++i) EXPECT_NEAR(double{predicted->data()[i]}, by_running[i], 1e-4);
+  for (const auto& [data, tolerance] : {std::pair{type::f32, 1e-4}, std::pair{type::bf16, 3 * 0x1p-8}}) {
+    const problem p = small(data);
+    convnet n = p.make();
+    const auto found = n.forward(alone, p.matrix());
+    ASSERT_TRUE(found) << found.error().message();
+    const std::vector<double> right = exact(p, n).logits();
+    for (std::size_t i = 0; i < right.size(); ++i) EXPECT_NEAR(double{found->data()[i]}, right[i], tolerance);
+    const auto predicted = n.predict(alone, p.matrix());
+    ASSERT_TRUE(predicted) << predicted.error().message();
+    const std::vector<double> by_running = exact(p, n, true).logits();
+    for (std::size_t i = 0; i < right.size(); ++i) EXPECT_NEAR(double{predicted->data()[i]}, by_running[i], tolerance);
+  }
 }
 
 TEST(Convnet, AnImageIsPredictedAloneAsInABatch) {
@@ -243,6 +260,32 @@ TEST(Convnet, GradientsAreThoseOfFiniteDifferences) {
   expect(e.last, last, "last weights");
 }
 
+// Those of bf16 are gradients of another function: its values, and on the way back each stage's three, are rounded by
+// 2^-9, and where relu or the largest of a window change sides, single terms are others.
+TEST(Convnet, GradientsOfBf16AreNearThoseOfF32) {
+  std::vector<std::vector<double>> gradients;
+  for (const type data : {type::f32, type::bf16}) {
+    const problem p(20, 3, 12, 12, {{32, 3, 1, 2}, {64, 3, 1, 1}}, 10, data);
+    convnet n = p.make();
+    const auto logits = n.forward(alone, p.matrix());
+    ASSERT_TRUE(logits);
+    std::vector<double> losses(20);
+    std::vector<float> gradient(200);
+    const view<float, 2> by_logits(gradient.data(), {20, 10});
+    ASSERT_TRUE(train::softmax_cross_entropy(alone, *logits, p.labels, losses, by_logits));
+    ASSERT_TRUE(n.backward(alone, by_logits));
+    gradients.emplace_back(n.gradients().begin(), n.gradients().end());
+  }
+  ASSERT_GE(gradients[1].size(), gradients[0].size());
+  double squares = 0, about = 0;
+  for (std::size_t i = 0; i < gradients[0].size(); ++i) {
+    squares += gradients[0][i] * gradients[0][i];
+    about += (gradients[1][i] - gradients[0][i]) * (gradients[1][i] - gradients[0][i]);
+  }
+  EXPECT_GT(about, 0);
+  EXPECT_LT(std::sqrt(about / squares), 0.05);
+}
+
 /// Parameters and statistics after some steps.
 std::vector<float> trained(const problem& p, int threads, std::string_view backend, long* allocated = nullptr) {
   convnet n = p.make({.backend = backend});
@@ -262,33 +305,37 @@ std::vector<float> trained(const problem& p, int threads, std::string_view backe
 }
 
 TEST(Convnet, TheSameBitsForAnyThreadsAndBackend) {
-  const problem p(20, 1, 12, 12, {{32, 3, 1, 2}, {64, 3, 1, 1}}, 10);
-  long allocated = -1;
-  const std::vector<float> right = trained(p, 1, "", &allocated);
-  EXPECT_EQ(allocated, 0);
-  for (const float v : right) ASSERT_TRUE(std::isfinite(v));
-  for (const int threads : {2, 3, 4}) EXPECT_EQ(trained(p, threads, ""), right) << threads;
-  for (const char* hidden : {"", "-avx512", "-avx512,-avx2"}) {
-    hide_features(hidden);
-    backend::for_each([&](const backend::entry& e) {
-      EXPECT_TRUE(!e.runs_here() || trained(p, 2, e.name) == right) << e.name << hidden;
-    });
+  for (const type data : {type::f32, type::bf16}) {
+    const problem p(20, 1, 12, 12, {{32, 3, 1, 2}, {64, 3, 1, 1}}, 10, data);
+    long allocated = -1;
+    const std::vector<float> right = trained(p, 1, "", &allocated);
+    EXPECT_EQ(allocated, 0);
+    for (const float v : right) ASSERT_TRUE(std::isfinite(v));
+    for (const int threads : {2, 3, 4}) EXPECT_EQ(trained(p, threads, ""), right) << threads;
+    for (const char* hidden : {"", "-avx512", "-avx512,-avx2"}) {
+      hide_features(hidden);
+      backend::for_each([&](const backend::entry& e) {
+        EXPECT_TRUE(!e.runs_here() || trained(p, 2, e.name) == right) << e.name << hidden;
+      });
+    }
+    hide_features("");
   }
-  hide_features("");
 }
 
 TEST(Convnet, LearnsItsBatch) {
-  const problem p(20, 1, 12, 12, {{16, 3, 1, 2}, {32, 3, 1, 1}}, 4);
-  convnet n = p.make();
-  auto c = train::classifier<train::adam, convnet>::make(n, {.learning_rate = 0.01f});
-  ASSERT_TRUE(c);
-  double loss = 0;
-  for (int i = 0; i < 60; ++i) {
-    const auto r = c->step(alone, p.matrix(), p.labels);
-    ASSERT_TRUE(r) << r.error().message();
-    loss = *r;
+  for (const type data : {type::f32, type::bf16}) {
+    const problem p(20, 1, 12, 12, {{16, 3, 1, 2}, {32, 3, 1, 1}}, 4, data);
+    convnet n = p.make();
+    auto c = train::classifier<train::adam, convnet>::make(n, {.learning_rate = 0.01f});
+    ASSERT_TRUE(c);
+    double loss = 0;
+    for (int i = 0; i < 60; ++i) {
+      const auto r = c->step(alone, p.matrix(), p.labels);
+      ASSERT_TRUE(r) << r.error().message();
+      loss = *r;
+    }
+    EXPECT_LT(loss, 0.05);
   }
-  EXPECT_LT(loss, 0.05);
 }
 
 // What is refused has changed nothing, running statistics included.
@@ -325,6 +372,7 @@ TEST(Convnet, WrongDescs) {
       {"stages", {"stages[1].pool is 0"}, [](auto& p) { p.stages[1].pool = 0; }},
       {"axes[1]", {"kernel of 10", "more than 9"}, [](auto& p) { p.stages[0].pool = 10; }},
       {"out", {"out is 0"}, [](auto& p) { p.d.classes = 0; }},
+      {"data", {"data is s8"}, [](auto& p) { p.d.data = type::s8; }},
   };
   for (const auto& c : cases) {
     problem p = small();

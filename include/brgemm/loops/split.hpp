@@ -55,19 +55,6 @@ constexpr std::span<const pair_of_pieces> products_of(math how) noexcept {
   return products_of_two;
 }
 
-/// To bf16 without a branch, so that loops over it become vectors; the same bits as to_bf16.
-BRGEMM_ALWAYS_INLINE inline std::uint16_t bf16_bits(float x) noexcept {
-  const auto u = std::bit_cast<std::uint32_t>(x);
-  const std::uint32_t magnitude = u & 0x7fffffffu;
-  const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-  const std::uint32_t flushed = magnitude < 0x00800000u ? (u >> 16) & 0x8000u : rounded;
-  return static_cast<std::uint16_t>(magnitude > 0x7f800000u ? (u >> 16) | 0x40u : flushed);
-}
-
-BRGEMM_ALWAYS_INLINE inline float widened(std::uint16_t bits) noexcept {
-  return std::bit_cast<float>(static_cast<std::uint32_t>(bits) << 16);
-}
-
 /// 32 elements to (Pieces, 32). What a piece leaves is exact.
 template <int Pieces>
 BRGEMM_ALWAYS_INLINE inline void split_into(const float* from, std::uint16_t* to) noexcept {

@@ -13,14 +13,15 @@ namespace brgemm::inline abi_0::nn {
 
 enum class pool_kind : std::uint8_t { max, average };
 
-/// What a pooling layer computes. x is (images, depth, height, width, channels), y (images, ..., channels), f32,
-/// channels adjacent. With fewer than three axes leave the first ones as they are: axes[2] is the width.
+/// What a pooling layer computes. x is (images, depth, height, width, channels), y (images, ..., channels), channels
+/// adjacent. With fewer than three axes leave the first ones as they are: axes[2] is the width.
 struct pool_desc {
   index images = 1;  ///< the most images of one call
   index channels = 1;
   detail::conv_axis axes[3] = {};  ///< the windows, as a convolution has its kernels
   pool_kind kind = pool_kind::max;
   bool count_padding = false;  ///< average: divide by all taps of a window, not by those that lie in x
+  type data = type::f32;       ///< of x, y and their gradients: f32 or bf16
   friend bool operator==(const pool_desc&, const pool_desc&) = default;
 };
 
@@ -37,31 +38,31 @@ constexpr pool_desc global_average(index images, index channels, index depth, in
 ///
 /// A window's taps pass in row-major order; those in the padding are left out. max: the largest value, the first of
 /// equal ones, or the first NaN (PyTorch's rule). average: their sum from +0, divided by their number. A pixel's
-/// gradient is the sum from +0 over the outputs that it went to, in row-major order. Equal bits for any number of
-/// threads.
+/// gradient is the sum from +0 over the outputs that it went to, in row-major order. Sums are of f32; those of bf16 are
+/// rounded once. Equal bits for any number of threads.
 ///
 /// Errors of calls are invalid_argument with the argument's name, found before anything is written. Buffers that are
 /// written overlap no other.
 class pool {
  public:
-  /// Errors: invalid_argument with the field: sizes below 1, a window without a tap in x or, for max, of more than 256
-  /// taps, tensors beyond 2^62 bytes.
+  /// Errors: invalid_argument with the field: sizes below 1, another type, a window without a tap in x or, for max, of
+  /// more than 256 taps, tensors beyond 2^62 bytes.
   static result<pool> plan(const pool_desc& d) noexcept;
 
   const pool_desc& description() const noexcept { return d_; }
-  index x_bytes() const noexcept { return d_.images * image_in() * 4; }
-  index y_bytes() const noexcept { return d_.images * image_out() * 4; }
+  index x_bytes() const noexcept { return d_.images * image_in() * size_of(d_.data); }
+  index y_bytes() const noexcept { return d_.images * image_out() * size_of(d_.data); }
   /// One byte an element of y: the tap that was largest. 0 for averages.
   index indices_bytes() const noexcept { return d_.kind == pool_kind::max ? d_.images * image_out() : 0; }
 
   /// y from the first `images` images of x. indices (indices_bytes()) may be null where backward is not called.
-  result<void> forward(loops::executor_ref threads, index images, const float* x, float* y,
+  result<void> forward(loops::executor_ref threads, index images, const void* x, void* y,
                        std::uint8_t* indices) const noexcept;
 
   /// dx from dy (as y) and what forward wrote to `indices`, null for averages. An index beyond the window is one that
   /// no pixel has.
-  result<void> backward(loops::executor_ref threads, index images, const float* dy, const std::uint8_t* indices,
-                        float* dx) const noexcept;
+  result<void> backward(loops::executor_ref threads, index images, const void* dy, const std::uint8_t* indices,
+                        void* dx) const noexcept;
 
  private:
   /// The taps first..end-1 of a window lie in x, the first at input `in`.
@@ -94,11 +95,16 @@ class pool {
   /// Calls each(output, tap) in ascending order for the outputs of an axis that see the input.
   template <class Each>
   static BRGEMM_ALWAYS_INLINE void for_outputs(const detail::conv_axis& a, index input, const Each& each) noexcept {
-    for (index tap = a.kernel - 1; tap >= 0; --tap) {
-      const index at = input + a.pad_before - tap * a.dilation;
-      if (at >= 0 && at % a.stride == 0 && at / a.stride < a.out()) each(at / a.stride, tap);
+    const index at = input + a.pad_before;
+    const index before = at - a.dilation * (a.kernel - 1);
+    const index last = std::min(at / a.stride, a.out() - 1);
+    for (index o = before <= 0 ? 0 : (before + a.stride - 1) / a.stride; o <= last; ++o) {
+      const index distance = at - o * a.stride;
+      if (distance % a.dilation == 0) each(o, distance / a.dilation);
     }
   }
+
+  static constexpr index sums = 1024;  ///< that are kept at once, in L1
 
   /// The rule of max: x comes in y's place.
   static BRGEMM_ALWAYS_INLINE bool goes_before(float x, float y) noexcept { return x > y || (x != x && y == y); }
@@ -124,12 +130,23 @@ class pool {
     }
   }
   /// One pixel of y from its window in an image x.
-  BRGEMM_ALWAYS_INLINE void take_largest(const float* x, const window (&w)[3], float* y,
-                                         std::uint8_t* indices) const noexcept;
-  BRGEMM_ALWAYS_INLINE void take_mean(const float* x, const window (&w)[3], float* y) const noexcept;
-  /// One pixel of dx, from those of the image that see it.
-  BRGEMM_ALWAYS_INLINE void sum_gradients(const float* dy, const std::uint8_t* indices, const index (&pixel)[3],
-                                          float* dx) const noexcept;
+  template <class T>
+  BRGEMM_ALWAYS_INLINE void take_largest(const T* x, const window (&w)[3], T* y, std::uint8_t* indices) const noexcept;
+  template <class T>
+  BRGEMM_ALWAYS_INLINE void take_mean(const T* x, const window (&w)[3], T* y) const noexcept;
+  /// A part of a row (depth, height) of dx: some pixels with all channels, or one with some.
+  struct row_part {
+    index depth, height;
+    index first, pixels;
+    index channel, channels;
+  };
+  /// From those outputs of the image that see it.
+  template <class T>
+  BRGEMM_ALWAYS_INLINE void sum_gradients(const T* dy, const std::uint8_t* indices, const row_part& part,
+                                          T* dx) const noexcept;
+  template <class T>
+  BRGEMM_ALWAYS_INLINE void add_gradients(const T* dy, const std::uint8_t* indices, std::uint8_t tap, float number,
+                                          index channels, float* sum) const noexcept;
 
   pool_desc d_;
 };
@@ -144,6 +161,9 @@ inline result<void> pool::check(const pool_desc& d) noexcept {
     return error(errc::invalid_argument, s.name, "%s is %ld; it must be in 1..2^29", s.name, s.value);
   }
   if (auto r = detail::check_enumerator("kind", static_cast<int>(d.kind), 2); !r) return r;
+  if (d.data != type::f32 && d.data != type::bf16) {
+    return error(errc::invalid_argument, "data", "data is %s; f32 or bf16", name_of(d.data).data());
+  }
   double bytes = static_cast<double>(d.images) * static_cast<double>(d.channels) * 4;
   double taps = 1;
   for (int i = 0; i < 3; ++i) {
@@ -182,110 +202,140 @@ inline result<pool> pool::plan(const pool_desc& d) noexcept {
   return pool(d);
 }
 
-inline void pool::take_largest(const float* x, const window (&w)[3], float* y, std::uint8_t* indices) const noexcept {
+template <class T>
+inline void pool::take_largest(const T* x, const window (&w)[3], T* y, std::uint8_t* indices) const noexcept {
   const index channels = d_.channels;
   bool first = true;
   for_taps(w, [&](index pixel, index number) BRGEMM_ALWAYS_INLINE {
-    const float* __restrict const from = x + pixel * channels;
-    float* __restrict const to = y;
+    const T* __restrict const from = x + pixel * channels;
+    T* __restrict const to = y;
     const auto tap = static_cast<std::uint8_t>(number);
     if (first) {
-      std::memcpy(to, from, static_cast<std::size_t>(channels) * sizeof(float));
+      std::memcpy(to, from, static_cast<std::size_t>(channels) * sizeof(T));
       if (indices != nullptr) std::memset(indices, tap, static_cast<std::size_t>(channels));
       first = false;
       return;
     }
     if (indices != nullptr) {
       BRGEMM_INDEPENDENT
-      for (index c = 0; c < channels; ++c) indices[c] = goes_before(from[c], to[c]) ? tap : indices[c];
+      for (index c = 0; c < channels; ++c) {
+        indices[c] = goes_before(detail::widened(from[c]), detail::widened(to[c])) ? tap : indices[c];
+      }
     }
     BRGEMM_INDEPENDENT
-    for (index c = 0; c < channels; ++c) to[c] = goes_before(from[c], to[c]) ? from[c] : to[c];
+    for (index c = 0; c < channels; ++c) {
+      to[c] = goes_before(detail::widened(from[c]), detail::widened(to[c])) ? from[c] : to[c];
+    }
   });
 }
 
-inline void pool::take_mean(const float* x, const window (&w)[3], float* y) const noexcept {
-  const index channels = d_.channels;
-  std::memset(y, 0, static_cast<std::size_t>(channels) * sizeof(float));
-  index seen = 0;
-  for_taps(w, [&](index pixel, index) BRGEMM_ALWAYS_INLINE {
-    const float* __restrict const from = x + pixel * channels;
-    float* __restrict const to = y;
+template <class T>
+inline void pool::take_mean(const T* x, const window (&w)[3], T* y) const noexcept {
+  for (index c0 = 0; c0 < d_.channels; c0 += sums) {
+    const index width = std::min(sums, d_.channels - c0);
+    float sum[sums];
+    std::fill(sum, sum + width, 0.0f);
+    index seen = 0;
+    for_taps(w, [&](index pixel, index) BRGEMM_ALWAYS_INLINE {
+      const T* const from = x + pixel * d_.channels + c0;
+      BRGEMM_INDEPENDENT
+      for (index c = 0; c < width; ++c) sum[c] += detail::widened(from[c]);
+      ++seen;
+    });
+    const auto number = static_cast<float>(d_.count_padding ? taps() : seen);
     BRGEMM_INDEPENDENT
-    for (index c = 0; c < channels; ++c) to[c] += from[c];
-    ++seen;
-  });
-  const auto number = static_cast<float>(d_.count_padding ? taps() : seen);
-  BRGEMM_INDEPENDENT
-  for (index c = 0; c < channels; ++c) y[c] /= number;
+    for (index c = 0; c < width; ++c) y[c0 + c] = detail::rounded_to<T>(sum[c] / number);
+  }
 }
 
-inline void pool::sum_gradients(const float* dy, const std::uint8_t* indices, const index (&pixel)[3],
-                                float* dx) const noexcept {
-  const index channels = d_.channels;
-  std::memset(dx, 0, static_cast<std::size_t>(channels) * sizeof(float));
-  for_outputs(axis(0), pixel[0], [&](index d, index tap_d) BRGEMM_ALWAYS_INLINE {
-    for_outputs(axis(1), pixel[1], [&](index h, index tap_h) BRGEMM_ALWAYS_INLINE {
-      for_outputs(axis(2), pixel[2], [&](index w, index tap_w) BRGEMM_ALWAYS_INLINE {
-        const index at = ((d * axis(1).out() + h) * axis(2).out() + w) * channels;
-        const float* __restrict const from = dy + at;
-        float* __restrict const to = dx;
-        if (d_.kind == pool_kind::max) {
-          const std::uint8_t* __restrict const tap_of = indices + at;
+/// What one output gives to `channels` of a pixel that it sees.
+template <class T>
+inline void pool::add_gradients(const T* dy, const std::uint8_t* indices, std::uint8_t tap, float number,
+                                index channels, float* sum) const noexcept {
+  if (d_.kind == pool_kind::max) {
+    BRGEMM_INDEPENDENT
+    for (index c = 0; c < channels; ++c) sum[c] += indices[c] == tap ? detail::widened(dy[c]) : 0.0f;
+  } else {
+    BRGEMM_INDEPENDENT
+    for (index c = 0; c < channels; ++c) sum[c] += detail::widened(dy[c]) / number;
+  }
+}
+
+template <class T>
+inline void pool::sum_gradients(const T* dy, const std::uint8_t* indices, const row_part& part, T* dx) const noexcept {
+  float sum[sums];
+  const index count = part.pixels * part.channels;
+  std::fill(sum, sum + count, 0.0f);
+  for_outputs(axis(0), part.depth, [&](index d, index tap_d) BRGEMM_ALWAYS_INLINE {
+    for_outputs(axis(1), part.height, [&](index h, index tap_h) BRGEMM_ALWAYS_INLINE {
+      for (index i = 0; i < part.pixels; ++i) {
+        for_outputs(axis(2), part.first + i, [&](index w, index tap_w) BRGEMM_ALWAYS_INLINE {
+          const index at = ((d * axis(1).out() + h) * axis(2).out() + w) * d_.channels + part.channel;
           const auto tap = static_cast<std::uint8_t>((tap_d * axis(1).kernel + tap_h) * axis(2).kernel + tap_w);
-          BRGEMM_INDEPENDENT
-          for (index c = 0; c < channels; ++c) to[c] += tap_of[c] == tap ? from[c] : 0.0f;
-        } else {
           const window seen[3] = {window_at(axis(0), d), window_at(axis(1), h), window_at(axis(2), w)};
-          const float number = divisor(seen);
-          BRGEMM_INDEPENDENT
-          for (index c = 0; c < channels; ++c) to[c] += from[c] / number;
-        }
-      });
+          const float number = d_.kind == pool_kind::max ? 1 : divisor(seen);
+          add_gradients(dy + at, indices == nullptr ? nullptr : indices + at, tap, number, part.channels,
+                        sum + i * part.channels);
+        });
+      }
     });
   });
+  BRGEMM_INDEPENDENT
+  for (index i = 0; i < count; ++i) dx[i] = detail::rounded_to<T>(sum[i]);
 }
 
-inline result<void> pool::forward(loops::executor_ref threads, index images, const float* x, float* y,
+inline result<void> pool::forward(loops::executor_ref threads, index images, const void* x, void* y,
                                   std::uint8_t* indices) const noexcept {
   if (auto r = check_images(images); !r) return r;
   const bool kept = indices != nullptr;
+  const index size = size_of(d_.data);
   const detail::buffer written[] = {
-      {"y", y, images * image_out() * 4},
+      {"y", y, images * image_out() * size, size},
       {"indices", indices, kept && d_.kind == pool_kind::max ? images * image_out() : 0, 1}};
-  const detail::buffer read[] = {{"x", x, images * image_in() * 4}};
+  const detail::buffer read[] = {{"x", x, images * image_in() * size, size}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  loops::parallel_for(threads, {images, axis(0).out(), axis(1).out()}, [&](index image, index d, index h) {
-    const float* const from = x + image * image_in();
-    index at = ((image * axis(0).out() + d) * axis(1).out() + h) * axis(2).out() * d_.channels;
-    detail::widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
-      for (index w = 0; w < axis(2).out(); ++w, at += d_.channels) {
-        const window seen[3] = {window_at(axis(0), d), window_at(axis(1), h), window_at(axis(2), w)};
-        if (d_.kind == pool_kind::max) {
-          take_largest(from, seen, y + at, kept ? indices + at : nullptr);
-        } else {
-          take_mean(from, seen, y + at);
+  detail::with_elements(d_.data, [&]<class T>(T) {
+    loops::parallel_for(threads, {images, axis(0).out(), axis(1).out()}, [&](index image, index d, index h) {
+      const T* const from = static_cast<const T*>(x) + image * image_in();
+      index at = ((image * axis(0).out() + d) * axis(1).out() + h) * axis(2).out() * d_.channels;
+      detail::widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
+        for (index w = 0; w < axis(2).out(); ++w, at += d_.channels) {
+          const window seen[3] = {window_at(axis(0), d), window_at(axis(1), h), window_at(axis(2), w)};
+          T* const to = static_cast<T*>(y) + at;
+          if (d_.kind == pool_kind::max) {
+            take_largest(from, seen, to, kept ? indices + at : nullptr);
+          } else {
+            take_mean(from, seen, to);
+          }
         }
-      }
+      });
     });
   });
   return {};
 }
 
-inline result<void> pool::backward(loops::executor_ref threads, index images, const float* dy,
-                                   const std::uint8_t* indices, float* dx) const noexcept {
+inline result<void> pool::backward(loops::executor_ref threads, index images, const void* dy,
+                                   const std::uint8_t* indices, void* dx) const noexcept {
   if (auto r = check_images(images); !r) return r;
-  const detail::buffer written[] = {{"dx", dx, images * image_in() * 4}};
-  const detail::buffer read[] = {{"dy", dy, images * image_out() * 4},
+  const index size = size_of(d_.data);
+  const detail::buffer written[] = {{"dx", dx, images * image_in() * size, size}};
+  const detail::buffer read[] = {{"dy", dy, images * image_out() * size, size},
                                  {"indices", indices, d_.kind == pool_kind::max ? images * image_out() : 0, 1}};
   if (auto r = detail::check_buffers(written, read); !r) return r;
-  loops::parallel_for(threads, {images, axis(0).in, axis(1).in}, [&](index image, index d, index h) {
-    const index from = image * image_out();
-    index at = ((image * axis(0).in + d) * axis(1).in + h) * axis(2).in * d_.channels;
-    detail::widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
-      for (index w = 0; w < axis(2).in; ++w, at += d_.channels) {
-        sum_gradients(dy + from, indices == nullptr ? nullptr : indices + from, {d, h, w}, dx + at);
-      }
+  detail::with_elements(d_.data, [&]<class T>(T) {
+    loops::parallel_for(threads, {images, axis(0).in, axis(1).in}, [&](index image, index d, index h) {
+      const T* const from = static_cast<const T*>(dy) + image * image_out();
+      const std::uint8_t* const taps = indices == nullptr ? nullptr : indices + image * image_out();
+      T* const to = static_cast<T*>(dx) + ((image * axis(0).in + d) * axis(1).in + h) * axis(2).in * d_.channels;
+      const index pixels = std::max<index>(sums / d_.channels, 1), channels = std::min(d_.channels, sums);
+      detail::widest_vectors([&]() BRGEMM_ALWAYS_INLINE {
+        for (index w = 0; w < axis(2).in; w += pixels) {
+          for (index c = 0; c < d_.channels; c += channels) {
+            const row_part part = {d, h, w, std::min(pixels, axis(2).in - w), c, std::min(channels, d_.channels - c)};
+            sum_gradients(from, taps, part, to + w * d_.channels + c);
+          }
+        }
+      });
     });
   });
   return {};

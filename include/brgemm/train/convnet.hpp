@@ -31,15 +31,17 @@ struct convnet_desc {
   index channels = 1, height = 1, width = 1;
   std::span<const convnet_stage> stages;  ///< at least one
   index classes = 2;
+  /// Of activations, their gradients and the weights that kernels read: f32 or bf16; all else is f32.
+  type data = type::f32;
 };
 
-/// A convolutional network of f32: owns its parameters, their gradients, running statistics and all activations of a
-/// step, in one allocation made by `make`. Calls change the object: one call at a time, each of which may use many
+/// A convolutional network: owns its parameters, their gradients, running statistics and all activations of a step, in
+/// one allocation made by `make`. Calls change the object: one call at a time, each of which may use many
 /// threads. The same bits for any number of threads.
 class convnet {
  public:
-  /// All parameters are 0, running means 0 and variances 1. Errors: invalid_argument ("stages", or the field of a
-  /// layer), out_of_memory, or what make_kernel says.
+  /// All parameters are 0, running means 0 and variances 1. Errors: invalid_argument ("stages", "data", or the field of
+  /// a layer), out_of_memory, or what make_kernel says.
   static result<convnet> make(const convnet_desc& d, const options& how = {}) noexcept;
 
   index rows() const noexcept { return images_; }
@@ -110,6 +112,9 @@ class convnet {
   void place() noexcept;
   result<void> check_input(const view<const float, 2>& x) const noexcept;
   result<void> check_gradient(const view<const float, 2>& gradient) const noexcept;
+  /// To bf16.
+  static void round(loops::executor_ref threads, const float* from, index count, void* to) noexcept;
+  const void* input(loops::executor_ref threads, const view<const float, 2>& x) noexcept;
   result<view<const float, 2>> finish(loops::executor_ref threads, index images) noexcept;
 
   part& at(index s) const noexcept { return parts_[static_cast<std::size_t>(s)]; }
@@ -125,6 +130,7 @@ class convnet {
   index bias_of(index from) const noexcept { return last_of(from) + lines(classifier_->parameters()); }
   char* bytes(index offset) const noexcept { return memory_.at(offset); }
   float* floats(index offset) const noexcept { return memory_.floats(offset); }
+  void* workspace(index needed) const noexcept { return needed > 0 ? bytes(workspace_at_) : nullptr; }
   std::span<float> span_of(index offset, index count) const noexcept {
     return {floats(offset), static_cast<std::size_t>(count)};
   }
@@ -138,10 +144,12 @@ class convnet {
   index parameters_ = 0;  ///< floats
   index statistics_ = 0;  ///< floats
   index parameters_at_ = 0, gradients_at_ = 0, statistics_at_ = 0, workspace_at_ = 0;
-  index last_at_ = 0;  ///< the last layer's, from the start of all parameters
+  type data_ = type::f32;
+  index last_at_ = 0;                            ///< the last layer's, from the start of all parameters
+  index x_at_ = 0, dz_at_ = 0, weights_at_ = 0;  ///< bf16: x, the gradient by the logits, the last layer's weights
   index transposed_at_ = 0, features_at_ = 0, logits_at_ = 0;
   index gradient_at_[2] = {};  ///< by activations: each layer reads one and writes the other
-  const float* x_ = nullptr;   ///< of the last forward
+  const void* x_ = nullptr;    ///< what the first stage read in the last forward
   index forward_images_ = 0;
 };
 
@@ -151,7 +159,7 @@ inline result<void> convnet::plan_stage(part& p, const convnet_stage& s, index c
   c.images = images_, c.in = channels, c.out = s.out;
   c.axes[1] = {height, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
   c.axes[2] = {width, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
-  c.bias = false, c.training = true;
+  c.data = c.y = data_, c.bias = false, c.training = true;
   auto conv = nn::conv::plan(c, how);
   if (!conv) return conv.error();
   p.conv.emplace(*std::move(conv));
@@ -160,12 +168,13 @@ inline result<void> convnet::plan_stage(part& p, const convnet_stage& s, index c
   if (!inference) return inference.error();
   p.inference.emplace(*std::move(inference));
   height = c.axes[1].out(), width = c.axes[2].out();
-  auto norm = nn::batch_norm::plan({images_ * height * width, s.out, nn::activation::relu});
+  auto norm = nn::batch_norm::plan(
+      {.pixels = images_ * height * width, .channels = s.out, .act = nn::activation::relu, .data = data_});
   if (!norm) return norm.error();
   p.norm.emplace(*norm);
   if (s.pool == 1) return {};
   nn::pool_desc q;
-  q.images = images_, q.channels = s.out;
+  q.images = images_, q.channels = s.out, q.data = data_;
   q.axes[1] = {height, s.pool, s.pool};
   q.axes[2] = {width, s.pool, s.pool};
   auto pool = nn::pool::plan(q);
@@ -185,11 +194,13 @@ inline result<void> convnet::plan(const convnet_desc& d, const options& how) noe
     if (auto r = plan_stage(at(s), stage, channels, height, width, how); !r) return r;
     channels = stage.out;
   }
-  auto mean = nn::pool::plan(nn::global_average(images_, channels, 1, height, width));
+  nn::pool_desc q = nn::global_average(images_, channels, 1, height, width);
+  q.data = data_;
+  auto mean = nn::pool::plan(q);
   if (!mean) return mean.error();
   mean_.emplace(*mean);
   nn::linear_desc l;
-  l.rows = images_, l.in = channels, l.out = d.classes, l.training = true;
+  l.rows = images_, l.in = channels, l.out = d.classes, l.data = data_, l.training = true;
   auto classifier = nn::linear::plan(l, how);
   if (!classifier) return classifier.error();
   classifier_.emplace(*std::move(classifier));
@@ -201,7 +212,11 @@ inline result<convnet> convnet::make(const convnet_desc& d, const options& how) 
     return error(errc::invalid_argument, "stages", "%zu stages at %p; a network has 1..1024", d.stages.size(),
                  static_cast<const void*>(d.stages.data()));
   }
+  if (d.data != type::f32 && d.data != type::bf16) {
+    return error(errc::invalid_argument, "data", "data is %s; a network has f32 or bf16", name_of(d.data).data());
+  }
   convnet n;
+  n.data_ = d.data;
   n.images_ = d.images, n.channels_ = d.channels, n.height_ = d.height, n.width_ = d.width;
   n.count_ = static_cast<index>(d.stages.size());
   n.parts_.reset(new (std::nothrow) part[d.stages.size()]);
@@ -248,6 +263,11 @@ inline void convnet::place() noexcept {
     workspace = std::max({workspace, p.norm->workspace_bytes(), p.conv->backward_weights_workspace_bytes()});
     largest = std::max(largest, p.conv->y_bytes());
   }
+  if (data_ == type::bf16) {
+    x_at_ = memory_.take(at(0).conv->x_bytes());
+    dz_at_ = memory_.take(images_ * classes() * 2);
+    weights_at_ = memory_.take(classifier_->weights_bytes());
+  }
   transposed_at_ = memory_.take(classifier_->transposed_bytes());
   features_at_ = memory_.take(classifier_->x_bytes());
   logits_at_ = memory_.take(classifier_->y_bytes());
@@ -262,7 +282,8 @@ inline result<void> convnet::prepare(loops::executor_ref threads) noexcept {
                                   bytes(p.weights_at), s > 0 ? bytes(p.transposed_at) : nullptr);
     if (!r) return r;
   }
-  return classifier_->prepare(threads, floats(last_of(parameters_at_)), nullptr, bytes(transposed_at_));
+  return classifier_->prepare(threads, floats(last_of(parameters_at_)),
+                              data_ == type::bf16 ? bytes(weights_at_) : nullptr, bytes(transposed_at_));
 }
 
 inline result<void> convnet::check_input(const view<const float, 2>& x) const noexcept {
@@ -277,11 +298,26 @@ inline result<void> convnet::check_input(const view<const float, 2>& x) const no
   return detail::check_buffers({detail::buffer_of("x", x)}, {memory_.all()});
 }
 
+inline void convnet::round(loops::executor_ref threads, const float* from, index count, void* to) noexcept {
+  auto* const bits = static_cast<std::uint16_t*>(to);
+  detail::for_each_block(threads, count, [&](index begin, index end) BRGEMM_ALWAYS_INLINE {
+    for (index i = begin; i < end; ++i) bits[i] = detail::bf16_bits(from[i]);
+  });
+}
+
+/// What the first stage reads.
+inline const void* convnet::input(loops::executor_ref threads, const view<const float, 2>& x) noexcept {
+  if (data_ == type::f32) return x.data();
+  round(threads, x.data(), x.extent(0) * features(), bytes(x_at_));
+  return bytes(x_at_);
+}
+
 /// From the last stage to the logits.
 inline result<view<const float, 2>> convnet::finish(loops::executor_ref threads, index images) noexcept {
-  auto r = mean_->forward(threads, images, floats(at(count_ - 1).pooled_at), floats(features_at_), nullptr);
+  auto r = mean_->forward(threads, images, bytes(at(count_ - 1).pooled_at), bytes(features_at_), nullptr);
   if (!r) return r.error();
-  r = classifier_->forward(threads, images, bytes(features_at_), floats(last_of(parameters_at_)),
+  r = classifier_->forward(threads, images, bytes(features_at_),
+                           bytes(data_ == type::bf16 ? weights_at_ : last_of(parameters_at_)),
                            floats(bias_of(parameters_at_)), bytes(logits_at_));
   if (!r) return r.error();
   return view<const float, 2>(floats(logits_at_), {images, classes()});
@@ -297,24 +333,24 @@ inline result<view<const float, 2>> convnet::forward(loops::executor_ref threads
                  "x has %ld row, of which stage %ld makes one pixel: no variance to normalise by", images, s);
   }
   forward_images_ = 0;
-  const float* from = x.data();
+  x_ = input(threads, x);
+  const void* from = x_;
   for (index s = 0; s < count_; ++s) {
     const part& p = at(s);
     if (auto r = p.conv->forward(threads, images, from, bytes(p.weights_at), nullptr, bytes(p.z_at)); !r) {
       return r.error();
     }
-    auto r = p.norm->forward(threads, images * pixels_of(s), floats(p.z_at), floats(gamma_of(parameters_at_, s)),
+    auto r = p.norm->forward(threads, images * pixels_of(s), bytes(p.z_at), floats(gamma_of(parameters_at_, s)),
                              floats(beta_of(parameters_at_, s)), floats(mean_of(s)), floats(variance_of(s)),
-                             floats(p.y_at), floats(p.saved_at), bytes(workspace_at_));
+                             bytes(p.y_at), floats(p.saved_at), bytes(workspace_at_));
     if (!r) return r.error();
     if (p.pool) {
-      r = p.pool->forward(threads, images, floats(p.y_at), floats(p.pooled_at),
+      r = p.pool->forward(threads, images, bytes(p.y_at), bytes(p.pooled_at),
                           reinterpret_cast<std::uint8_t*>(bytes(p.indices_at)));
       if (!r) return r.error();
     }
-    from = floats(p.pooled_at);
+    from = bytes(p.pooled_at);
   }
-  x_ = x.data();
   forward_images_ = images;
   return finish(threads, images);
 }
@@ -324,7 +360,7 @@ inline result<view<const float, 2>> convnet::predict(loops::executor_ref threads
   if (auto r = check_input(x); !r) return r.error();
   const index images = x.extent(0);
   forward_images_ = 0;  // backward would read what is written here
-  const float* from = x.data();
+  const void* from = input(threads, x);
   for (index s = 0; s < count_; ++s) {
     const part& p = at(s);
     float* const scale = floats(p.saved_at);
@@ -336,10 +372,10 @@ inline result<view<const float, 2>> convnet::predict(loops::executor_ref threads
                              bytes(p.y_at));
     if (!r) return r.error();
     if (p.pool) {
-      r = p.pool->forward(threads, images, floats(p.y_at), floats(p.pooled_at), nullptr);
+      r = p.pool->forward(threads, images, bytes(p.y_at), bytes(p.pooled_at), nullptr);
       if (!r) return r.error();
     }
-    from = floats(p.pooled_at);
+    from = bytes(p.pooled_at);
   }
   return finish(threads, images);
 }
@@ -361,13 +397,18 @@ inline result<void> convnet::check_gradient(const view<const float, 2>& gradient
 inline result<void> convnet::backward(loops::executor_ref threads, const view<const float, 2>& gradient) noexcept {
   if (auto r = check_gradient(gradient); !r) return r;
   const index images = forward_images_;
-  float* current = floats(gradient_at_[0]);
-  float* other = floats(gradient_at_[1]);
-  auto r = classifier_->backward_weights(threads, images, bytes(features_at_), gradient.data(),
-                                         floats(last_of(gradients_at_)), floats(bias_of(gradients_at_)),
-                                         bytes(workspace_at_));
+  void* current = bytes(gradient_at_[0]);
+  void* other = bytes(gradient_at_[1]);
+  const void* dz = gradient.data();
+  if (data_ == type::bf16) {
+    round(threads, gradient.data(), images * classes(), bytes(dz_at_));
+    dz = bytes(dz_at_);
+  }
+  auto r = classifier_->backward_weights(threads, images, bytes(features_at_), dz, floats(last_of(gradients_at_)),
+                                         floats(bias_of(gradients_at_)),
+                                         workspace(classifier_->backward_weights_workspace_bytes()));
   if (!r) return r;
-  if (r = classifier_->backward_data(threads, images, gradient.data(), bytes(transposed_at_), other); !r) return r;
+  if (r = classifier_->backward_data(threads, images, dz, bytes(transposed_at_), other); !r) return r;
   if (r = mean_->backward(threads, images, other, nullptr, current); !r) return r;
   for (index s = count_ - 1; s >= 0; --s) {
     const part& p = at(s);
@@ -376,12 +417,12 @@ inline result<void> convnet::backward(loops::executor_ref threads, const view<co
       if (!r) return r;
       std::swap(current, other);
     }
-    r = p.norm->backward(threads, images * pixels_of(s), floats(p.z_at), current, floats(p.saved_at), current,
+    r = p.norm->backward(threads, images * pixels_of(s), bytes(p.z_at), current, floats(p.saved_at), current,
                          floats(gamma_of(gradients_at_, s)), floats(beta_of(gradients_at_, s)), bytes(workspace_at_));
     if (!r) return r;
-    const float* const from = s == 0 ? x_ : floats(at(s - 1).pooled_at);
+    const void* const from = s == 0 ? x_ : bytes(at(s - 1).pooled_at);
     r = p.conv->backward_weights(threads, images, from, current, floats(weights_of(gradients_at_, s)), nullptr,
-                                 p.conv->backward_weights_workspace_bytes() > 0 ? bytes(workspace_at_) : nullptr);
+                                 workspace(p.conv->backward_weights_workspace_bytes()));
     if (!r || s == 0) return r;
     if (r = p.conv->backward_data(threads, images, current, bytes(p.transposed_at), other); !r) return r;
     std::swap(current, other);
