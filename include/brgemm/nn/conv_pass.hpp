@@ -28,6 +28,7 @@ struct conv_pass_desc {
   bool depthwise = false;
   index in = 1;  ///< of a group: the channels that are summed over
   index out = 1;
+  index images = 1;  ///< the most of a call
   conv_geometry geometry;
   type data = type::f32;
   type c = type::f32;
@@ -130,11 +131,11 @@ class conv_pass {
   /// operands: one an epilogue step, null where a step has none. zero_a: of 8-bit types.
   void operator()(loops::executor_ref threads, index images, const void* a, const void* b, void* c,
                   void* const (&operands)[max_epilogue], std::int32_t zero_a = 0) const noexcept {
-    const tensors of_call{a, b, c, operands, zero_a};
+    const tensors of_call{a, b, c, operands, zero_a, kernels_of(images, c)};
     // Enough bands of an image that all threads have work of nearly equal size.
     const index tasks = d_.groups * panels() * images;
     const index even = (8 * threads.threads() + tasks - 1) / tasks;
-    const index bytes = image_in() * size_of(d_.data) + image_out() * size_of(d_.c);
+    const index bytes = bytes_of_image();
     const bool shared = d_.geometry.in.pixel() > (d_.depthwise ? width_ : d_.in);
     const bool streams = panels() > 1 && images * bytes > cached_bytes;
     if (schedule_.band < 0 || (schedule_.band == 0 && !shared && !streams)) {
@@ -184,6 +185,7 @@ class conv_pass {
     void* c;
     void* const (&operands)[max_epilogue];
     std::int32_t zero_a;
+    const kernel (*kernels)[2];
   };
   static constexpr int most_steps = 32;
   static constexpr index most_joined = 64;  ///< channels of a row of taps, where instructions take those of two taps
@@ -194,6 +196,7 @@ class conv_pass {
   conv_pass() = default;
 
   const conv_axis& axis(int i) const noexcept { return d_.geometry.axes[i]; }
+  index bytes_of_image() const noexcept { return image_in() * size_of(d_.data) + image_out() * size_of(d_.c); }
   index panels() const noexcept { return (d_.out + width_ - 1) / width_; }
   index taps() const noexcept { return axis(0).kernel * axis(1).kernel * axis(2).kernel; }
   bool is_8bit() const noexcept { return detail::is_8bit(d_.data); }
@@ -255,6 +258,21 @@ class conv_pass {
     }
   }
 
+  /// Where x and y are larger than the caches, y goes past them: nobody will find it there. That C is on lines, and
+  /// written once.
+  bool can_stream(index images) const noexcept {
+    const index cache = largest_cache_bytes();
+    const double bytes = static_cast<double>(images) * static_cast<double>(bytes_of_image());
+    const auto on_lines = [](index elements) { return elements % (streaming_alignment / 4) == 0; };
+    return cache > 0 && bytes > static_cast<double>(cache) && steps_ == 1 && size_of(d_.c) == 4 &&
+           on_lines(d_.geometry.out.pixel()) && (panels() == 1 || on_lines(width_)) &&
+           (d_.groups == 1 || on_lines(d_.out));
+  }
+  const kernel (*kernels_of(index images, const void* c) const noexcept)[2] {
+    const bool on_lines = reinterpret_cast<std::uintptr_t>(c) % static_cast<std::uintptr_t>(streaming_alignment) == 0;
+    return streaming_ && on_lines && can_stream(images) ? streaming_.get() : kernels_.get();
+  }
+
   void sum_band(const part& t, const tensors& of_call) const noexcept {
     const index channel = t.group * d_.out + t.panel * width_;
     const index panel = t.group * panels() + t.panel;
@@ -280,7 +298,7 @@ class conv_pass {
         call.batch = step_[s].entries * p.taps;
         if (is_8bit()) call.column_sums = sums_in(of_call.b) + p.box * sums_of_box() + panel * width_;
         d_.place_operands(of_call.operands, t.image, p.place.c, channel, call);
-        kernels_.get()[p.kernels + s][full](call);
+        of_call.kernels[p.kernels + s][full](call);
       }
     }
   }
@@ -305,7 +323,8 @@ class conv_pass {
   std::unique_ptr<tap_row[]> rows_;  ///< where an instruction takes channels of two taps
   std::unique_ptr<planned_piece[]> piece_;
   std::unique_ptr<offset_pair[]> pairs_;
-  std::unique_ptr<kernel[][2]> kernels_;  ///< [full width]
+  std::unique_ptr<kernel[][2]> kernels_;    ///< [full width]
+  std::unique_ptr<kernel[][2]> streaming_;  ///< the same, with C past the caches
 };
 
 /// Where taps are joined and an instruction's group of k has channels of two of them, groups begin at the first tap
@@ -481,15 +500,24 @@ inline result<void> conv_pass::plan_kernels(const options& how) noexcept {
     if (kind == kinds) first[kinds++] = i;
     piece[i].kernels = kind * steps_;
   }
-  kernels_.reset(new (std::nothrow) kernel[static_cast<std::size_t>(kinds * steps_)][2]);
-  if (!kernels_) return error(errc::out_of_memory, "axes", "no memory for %ld kernels", kinds * steps_ * 2);
+  const auto count = static_cast<std::size_t>(kinds * steps_);
+  const bool streams = can_stream(d_.images);
+  kernels_.reset(new (std::nothrow) kernel[count][2]);
+  if (streams) streaming_.reset(new (std::nothrow) kernel[count][2]);
+  if (!kernels_ || (streams && !streaming_)) {
+    return error(errc::out_of_memory, "axes", "no memory for %ld kernels", kinds * steps_ * 2);
+  }
   for (index kind = 0; kind < kinds; ++kind) {
     for (int s = 0; s < steps_; ++s) {
       for (const bool full : {false, true}) {
         const index n = full ? width_ : d_.out % width_;
         if (n == 0 || n > d_.out) continue;
-        const desc d = kernel_desc(piece[first[kind]].place, step_[s], n);
+        desc d = kernel_desc(piece[first[kind]].place, step_[s], n);
         if (auto r = make_into(kernels_.get()[kind * steps_ + s][full], d, how); !r) return r;
+        if (!streams) continue;
+        d.write_c = write_kind::streaming;
+        d.ldc = (d.ldc + 15) / 16 * 16;  // of one row
+        if (auto r = make_into(streaming_.get()[kind * steps_ + s][full], d, how); !r) return r;
       }
     }
   }

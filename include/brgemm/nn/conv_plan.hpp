@@ -180,6 +180,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how, const con
   detail::conv_pass_desc pass;
   pass.depthwise = is_depthwise(d);
   pass.groups = pass.depthwise ? 1 : d.groups;
+  pass.images = d.images;
   pass.in = c.in(), pass.out = pass.depthwise ? d.out : c.out();
   const detail::conv_channels of_x = {d.in, d.x_block};
   const detail::conv_channels of_y = {d.out, d.y_block};
