@@ -177,14 +177,17 @@ bool contains(const kernel_dump& code, std::initializer_list<int> bytes) {
 TEST(Jit, StreamingAndPrefetchesAreInTheCode) {
   for (const backend::entry* e : generating()) {
     const bool wide = e->name == "avx512";
-    for (const bool streaming : {false, true}) {
+    for (const auto& [c, streaming] : {std::pair{type::f32, false}, std::pair{type::f32, true},
+                                       std::pair{type::bf16, false}, std::pair{type::bf16, true}}) {
       desc d = f32_desc(3, 64, 5);
+      if (c == type::bf16) d.a = d.b = d.c = c;
       if (streaming) d.write_c = write_kind::streaming;
       const auto made = make_kernel(d, {.backend = e->name});
-      ASSERT_TRUE(made);
+      ASSERT_TRUE(made) << made.error().message();
       const auto code = dump(*made);
       ASSERT_TRUE(code);
-      const bool vmovntps = wide ? contains(*code, {0x62, -1, 0x7c, 0x48, 0x2b}) : contains(*code, {0x2b});
+      const bool vmovntps = contains(*code, {0x62, -1, 0x7c, -1, 0x2b}) || contains(*code, {0xc5, -1, 0x2b}) ||
+                            contains(*code, {0xc4, -1, -1, 0x2b});
       EXPECT_EQ(vmovntps && contains(*code, {0x0f, 0xae, 0xf8}), streaming) << e->name;  // and sfence
       EXPECT_EQ(code->text().find("past the caches") != std::string_view::npos, streaming);
     }

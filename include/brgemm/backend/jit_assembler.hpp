@@ -196,17 +196,22 @@ class jit_assembler : public jit_encoding {
 
   // ---- stores of one vector of accumulators ------------------------------------------------------
 
-  /// `s` may be changed on the way; t[0..2] are free.
-  void store(const RegExp& at, int s, type t, bool masked, const int* temporary) {
+  /// `s` may be changed on the way; t[0..2] are free. past_caches: whole vectors of 16 bits or more an element.
+  void store(const RegExp& at, int s, type t, bool masked, const int* temporary, bool past_caches = false) {
     switch (t) {
-      case type::bf16: return store_bf16(at, s, masked, temporary);
+      case type::bf16: {
+        narrow_to_bf16(s, temporary);
+        return store_words(at, s, masked, past_caches);
+      }
       case type::f16: {
         emulates_f16() ? narrow_to_f16(s, temporary) : vcvtps2ph(half(s), v(s), 0);
-        return store_words(at, s, masked);
+        return store_words(at, s, masked, past_caches);
       }
       case type::u8:
       case type::s8: return store_8bit(at, s, t, masked, temporary);
-      default: return store_lanes(at, s, masked, t == type::f64, temporary[0]);
+      default:
+        if (past_caches && !masked) return vmovntps(ptr[at], v(s));
+        return store_lanes(at, s, masked, t == type::f64, temporary[0]);
     }
   }
   void store_lanes(const RegExp& at, int s, bool masked, bool f64, int temporary) {
@@ -313,12 +318,9 @@ class jit_assembler : public jit_encoding {
  protected:
   vector_unit unit_;
 
-  /// Packs 32-bit lanes of f32 to bf16: nearest even, subnormals to zero, NaN quiet.
-  void store_bf16(const RegExp& at, int s, bool masked, const int* t) {
-    if (wide() && has(feature::avx512_bf16)) {
-      vcvtneps2bf16(half(s), v(s));
-      return store_words(at, s, masked);
-    }
+  /// 32-bit lanes of f32 to bf16 in the low half of s: nearest even, subnormals to zero, NaN quiet.
+  void narrow_to_bf16(int s, const int* t) {
+    if (wide() && has(feature::avx512_bf16)) return vcvtneps2bf16(half(s), v(s));
     // (x + 0x7fff + bit 16 of x) >> 16, then the two exceptions
     vpsrld(v(t[0]), v(s), 16);
     with_constant(1, [&](const Address& c) { wide() ? vpandd(v(t[0]), v(t[0]), c) : vpand(v(t[0]), v(t[0]), c); });
@@ -347,7 +349,6 @@ class jit_assembler : public jit_encoding {
       vextracti128(quarter(t[0]), Ymm(s), 1);
       vpackusdw(quarter(s), quarter(s), quarter(t[0]));
     }
-    store_words(at, s, masked);
   }
 
   /// NaN becomes the lowest value; then clamped and rounded to nearest even.
@@ -368,8 +369,10 @@ class jit_assembler : public jit_encoding {
       store_bytes(at, s, masked ? tail_ : 8);
     }
   }
-  void store_words(const RegExp& at, int s, bool masked) {
-    if (wide()) {
+  void store_words(const RegExp& at, int s, bool masked, bool past_caches) {
+    if (past_caches && !masked) {
+      wide() ? vmovntps(ptr[at], half(s)) : vmovntps(ptr[at], quarter(s));
+    } else if (wide()) {
       masked ? vmovdqu16(ptr[at] | k1, narrow(s, 2)) : vmovdqu16(ptr[at], half(s));
     } else {
       store_bytes(at, s, masked ? 2 * tail_ : 16);

@@ -83,11 +83,8 @@ class jit_epilogue : public jit_block {
     rows_of_c(k, [&](int r, const RegExp& row) {
       static constexpr int temporaries_of_store[] = {0, 1, 2};
       for (int j = 0; j < k.columns; ++j) {
-        if (d_.write_c == write_kind::streaming && !masked(k, j)) {
-          vmovntps(ptr[row + column_of_c(j)], v(accumulator(k, r, j)));
-          continue;
-        }
-        store(row + column_of_c(j), accumulator(k, r, j), d_.c, masked(k, j), temporaries_of_store);
+        store(row + column_of_c(j), accumulator(k, r, j), d_.c, masked(k, j), temporaries_of_store,
+              d_.write_c == write_kind::streaming);
       }
     });
   }

@@ -142,8 +142,8 @@ inline result<void> check_storage(const char* matrix, const char* field, const s
 /// Streaming stores write whole vectors to aligned addresses.
 inline result<void> check_streaming(const desc& d) noexcept {
   if (d.write_c != write_kind::streaming) return {};
-  if (d.c != type::f32 && d.c != type::f64 && d.c != type::s32) {
-    return error(errc::unsupported, "write_c", "write_c is streaming and c is %s; f32, f64 and s32 are there",
+  if (size_of(d.c) == 1) {
+    return error(errc::unsupported, "write_c", "write_c is streaming and c is %s; types of 16 bits or more are there",
                  name_of(d.c).data());
   }
   if (d.ldc != at_call && d.ldc % (streaming_alignment / size_of(d.c)) == 0) return {};

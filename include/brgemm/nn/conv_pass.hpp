@@ -263,8 +263,8 @@ class conv_pass {
   bool can_stream(index images) const noexcept {
     const index cache = largest_cache_bytes();
     const double bytes = static_cast<double>(images) * static_cast<double>(bytes_of_image());
-    const auto on_lines = [](index elements) { return elements % (streaming_alignment / 4) == 0; };
-    return cache > 0 && bytes > static_cast<double>(cache) && steps_ == 1 && size_of(d_.c) == 4 &&
+    const auto on_lines = [&](index elements) { return elements * size_of(d_.c) % streaming_alignment == 0; };
+    return cache > 0 && bytes > static_cast<double>(cache) && steps_ == 1 && size_of(d_.c) > 1 &&
            on_lines(d_.geometry.out.pixel()) && (panels() == 1 || on_lines(width_)) &&
            (d_.groups == 1 || on_lines(d_.out));
   }
@@ -516,7 +516,8 @@ inline result<void> conv_pass::plan_kernels(const options& how) noexcept {
         if (auto r = make_into(kernels_.get()[kind * steps_ + s][full], d, how); !r) return r;
         if (!streams) continue;
         d.write_c = write_kind::streaming;
-        d.ldc = (d.ldc + 15) / 16 * 16;  // of one row
+        const index line = streaming_alignment / size_of(d.c);
+        d.ldc = (d.ldc + line - 1) / line * line;  // of one row
         if (auto r = make_into(streaming_.get()[kind * steps_ + s][full], d, how); !r) return r;
       }
     }
