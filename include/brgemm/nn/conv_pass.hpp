@@ -99,6 +99,10 @@ class conv_pass {
   index packed_bytes() const noexcept { return sums_at() + (is_8bit() ? boxes_ * sums_of_box() * 4 : 0); }
   std::string_view backend() const noexcept { return (kernels_[0][0] ? kernels_[0][0] : kernels_[0][1]).backend(); }
 
+  /// Channels of C of a panel of weights, and the elements from the weight of one to that of the next.
+  index panel_width() const noexcept { return width_; }
+  index k_group() const noexcept { return d_.depthwise ? 1 : k_group_of(d_.data); }
+
   /// Calls each(element) for each place in `packed` of weight (group, in, tap, out): one, but in rows of taps as many
   /// as there are runs that see it.
   template <class Each>
@@ -200,7 +204,6 @@ class conv_pass {
   index panels() const noexcept { return (d_.out + width_ - 1) / width_; }
   index taps() const noexcept { return axis(0).kernel * axis(1).kernel * axis(2).kernel; }
   bool is_8bit() const noexcept { return detail::is_8bit(d_.data); }
-  index k_group() const noexcept { return d_.depthwise ? 1 : k_group_of(d_.data); }
   /// Sums of weights, one a box and channel of C, lie behind the panels.
   index sums_of_box() const noexcept { return d_.groups * panels() * width_; }
   index sums_at() const noexcept { return (d_.groups * panels() * panel_ * size_of(d_.data) + 3) / 4 * 4; }

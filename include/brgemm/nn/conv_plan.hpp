@@ -273,15 +273,21 @@ result<void> conv::pack_weights(loops::executor_ref threads, const T* w, conv_we
   };
   std::memset(weights, 0, static_cast<std::size_t>(weights_bytes()));
   if (both) std::memset(transposed, 0, static_cast<std::size_t>(transposed_bytes()));
-  loops::parallel_for(threads, {d_.groups, out()}, [&](index g, index k) {
-    for (index c = 0; c < in(); ++c) {
-      for (index tap = 0; tap < taps(); ++tap) {
-        const T value = weight(g, c, tap, k);
-        if (!winograd_) forward_->for_places(g, c, tap, k, [&](index at) { put(weights, at, value); });
-        if (both) backward_->for_places(g, k, tap, c, [&](index at) { put(transposed, at, value); });
+  const auto pack = [&](const detail::conv_pass& pass, index ins, index outs, void* to, const auto& value) {
+    const index width = pass.panel_width();
+    loops::parallel_for(threads, {d_.groups, (outs + width - 1) / width, taps()}, [&](index g, index panel, index tap) {
+      const index first = panel * width;
+      const index end = std::min(first + width, outs);
+      for (index c = 0; c < ins; ++c) {
+        pass.for_places(g, c, tap, first, [&](index at) {
+          for (index k = first; k < end; ++k) put(to, at + (k - first) * pass.k_group(), value(g, c, tap, k));
+        });
       }
-    }
-  });
+    });
+  };
+  if (!winograd_) pack(*forward_, in(), out(), weights, weight);
+  const auto turned = [&](index g, index k, index tap, index c) { return weight(g, c, tap, k); };
+  if (both) pack(*backward_, out(), in(), transposed, turned);
   if constexpr (is_s8) forward_->sum_weights(threads, weight, weights);
   if constexpr (std::is_same_v<T, float>) {
     const auto of_group = [&](index c, index tap, index k) { return weight(0, c, tap, k); };

@@ -9,6 +9,64 @@
 #include "../loops/elementwise.hpp"
 #include "conv_geometry.hpp"
 
+namespace brgemm::inline abi_0::detail {
+
+/// Up to four taps of a window, in their order, which go together over the channels of a pixel of y: it is read and
+/// written once for them. The largest value stays, the first of equal ones, or the first NaN.
+template <class T>
+class largest_of_taps {
+ public:
+  explicit largest_of_taps(index channels) noexcept : channels_(channels) {}
+
+  BRGEMM_ALWAYS_INLINE void add(const T* x, std::uint8_t tap, T* y, std::uint8_t* indices) noexcept {
+    if (count_ == 4) compare(y, indices);
+    x_[count_] = x, tap_[count_] = tap;
+    ++count_;
+  }
+  BRGEMM_ALWAYS_INLINE void compare(T* y, std::uint8_t* indices) noexcept {
+    // A tap that comes once more changes nothing.
+    for (int i = count_; i < 4; ++i) x_[i] = x_[i - 1], tap_[i] = tap_[i - 1];
+    indices != nullptr ? compare<true>(y, indices) : compare<false>(y, indices);
+    count_ = 0, begins_ = false;
+  }
+
+ private:
+  template <bool Kept>
+  BRGEMM_ALWAYS_INLINE void compare(T* __restrict y, std::uint8_t* __restrict indices) const noexcept {
+    const T* const x0 = x_[0];
+    const T* const x1 = x_[1];
+    const T* const x2 = x_[2];
+    const T* const x3 = x_[3];
+    const std::uint8_t tap0 = tap_[0], tap1 = tap_[1], tap2 = tap_[2], tap3 = tap_[3];
+    const bool begins = begins_;
+    BRGEMM_INDEPENDENT
+    for (index c = 0; c < channels_; ++c) {
+      T largest = begins ? x0[c] : y[c];
+      std::uint8_t at = Kept && !begins ? indices[c] : tap0;
+      take(largest, at, x0[c], tap0);
+      take(largest, at, x1[c], tap1);
+      take(largest, at, x2[c], tap2);
+      take(largest, at, x3[c], tap3);
+      y[c] = largest;
+      if constexpr (Kept) indices[c] = at;
+    }
+  }
+  static BRGEMM_ALWAYS_INLINE void take(T& largest, std::uint8_t& at, T x, std::uint8_t tap) noexcept {
+    const float of_x = widened(x), of_largest = widened(largest);
+    const bool goes_before = of_x > of_largest || (of_x != of_x && of_largest == of_largest);
+    largest = goes_before ? x : largest;
+    at = goes_before ? tap : at;
+  }
+
+  index channels_;
+  const T* x_[4] = {};
+  std::uint8_t tap_[4] = {};
+  int count_ = 0;
+  bool begins_ = true;
+};
+
+}  // namespace brgemm::inline abi_0::detail
+
 namespace brgemm::inline abi_0::nn {
 
 enum class pool_kind : std::uint8_t { max, average };
@@ -106,9 +164,6 @@ class pool {
 
   static constexpr index sums = 1024;  ///< that are kept at once, in L1
 
-  /// The rule of max: x comes in y's place.
-  static BRGEMM_ALWAYS_INLINE bool goes_before(float x, float y) noexcept { return x > y || (x != x && y == y); }
-
   static result<void> check(const pool_desc& d) noexcept;
   static result<void> check_windows(const pool_desc& d) noexcept;
   result<void> check_images(index images) const noexcept {
@@ -204,29 +259,11 @@ inline result<pool> pool::plan(const pool_desc& d) noexcept {
 
 template <class T>
 inline void pool::take_largest(const T* x, const window (&w)[3], T* y, std::uint8_t* indices) const noexcept {
-  const index channels = d_.channels;
-  bool first = true;
-  for_taps(w, [&](index pixel, index number) BRGEMM_ALWAYS_INLINE {
-    const T* __restrict const from = x + pixel * channels;
-    T* __restrict const to = y;
-    const auto tap = static_cast<std::uint8_t>(number);
-    if (first) {
-      std::memcpy(to, from, static_cast<std::size_t>(channels) * sizeof(T));
-      if (indices != nullptr) std::memset(indices, tap, static_cast<std::size_t>(channels));
-      first = false;
-      return;
-    }
-    if (indices != nullptr) {
-      BRGEMM_INDEPENDENT
-      for (index c = 0; c < channels; ++c) {
-        indices[c] = goes_before(detail::widened(from[c]), detail::widened(to[c])) ? tap : indices[c];
-      }
-    }
-    BRGEMM_INDEPENDENT
-    for (index c = 0; c < channels; ++c) {
-      to[c] = goes_before(detail::widened(from[c]), detail::widened(to[c])) ? from[c] : to[c];
-    }
+  detail::largest_of_taps<T> largest(d_.channels);
+  for_taps(w, [&](index pixel, index tap) BRGEMM_ALWAYS_INLINE {
+    largest.add(x + pixel * d_.channels, static_cast<std::uint8_t>(tap), y, indices);
   });
+  largest.compare(y, indices);
 }
 
 template <class T>
