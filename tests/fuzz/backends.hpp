@@ -23,7 +23,7 @@ inline drawn_desc draw_any_desc(entropy& e) {
   if (t.a == brgemm::type::u8 && e.one_in(8)) t.b = brgemm::type::u8;
   const auto kind = static_cast<brgemm::batch_kind>(e.between(0, 2));
   const bool depthwise = e.one_in(8);
-  drawn_desc drawn = draw_desc(e, s, t, kind, depthwise);
+  drawn_desc drawn = draw_desc(e, s, t, kind, depthwise, !depthwise && e.one_in(8));
   if (t.a == brgemm::type::bf16 && !depthwise && e.one_in(8)) drawn.d.sums = brgemm::order::tile, drawn.d.chains = 1;
   return drawn;
 }
@@ -68,7 +68,8 @@ class backend_fuzzer {
 
   std::string run_valid(entropy& e, const drawn_desc& drawn) {
     const problem p = draw_problem(e, drawn, fuzz_entries);
-    const index batch = e.between(0, fuzz_entries);
+    const index ranges = std::max(row_ranges(p.d), 1);
+    const index batch = e.between(0, fuzz_entries / ranges) * ranges;
     const guard side = e.pick({guard::before, guard::after});
     const auto x = place(p, batch, side, memory_);
     if (const auto r = validate(p.d); !r) return text_of(p, batch, side) + ": " + std::string(r.error().message());

@@ -29,7 +29,7 @@ Enum unknown(int value) {
 }
 inline std::vector<std::string> fields_of(const desc& d) {
   return NAMES_OF(d, m, n, k, lda, ldb, ldc, stride_a, stride_b, a, b, c, batch, layout_a, layout_b, beta, alpha, sums,
-                  chains, m_extent, zero_a, zero_b, where, write_c, epilogue_size, epilogue);
+                  chains, m_extent, zero_a, zero_b, where, write_c, epilogue_size, rows, epilogue);
 }
 
 inline std::vector<std::string> fields_of(const epilogue_op& o) {
@@ -147,6 +147,20 @@ inline const std::vector<desc_case>& desc_cases() {
       {"zero_a", invalid, valid_f32, [](desc& d) { d.zero_a = zero_point::at_call; }, {"f32"}},
       {"zero_b", invalid, valid_u8, [](desc& d) { d.zero_b = unknown<zero_point>(9); }, {"zero_b is 9"}},
       {"zero_b", invalid, valid_bf16, [](desc& d) { d.zero_b = zero_point::at_call; }, {"bf16"}},
+      {"rows",
+       invalid,
+       valid_f32,
+       [](desc& d) {
+         d.rows[0] = {0, 200};
+       },
+       {"rows[0] is 0..200"}},
+      {"rows",
+       invalid,
+       valid_f32,
+       [](desc& d) {
+         d.rows[7] = {0, 1};
+       },
+       {"rows[7] is 0..1"}},
       {"where", invalid, valid_f32, [](desc& d) { d.where = unknown<place>(2); }, {"where is 2"}},
       {"where", unsupported, valid_f32, [](desc& d) { d.where = place::gpu; }, {"gpu"}},
       {"write_c", invalid, valid_f32, [](desc& d) { d.write_c = unknown<write_kind>(2); }, {"write_c is 2"}},

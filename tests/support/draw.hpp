@@ -139,6 +139,19 @@ inline index draw_stride(entropy& e, const brgemm::detail::storage& s, index ld)
   }
 }
 
+/// Entries of some rows only; what they cannot have is taken back.
+inline void draw_row_ranges(entropy& e, desc& d) {
+  d.layout_a = brgemm::layout::plain;
+  d.m_extent = brgemm::extent_kind::fixed;
+  d.chains = 1;
+  d.zero_a = d.zero_b = brgemm::zero_point::none;
+  const index most = std::min<index>(d.m, 255);
+  for (index i = 0, count = e.between(1, 4); i < count; ++i) {
+    const index first = e.between(0, most - 1);
+    d.rows[i] = {static_cast<std::uint8_t>(first), static_cast<std::uint8_t>(e.between(first + 1, most))};
+  }
+}
+
 /// What a depthwise product cannot have is taken back.
 inline void make_depthwise(desc& d, bool mirrored) {
   d.layout_a = mirrored ? brgemm::layout::depthwise_mirrored : brgemm::layout::depthwise;
@@ -149,7 +162,7 @@ inline void make_depthwise(desc& d, bool mirrored) {
 }
 
 inline drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::batch_kind batch,
-                            bool depthwise = false) {
+                            bool depthwise = false, bool some_rows = false) {
   using brgemm::layout;
   drawn_desc out;
   desc& d = out.d;
@@ -169,6 +182,7 @@ inline drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::
   d.layout_b = grouped && e.one_in(2) ? layout::interleaved : e.one_in(4) ? layout::transposed : layout::plain;
   draw_sums(e, d);
   if (d.layout_a == layout::interleaved) d.zero_b = brgemm::zero_point::none;
+  if (some_rows) d.m = out.m, draw_row_ranges(e, d);
   if (depthwise) make_depthwise(d, e.one_in(2));
   const auto stored_a = brgemm::detail::storage_of_a(d, d.m);
   const auto stored_b = brgemm::detail::storage_of_b(d);

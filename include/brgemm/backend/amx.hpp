@@ -43,7 +43,8 @@ inline result<void> supported_by_tiles(const desc& d) noexcept {
   if (d.layout_a == layout::transposed || d.layout_a == layout::interleaved) {
     return error(errc::unsupported, "layout_a", "tiles take rows of A, not columns: use pack_a and layout::plain");
   }
-  if (result<void> yes = supported(d); !yes) return yes;
+  if (row_ranges(d) != 0) return error(errc::unsupported, "rows", "tiles sum all rows of every entry");
+  if (result<void> yes = supported(d, avx512_unit()); !yes) return yes;
   if (is_depthwise(d.layout_a)) {
     return error(errc::unsupported, "layout_a", "tiles multiply matrices: a depthwise product is for other backends");
   }

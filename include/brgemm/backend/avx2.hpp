@@ -11,7 +11,7 @@ inline vector_unit avx2_unit() noexcept { return {false, cpu()}; }
 inline constexpr entry avx2{
     "avx2",
     []() noexcept { return cpu().has(feature::avx2); },
-    [](const desc& d) noexcept { return detail::supported(d); },
+    [](const desc& d) noexcept { return detail::supported(d, detail::avx2_unit()); },
     [](const desc& d, std::span<std::uint8_t> buffer) noexcept {
       return detail::generate(d, buffer, detail::avx2_unit());
     },

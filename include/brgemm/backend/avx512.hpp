@@ -11,7 +11,7 @@ inline vector_unit avx512_unit() noexcept { return {true, cpu()}; }
 inline constexpr entry avx512{
     "avx512",
     []() noexcept { return cpu().has(feature::avx512); },
-    [](const desc& d) noexcept { return detail::supported(d); },
+    [](const desc& d) noexcept { return detail::supported(d, detail::avx512_unit()); },
     [](const desc& d, std::span<std::uint8_t> buffer) noexcept {
       return detail::generate(d, buffer, detail::avx512_unit());
     },

@@ -18,9 +18,9 @@ static_assert(jit_generator::stack_bytes() <= max_stack_bytes);
 
 namespace detail {
 
-/// What the generators cannot do, with the reason and the way out. Registers are never too few: choose_blocking finds a
-/// block for every desc (a test walks them all).
-inline result<void> supported(const desc& d) noexcept {
+/// What the generators cannot do, with the reason and the way out. Registers are never too few, but for one block of
+/// all rows: choose_blocking finds a block for every other desc (a test walks them all).
+inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
   const type a = d.a;
   if (d.where != place::cpu)
     return error(errc::unsupported, "where", "generated code runs on the CPU, not at place %d",
@@ -31,6 +31,13 @@ inline result<void> supported(const desc& d) noexcept {
         errc::unsupported, "layout_a",
         "A of %s stored (k,m) cannot be read in groups of %d k: use pack_a and layout::plain, or layout::interleaved",
         name_of(a).data(), static_cast<int>(k_group_of(d)));
+  }
+  if (row_ranges(d) != 0 && shifts_a(d, choose_product(d, unit))) {
+    return error(errc::unsupported, "rows",
+                 "s8 x s8 is corrected by sums of B's columns, which are the same for all rows");
+  }
+  if (row_ranges(d) != 0 && choose_blocking(d, unit).accumulators() == 0) {
+    return error(errc::unsupported, "rows", "entries of some rows only need registers for all of m = %ld rows", d.m);
   }
   return {};
 }
@@ -68,7 +75,7 @@ result<std::size_t> write_code(const desc& d, std::span<std::uint8_t> buffer, co
 /// A kernel in `buffer`, and how it is divided: into smaller blocks until the code fits.
 inline result<program> generate_divided(const desc& d, std::span<std::uint8_t> buffer, const vector_unit& unit,
                                         blocking& b) noexcept {
-  if (result<void> yes = supported(d); !yes) return yes.error();
+  if (result<void> yes = supported(d, unit); !yes) return yes.error();
   for (const int limit : {30, 4, 1}) {
     b = choose_blocking(d, unit, limit);
     if (b.accumulators() == 0) break;
@@ -155,6 +162,7 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
   }
   if (b.group != 0) p.add("C rests in memory between groups of %lld entries. ", static_cast<long long>(b.group));
   if (b.prefetch) p.add("B is prefetched if it exceeds L1. ");
+  if (row_ranges(d) != 0) p.add("Entries add to %d ranges of rows in turn. ", row_ranges(d));
   if (b.tile) p.add("Even and odd elements of each %d k are summed apart. ", 2 * steps_of_chunk);
   if (d.write_c == write_kind::streaming) p.add("Whole vectors of C are written past the caches. ");
   const step_cost cost = cost_of_step(d, unit, b, rows.size, columns, reads_by_four(d, unit, b, rows.size, columns));

@@ -265,6 +265,7 @@ class jit_block : public jit_assembler {
 
   const desc& d_;
   blocking b_;
+  row_range seen_;  // by the entry whose code is written; empty: all rows
   bool f64_;
   int first_column_ = 0;     // vectors of the block before the part that is being ended
   bool in_integers_ = true;  // s32 sums have not become f32 yet

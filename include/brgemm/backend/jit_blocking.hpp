@@ -224,7 +224,7 @@ inline int packed_rows(const blocking& b, int rows, const section& columns) {
 /// Whether a block of one vector a row loads 16 bytes of a row of A at once, for four steps: all rows where they are
 /// packed, else every fourth one. See jit_steps.hpp.
 inline bool reads_by_four(const desc& d, const vector_unit& unit, const blocking& b, int rows, const section& columns) {
-  if (columns.size != 1 || d.layout_a != layout::plain) return false;
+  if (columns.size != 1 || d.layout_a != layout::plain || row_ranges(d) != 0) return false;
   if (packed_rows(b, rows, columns) > 1) return true;
   return unit.wide && b.embed && !b.hold_a && b.chains == 1 && rows >= 8 && b_is_direct(d) &&
          (b.how == product::fma_f32 || b.how == product::dot_bf16);
@@ -505,7 +505,8 @@ inline blocking undivided(const desc& d, const vector_unit& unit) {
 /// The most rows that may share a vector in the last column.
 inline int most_packed(const desc& d, const vector_unit& unit, const blocking& b) {
   const bool packs = unit.wide && b.lanes == 16 && b.chains == 1 && b_is_direct(d) && b.b_registers == 1 &&
-                     !shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && d.b != type::u8 && !is_depthwise(d.layout_a);
+                     !shifts_a(d, b.how) && b.tail != 0 && d.m > 1 && row_ranges(d) == 0 && d.b != type::u8 &&
+                     !is_depthwise(d.layout_a);
   return !packs || b.tail > 8 ? 1 : b.tail > 4 ? 2 : 4;
 }
 
@@ -539,6 +540,7 @@ inline void try_heights(const desc& d, const vector_unit& unit, blocking& b, int
   for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1 && tried < 4; --height) {
     if (b.limit < 30 && d.m_extent == extent_kind::fixed && height * width > b.limit) continue;
     divide_rows(d, height, b);
+    if (row_ranges(d) != 0 && b.rows[0].size != d.m) break;  // one block has all rows
     if (!fits(d, unit, b)) continue;
     weigh(d, unit, b, best);
     ++tried;

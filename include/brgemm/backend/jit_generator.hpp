@@ -309,9 +309,13 @@ class jit_generator : public jit_steps {
     std::size_t done = 0;
     for (int loops = in_l1 != 0 ? 2 : 1; loops > 0; --loops) {
       const std::uint8_t* top = getCurr();
-      find_entry(next_b(k));
-      entry(k);
-      sub(rsi, 1);
+      const int ranges = row_ranges(d_);
+      for (int i = 0; i < std::max(ranges, 1); ++i) {
+        if (ranges != 0) seen_ = d_.rows[i];
+        find_entry(next_b(k));
+        entry(k);
+      }
+      sub(rsi, static_cast<std::uint32_t>(std::max(ranges, 1)));
       jnz(static_cast<const void*>(top));
       if (loops == 1) break;
       done = jump_always();

@@ -69,10 +69,10 @@ class jit_steps : public jit_operands {
     if (left != 0 || b_.rest != 0) chunk(k, left, b_.rest);
   }
   void chunk(const block& k, index whole, int rest) {
-    for_each(k, [&](int r, int j) { clear(accumulator(k, r, j, 1)), clear(accumulator(k, r, j, 2)); });
+    for_each_seen(k, [&](int r, int j) { clear(accumulator(k, r, j, 1)), clear(accumulator(k, r, j, 2)); });
     to_odd_sums_ = k.rows * k.columns;
     steps_of_k(k, whole, rest);
-    for_each(k, [&](int r, int j) {
+    for_each_seen(k, [&](int r, int j) {
       const int even = accumulator(k, r, j, 1);
       add_lanes(even, even, even - to_odd_sums_);
       add_lanes(accumulator(k, r, j), accumulator(k, r, j), even);
@@ -110,7 +110,7 @@ class jit_steps : public jit_operands {
     const bool whole = valid == group_;
     if (b_.hold_a) {
       const int passing = k.rows * b_.a_registers;
-      for (int r = 0; r < k.rows; ++r) load_a(k, r * b_.a_registers, r, s, valid);
+      for (int r = first_row(k); r < end_row(k); ++r) load_a(k, r * b_.a_registers, r, s, valid);
       for (int j = 0; j < k.columns; ++j) {
         if (b_.embed && whole && k.rows == 1) {
           prefetch_b(j, s);
@@ -120,7 +120,7 @@ class jit_steps : public jit_operands {
         prefetch_b(j, s);
         load_b(k, passing, passing + b_.b_registers, j, s, valid);
         sum_column(k, j, passing);
-        for (int r = 0; r < k.rows; ++r) {
+        for (int r = first_row(k); r < end_row(k); ++r) {
           multiply(accumulator(k, r, j, chain), r * b_.a_registers, passing, passing + b_.b_registers);
         }
       }
@@ -131,7 +131,7 @@ class jit_steps : public jit_operands {
         load_b(k, j * b_.b_registers, passing, j, s, valid);
         sum_column(k, j, j * b_.b_registers);
       }
-      for (int r = 0; r < k.rows; ++r) {
+      for (int r = first_row(k); r < end_row(k); ++r) {
         if (b_.embed && whole && k.columns == 1) {
           product_in_memory(accumulator(k, r, 0, chain), 0, ptr_b[a_at(r, s)], false);
           continue;
@@ -143,6 +143,16 @@ class jit_steps : public jit_operands {
       }
     }
     next_step();
+  }
+
+  /// The rows that the entry adds to.
+  int first_row(const block&) const { return seen_.first; }
+  int end_row(const block& k) const { return seen_.end == 0 ? k.rows : seen_.end; }
+  template <class Each>
+  void for_each_seen(const block& k, Each each) {
+    for (int r = first_row(k); r < end_row(k); ++r) {
+      for (int j = 0; j < k.columns; ++j) each(r, j);
+    }
   }
 
   void prefetch_b(int j, int s) {
@@ -266,7 +276,7 @@ class jit_steps : public jit_operands {
         split(b = halves, d_.b);
       }
       sum_column(k, 0, b);
-      for (int r = 0; r < k.rows; ++r) {
+      for (int r = first_row(k); r < end_row(k); ++r) {
         const int sum = accumulator(k, r, 0, chain_of(chain_step + s));
         if (b_.embed && valid == group_) {
           product_in_memory(sum, b, ptr_b[a_at(r, s)], false);

@@ -212,6 +212,7 @@ inline result<void> supports_rest(const desc& d) noexcept {
     return error(errc::unsupported, "epilogue", "libxsmm is behind this handle without an epilogue, not with %d steps",
                  int{d.epilogue_size});
   }
+  if (row_ranges(d) != 0) return error(errc::unsupported, "rows", "libxsmm sums all rows of every entry");
   if (d.k == 0) return error(errc::unsupported, "k", "libxsmm needs a k of at least 1");
   return {};
 }

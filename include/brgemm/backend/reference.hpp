@@ -282,7 +282,12 @@ BRGEMM_DETAIL_INLINE void sum_row(const problem& p, index i, index j0, index cou
   for (int chain = 0; chain < p.d.chains; ++chain) {
     for (index j = 0; j < count; ++j) sums[chain][j] = chain == 0 && !scaled ? start[j] : Acc{0};
   }
-  for (index entry = 0; p.d.k > 0 && entry < p.x.batch; ++entry) sum_entry(p, entry_of(p, entry), i, j0, count, sums);
+  const int ranges = row_ranges(p.d);
+  for (index entry = 0; p.d.k > 0 && entry < p.x.batch; ++entry) {
+    const row_range* const seen = ranges == 0 ? nullptr : &p.d.rows[entry % ranges];
+    if (seen != nullptr && (i < seen->first || i >= seen->end)) continue;
+    sum_entry(p, entry_of(p, entry), i, j0, count, sums);
+  }
   add_chains(p.d.chains, count, sums);
   if (!scaled) return;
   const Acc alpha = static_cast<Acc>(p.x.alpha);

@@ -131,6 +131,14 @@ struct epilogue_op {
 
 inline constexpr int max_epilogue = 8;
 
+/// Rows first..end - 1 of C.
+struct row_range {
+  std::uint8_t first = 0;
+  std::uint8_t end = 0;
+  friend constexpr bool operator==(const row_range&, const row_range&) = default;
+};
+inline constexpr int max_row_ranges = 8;
+
 /// Everything that a kernel is made from. Compare with ==. Leave unused entries of `epilogue` default.
 struct desc {
   index m = 1;         ///< rows of A and C, >= 1; the maximum where m_extent is at_call
@@ -158,6 +166,10 @@ struct desc {
   place where = place::cpu;
   write_kind write_c = write_kind::cached;
   std::uint8_t epilogue_size = 0;  ///< entries of `epilogue` in use
+  /// Rows of C that entries add to, and of A that are read: entry i those of rows[i % the number of them], which end
+  /// before the first that is empty. None: all rows. The batch of a call counts a multiple of their number. A plain, m
+  /// fixed, one chain, no zero points.
+  row_range rows[max_row_ranges] = {};
   epilogue_op epilogue[max_epilogue] = {};
 
   friend constexpr bool operator==(const desc&, const desc&) = default;
@@ -167,6 +179,13 @@ struct desc {
 static_assert(std::has_unique_object_representations_v<desc>);
 
 constexpr type accumulator_of(const desc& d) noexcept { return accumulator_of(d.a); }
+
+/// How many of desc::rows are in use.
+constexpr int row_ranges(const desc& d) noexcept {
+  int count = 0;
+  while (count < max_row_ranges && d.rows[count].end != 0) ++count;
+  return count;
+}
 
 namespace detail {
 /// 8-bit products with another C than s32: the exact sum becomes f32, and only then alpha, beta and C come to it.

@@ -188,6 +188,26 @@ inline result<void> check_depthwise(const desc& d) noexcept {
   return {};
 }
 
+inline result<void> check_row_ranges(const desc& d) noexcept {
+  const int count = row_ranges(d);
+  for (int i = 0; i < max_row_ranges; ++i) {
+    const row_range& r = d.rows[i];
+    if (i < count ? r.first < r.end && r.end <= d.m : r == row_range{}) continue;
+    return error(errc::invalid_argument, "rows", "rows[%d] is %d..%d: of m = %ld, or 0..0 behind the last one", i,
+                 int{r.first}, int{r.end}, d.m);
+  }
+  if (count == 0) return {};
+  const char* const field = d.layout_a != layout::plain        ? "layout_a"
+                            : d.m_extent != extent_kind::fixed ? "m_extent"
+                            : d.chains != 1                    ? "chains"
+                            : d.zero_a != zero_point::none     ? "zero_a"
+                            : d.zero_b != zero_point::none     ? "zero_b"
+                                                               : nullptr;
+  if (field == nullptr) return {};
+  return error(errc::unsupported, field,
+               "%s: entries of some rows only need A plain, m fixed, one chain and no zero points", field);
+}
+
 inline result<void> check_shape(const desc& d) noexcept {
   const auto too_small = [](const char* field, index value, int least) {
     return error(errc::invalid_argument, field, "%s is %ld; it must be at least %d", field, value, least);
@@ -205,6 +225,7 @@ inline result<void> check_shape(const desc& d) noexcept {
                  "a zero point of B needs the sums of A's rows, which are not taken from layout_a interleaved");
   }
   if (auto r = check_depthwise(d); !r) return r;
+  if (auto r = check_row_ranges(d); !r) return r;
   if (auto r = check_storage("A", "lda", storage_of_a(d, d.m), d.lda, size_of(d.a)); !r) return r;
   if (auto r = check_storage("B", "ldb", storage_of_b(d), d.ldb, size_of(d.b)); !r) return r;
   if (auto r = check_storage("C", "ldc", {d.m, d.n, 1}, d.ldc, size_of(d.c)); !r) return r;
@@ -406,6 +427,10 @@ inline result<void> check_call_storage(const char* matrix, const char* field, co
 
 inline result<void> check_extents(const desc& d, const arguments& x) noexcept {
   if (x.batch < 0) return error(errc::invalid_argument, "batch", "batch is %ld; it must be at least 0", x.batch);
+  if (const int ranges = row_ranges(d); ranges > 1 && x.batch % ranges != 0) {
+    return error(errc::invalid_argument, "batch", "batch is %ld; it must count a multiple of the %d ranges of rows",
+                 x.batch, ranges);
+  }
   if (d.m_extent == extent_kind::at_call && (x.m < 1 || x.m > d.m)) {
     return error(errc::invalid_argument, "m", "m is %ld; the kernel was made for 1..%ld", x.m, d.m);
   }

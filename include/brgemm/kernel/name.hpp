@@ -153,6 +153,9 @@ inline kernel_name name_of(const desc& d) noexcept {
   if (d.zero_b == zero_point::at_call) name.append("_zb");
   if (d.where == place::gpu) name.append("_gpu");
   if (d.write_c == write_kind::streaming) name.append("_streaming");
+  for (int i = 0; i < row_ranges(d); ++i) {
+    name.append("%s%dto%d", i == 0 ? "_rows" : "_", int{d.rows[i].first}, int{d.rows[i].end});
+  }
   for (int i = 0; i < d.epilogue_size && i < max_epilogue; ++i) detail::append_step(name, d.epilogue[i]);
   return name;
 }

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <numeric>
 
+#include "../core/desc.hpp"
 #include "../core/result.hpp"
 #include "../core/types.hpp"
 #include "../loops/blocks.hpp"
@@ -103,6 +104,13 @@ constexpr bool sees_the_same(const conv_run& x, const conv_run& y) noexcept {
   return x.taps == y.taps && (x.taps == 0 || x.tap == y.tap);
 }
 
+/// Outputs that follow each other, with all taps that any of them sees, and which of them see each tap: none where all
+/// see all. run.in is the input of the first output's first tap, which may lie outside.
+struct conv_line {
+  conv_run run;
+  row_range rows[max_row_ranges] = {};
+};
+
 /// Calls each(run) for the runs of x's axis in y, in ascending order.
 template <class Each>
 constexpr void for_forward_runs(const conv_axis& a, Each&& each) {
@@ -153,10 +161,11 @@ struct conv_piece {
   index ldc = 0;
   index a = 0;  ///< of the first output's first tap
   index c = 0;
-  index taps = 0;    ///< of all axes
-  index taps_w = 0;  ///< of the last one
-  index tap_a = 0;   ///< from one of those to the next in what is read
-  index tap_b = 1;   ///< and in the weights, in taps
+  index taps = 0;                       ///< of all axes
+  index taps_w = 0;                     ///< of the last one
+  index tap_a = 0;                      ///< from one of those to the next in what is read
+  index tap_b = 1;                      ///< and in the weights, in taps
+  row_range rows[max_row_ranges] = {};  ///< of each tap of the width, where not all outputs see it
 };
 
 /// How the channels of a tensor lie: those of a pixel adjacent (NHWC), or in blocks, an image of each (NCHWc).
@@ -254,7 +263,101 @@ struct conv_geometry {
     }
   }
 
+  /// Calls each(runs, rows) for each box of lines; false as for_lines.
+  template <class Each>
+  constexpr bool for_line_boxes(index most, Each&& each) const {
+    bool fits = true;
+    for_runs(0, [&](const conv_run& d) {
+      for_runs(1, [&](const conv_run& h) {
+        if (!fits) return;
+        fits = for_lines(most, [&](const conv_line& line) {
+          const conv_run box[3] = {d, h, line.run};
+          each(box, line.rows);
+        });
+      });
+    });
+    return fits;
+  }
+  /// Calls each(piece) for the lines of such a box.
+  template <class Each>
+  constexpr void for_lines_of(const conv_run (&box)[3], const row_range (&rows)[max_row_ranges], Each&& each) const {
+    for (index z = 0; z < box[0].count; ++z) {
+      for (index y = 0; y < box[1].count; ++y) {
+        const index place[3] = {z, y, 0};
+        conv_piece p = piece_at(box, place, 2, box[2].count);
+        std::copy(std::begin(rows), std::end(rows), p.rows);
+        each(p);
+      }
+    }
+  }
+
+  /// Calls each(line) for the runs of the width, those with the same steps that follow each other as lines of at most
+  /// `most` outputs; false where a line has more taps than can be told apart.
+  template <class Each>
+  constexpr bool for_lines(index most, Each&& each) const {
+    conv_run all;  // of the runs so far, with the taps that any output sees
+    bool fits = true;
+    const auto end = [&] {
+      const index lines = (all.count + most - 1) / most;
+      for (index i = 0; i < lines && fits; ++i) {
+        const index first = all.count * i / lines;
+        fits = cut_line(all, first, all.count * (i + 1) / lines - first, each);
+      }
+    };
+    bool begun = false;
+    for_runs(2, [&](const conv_run& r) {
+      const bool follows = begun && r.taps > 0 && all.taps > 0 && r.out_step == all.out_step &&
+                           r.first == all.first + all.count * all.out_step && r.tap_step == all.tap_step &&
+                           r.in_tap_step == all.in_tap_step;
+      if (!follows) {
+        if (begun) end();
+        all = r, begun = true;
+        return;
+      }
+      // Of the first output, and of its first tap.
+      const index before = std::max<index>(0, (all.tap - r.tap) / all.tap_step);
+      const index behind = std::max<index>(0, (r.tap - all.tap) / all.tap_step + r.taps - all.taps);
+      all.tap -= before * all.tap_step;
+      all.in -= before * all.in_tap_step;
+      all.taps += before + behind;
+      all.count += r.count;
+    });
+    if (begun) end();
+    return fits;
+  }
+
  private:
+  /// Calls each(line) for `count` outputs of `all` from `first` on; false where it sees more taps than there are
+  /// ranges.
+  template <class Each>
+  constexpr bool cut_line(const conv_run& all, index first, index count, Each&& each) const {
+    conv_line line;
+    line.run = all;
+    line.run.first += first * all.out_step;
+    line.run.count = count;
+    line.run.in += first * all.in_step;
+    line.run.taps = 0;
+    bool ended = false;
+    for (index n = 0; n < all.taps; ++n) {
+      const index in = all.in + first * all.in_step + n * all.in_tap_step;  // of the line's first output
+      const index lowest = std::clamp<index>(in < 0 ? (-in + all.in_step - 1) / all.in_step : 0, 0, count);
+      const index end = std::clamp<index>(in < size_in(2) ? (size_in(2) - 1 - in) / all.in_step + 1 : 0, lowest, count);
+      if (lowest == end) {
+        ended = line.run.taps > 0;
+        if (!ended) line.run.tap += all.tap_step, line.run.in += all.in_tap_step;
+        continue;
+      }
+      if (ended || line.run.taps == max_row_ranges) return false;
+      line.rows[line.run.taps++] = {static_cast<std::uint8_t>(lowest), static_cast<std::uint8_t>(end)};
+    }
+    const row_range whole = {0, static_cast<std::uint8_t>(count)};
+    if (std::all_of(line.rows, line.rows + line.run.taps, [&](const row_range& r) { return r == whole; })) {
+      for (row_range& r : line.rows) r = {};
+    }
+    each(line);
+    return true;
+  }
+
   /// `place` counts outputs of the runs; with rows as one it can lie beyond the end of its row.
   constexpr conv_piece piece_at(const conv_run (&box)[3], const index (&place)[3], int along, index m) const noexcept {
     conv_piece p;

@@ -88,8 +88,15 @@ class conv_pass {
     p.panel_ = p.chunk_begin(d.in / p.chunk_) + p.taps() * p.padded(d.in % p.chunk_) * p.width_;
     if (auto r = p.plan_rows(); !r) return r.error();
     p.plan_steps();
+    p.lines_ = p.has_lines();
     if (auto r = p.plan_pieces(); !r) return r.error();
-    if (auto r = p.plan_kernels(how); !r) return r.error();
+    auto r = p.plan_kernels(how);
+    if (!r && p.lines_ && r.error().code() == errc::unsupported) {  // this backend sums all rows of every entry
+      p.lines_ = false;
+      if (auto again = p.plan_pieces(); !again) return again.error();
+      r = p.plan_kernels(how);
+    }
+    if (!r) return r.error();
     return p;
   }
 
@@ -194,8 +201,11 @@ class conv_pass {
   static constexpr int most_steps = 32;
   static constexpr index most_joined = 64;  ///< channels of a row of taps, where instructions take those of two taps
   static constexpr index band_bytes = 512 << 10;
-  static constexpr index cached_bytes = 12 << 20;   ///< of x and y in the caches from one panel to the next
-  static constexpr index weights_in_l1 = 32 << 10;  ///< bytes of a panel: pieces then go in the order of memory
+  static constexpr index cached_bytes = 12 << 20;  ///< of x and y in the caches from one panel to the next
+  static constexpr index most_of_line = 14;        ///< outputs: one block of a kernel's rows, of two vectors of columns
+  static constexpr index short_line = 10;          ///< of up to four
+  static constexpr index weights_read_twice = 6 << 20;  ///< bytes; more of them come from too far
+  static constexpr index weights_in_l1 = 32 << 10;      ///< bytes of a panel: pieces then go in the order of memory
 
   conv_pass() = default;
 
@@ -221,6 +231,17 @@ class conv_pass {
   bool joins_taps() const noexcept {
     return !d_.depthwise && d_.in <= chunk_ && (d_.in == padded(d_.in) || axis(2).kernel * d_.in <= most_joined) &&
            d_.in == d_.geometry.in.pixel() && !d_.geometry.backward && axis(2).dilation == 1;
+  }
+  /// Whether pieces are lines: of images so narrow that edges are much of them. A tap of a chunk is then an entry. The
+  /// sums of weights for a zero point are those of boxes, whose outputs see the same taps.
+  bool has_lines() const noexcept {
+    const index width = d_.geometry.size_out(2);
+    const index bytes = d_.groups * panels() * panel_ * size_of(d_.data);
+    const index rest = d_.in % chunk_;
+    return schedule_.rows == 0 && !d_.depthwise && !is_8bit() && !joins_taps() && axis(2).kernel > 1 &&
+           width <= (bytes <= weights_read_twice ? most_of_line : short_line) &&
+           entry_channels(std::min(chunk_, d_.in)) == std::min(chunk_, d_.in) &&
+           (rest == 0 || entry_channels(rest) == rest);
   }
   const tap_row* row_of(const conv_run& run) const noexcept {
     const auto sees = [&](const tap_row& r) { return r.taps == run.taps && (run.taps == 0 || r.tap == run.tap); };
@@ -319,6 +340,7 @@ class conv_pass {
   index panel_ = 0;   ///< elements of a panel
   index chunk_ = 64;  ///< channels
   index boxes_ = 0;
+  bool lines_ = false;  ///< pieces are lines, whose outputs need not see the same taps
   int steps_ = 0;
   step step_[most_steps];
   index pieces_ = 0;
@@ -431,10 +453,24 @@ inline result<void> conv_pass::plan_pieces() noexcept {
   const index chunks = (d_.in + chunk_ - 1) / chunk_;
   const index entries = step_[steps_ - 1].first + step_[steps_ - 1].entries;
   index pairs = 0;
-  g.for_boxes([&](const conv_run(&box)[3]) {
-    pairs += entries * box[0].taps * box[1].taps * box[2].taps;
-    g.for_pieces(box, most_rows, [&](const conv_piece&) { ++pieces_; });
-  });
+  pieces_ = boxes_ = 0;
+  using box_of = const conv_run(&)[3];
+  using rows_of = const row_range(&)[max_row_ranges];
+  const auto count = [&](box_of box) { pairs += entries * box[0].taps * box[1].taps * box[2].taps; };
+  const auto count_piece = [&](const conv_piece&) { ++pieces_; };
+  if (lines_) {
+    lines_ = g.for_line_boxes(most_of_line, [&](box_of box, rows_of rows) {
+      count(box);
+      g.for_lines_of(box, rows, count_piece);
+    });
+    if (!lines_) pieces_ = pairs = 0;
+  }
+  if (!lines_) {
+    g.for_boxes([&](box_of box) {
+      count(box);
+      g.for_pieces(box, most_rows, count_piece);
+    });
+  }
   piece_.reset(new (std::nothrow) planned_piece[static_cast<std::size_t>(pieces_)]);
   pairs_.reset(new (std::nothrow) offset_pair[static_cast<std::size_t>(pairs + 1)]);
   if (!piece_ || !pairs_) {
@@ -442,18 +478,27 @@ inline result<void> conv_pass::plan_pieces() noexcept {
   }
   index piece = 0;
   offset_pair* to = pairs_.get();
-  g.for_boxes([&](const conv_run(&box)[3]) {
-    const index first = to - pairs_.get();
-    const index of_box = piece;
-    g.for_pieces(box, most_rows, [&](const conv_piece& p) {
-      planned_piece& planned = piece_.get()[piece++] = {p, taps_of(p), 0, first, boxes_};
-      // The lowest row of A is then that of the last tap.
-      if (d_.depthwise && p.taps > 0 && joins_taps(p) && p.tap_a < 0) planned.place.a += (p.taps_w - 1) * p.tap_a;
-    });
-    const bool joined = piece > of_box && joins_taps(piece_.get()[of_box].place);
+  const auto add = [&](const conv_piece& p) {
+    planned_piece& planned = piece_.get()[piece++] = {p, taps_of(p), 0, to - pairs_.get(), boxes_};
+    // The lowest row of A is then that of the last tap.
+    if (d_.depthwise && p.taps > 0 && joins_taps(p) && p.tap_a < 0) planned.place.a += (p.taps_w - 1) * p.tap_a;
+  };
+  const auto list = [&](box_of box, bool joined) {
     for (index chunk = 0; chunk < chunks; ++chunk) to = list_taps(box, joined, chunk, to);
     ++boxes_;
-  });
+  };
+  if (lines_) {
+    g.for_line_boxes(most_of_line, [&](box_of box, rows_of rows) {
+      g.for_lines_of(box, rows, add);
+      list(box, false);
+    });
+  } else {
+    g.for_boxes([&](box_of box) {
+      const index first = piece;
+      g.for_pieces(box, most_rows, add);
+      list(box, piece > first && joins_taps(piece_.get()[first].place));
+    });
+  }
   // Else all outputs of a box, then those of the next one, whose weights change with it.
   if (panel_ * size_of(d_.data) <= weights_in_l1) {
     std::sort(piece_.get(), piece_.get() + pieces_,
@@ -481,6 +526,7 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
   if (is_8bit()) k.zero_a = zero_point::at_call;
   if (k_group() > 1) k.layout_b = layout::interleaved;
   k.beta = s.first == 0 ? beta_kind::zero : beta_kind::one;
+  std::copy(std::begin(p.rows), std::end(p.rows), k.rows);
   if (!s.last) return k;
   d_.append_steps(k, p.ldc);
   return k;
@@ -490,7 +536,7 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
 inline result<void> conv_pass::plan_kernels(const options& how) noexcept {
   const auto same = [](const conv_piece& x, const conv_piece& y) {
     return x.m == y.m && x.lda == y.lda && x.ldc == y.ldc && x.taps_w == y.taps_w && x.tap_a == y.tap_a &&
-           x.tap_b == y.tap_b;
+           x.tap_b == y.tap_b && std::equal(std::begin(x.rows), std::end(x.rows), y.rows);
   };
   planned_piece* const piece = piece_.get();
   const std::unique_ptr<index[]> of_kinds(new (std::nothrow) index[static_cast<std::size_t>(pieces_)]);
