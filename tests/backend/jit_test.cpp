@@ -117,14 +117,15 @@ TEST(Jit, CodeBeginsAndEndsAsTheUnwindTablesSay) {
   bytes.a = type::u8, bytes.b = type::s8, bytes.c = type::s32;
   bytes.lda = bytes.ldb = bytes.ldc = at_call;
   bytes.zero_b = zero_point::at_call;
+  const bool adds_bytes = cpu().has(feature::avx_vnni);  // else by instructions that take constants
   desc activated = most;
   append(activated, op::gelu_erf());
   const struct {
     desc d;
     bool ends_there;  ///< no constants and no functions behind the body
     int exits;        ///< at least
-  } cases[] = {{none, true, 1},     {one, true, 1},   {most, true, 1},  {rows, true, 3},
-               {streamed, true, 1}, {tail, false, 1}, {bytes, true, 1}, {activated, false, 1}};
+  } cases[] = {{none, true, 1},     {one, true, 1},   {most, true, 1},        {rows, true, 3},
+               {streamed, true, 1}, {tail, false, 1}, {bytes, adds_bytes, 1}, {activated, false, 1}};
   for (const backend::entry* e : generating()) {
     std::set<std::size_t> lengths;
     for (const auto& c : cases) {
@@ -191,6 +192,15 @@ TEST(Jit, StreamingAndPrefetchesAreInTheCode) {
       EXPECT_EQ(vmovntps && contains(*code, {0x0f, 0xae, 0xf8}), streaming) << e->name;  // and sfence
       EXPECT_EQ(code->text().find("past the caches") != std::string_view::npos, streaming);
     }
+    desc next = f32_desc(13, 64, 64);
+    next.prefetch = 4;
+    const auto fetches = make_kernel(next, {.backend = e->name});
+    ASSERT_TRUE(fetches);
+    const auto code = dump(*fetches);
+    ASSERT_TRUE(code);
+    // prefetcht1 [rdx + rbx] or with a displacement
+    EXPECT_TRUE(contains(*code, {0x0f, 0x18, 0x14, 0x1a}) || contains(*code, {0x0f, 0x18, 0x54, 0x1a})) << e->name;
+    EXPECT_NE(code->text().find("prefetched"), std::string_view::npos);
     for (const brgemm::index n : {8, 24, 40}) {  // rows share the last vector
       const auto made = make_kernel(f32_desc(4, n, 512), {.backend = e->name});
       ASSERT_TRUE(made);

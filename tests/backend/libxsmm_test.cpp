@@ -150,6 +150,10 @@ TEST_F(libxsmm_backend, names_the_field_that_it_cannot_do) {
       {"sums", with(f32, [](desc& d) { d.sums = order::chain; })},
       {"chains", with(f32, [](desc& d) { d.chains = 2; })},
       {"m_extent", with(f32, [](desc& d) { d.m_extent = extent_kind::at_call; })},
+      {"rows", with(f32,
+                    [](desc& d) {
+                      d.rows[0] = {0, 3};
+                    })},
       {"write_c", with(f32, [](desc& d) { d.write_c = write_kind::streaming, d.ldc = 16; })},
       {"lda", with(f32, [](desc& d) { d.lda = at_call; })},
       {"ldb", with(f32, [](desc& d) { d.ldb = at_call; })},

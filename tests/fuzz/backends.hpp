@@ -9,7 +9,7 @@
 
 namespace brgemm_test {
 
-inline constexpr index fuzz_entries = 3;
+inline constexpr index fuzz_entries = 3;  // two for each range of rows, if there are any
 
 inline const char* draw_features(entropy& e) {
   return e.pick({"", "", "-bf16", "-vnni", "-bf16,-vnni", "-avx512", "-avx512,-vnni", "-avx512,-f16c", "-avx2"});
@@ -41,7 +41,7 @@ inline desc damage(entropy& e, desc d) {
 /// What is wrong, empty where nothing is. `compared` counts results that were compared.
 class backend_fuzzer {
  public:
-  backend_fuzzer() : memory_(fuzz_entries, 200 * 200 * 8), emulates_tiles_(show_tiles()) {}
+  backend_fuzzer() : memory_(2 * brgemm::max_row_ranges, 200 * 200 * 8), emulates_tiles_(show_tiles()) {}
 
   std::string run(entropy e) {
     hide_features(draw_features(e));
@@ -67,9 +67,10 @@ class backend_fuzzer {
   }
 
   std::string run_valid(entropy& e, const drawn_desc& drawn) {
-    const problem p = draw_problem(e, drawn, fuzz_entries);
-    const index ranges = std::max(row_ranges(p.d), 1);
-    const index batch = e.between(0, fuzz_entries / ranges) * ranges;
+    const index ranges = row_ranges(drawn.d);
+    const index entries = ranges > 0 ? 2 * ranges : fuzz_entries;
+    const problem p = draw_problem(e, drawn, entries);
+    const index batch = ranges > 0 ? e.between(0, 2) * ranges : e.between(0, entries);
     const guard side = e.pick({guard::before, guard::after});
     const auto x = place(p, batch, side, memory_);
     if (const auto r = validate(p.d); !r) return text_of(p, batch, side) + ": " + std::string(r.error().message());

@@ -271,9 +271,9 @@ TEST(CheckedCall, EveryView) {
     EXPECT_EQ(before, std::vector<char>(reinterpret_cast<char*>(&t), reinterpret_cast<char*>(&t + 1)));
     seen.insert(c.field);
   }
-  auto names = NAMES_OF(call_options{}, alpha, beta, zero_a, zero_b, column_sums, operands, operand_ld);
+  auto names = NAMES_OF(call_options{}, alpha, beta, prefetch, zero_a, zero_b, column_sums, operands, operand_ld);
   for (const char* view : {"a", "b", "c"}) names.emplace_back(view);
-  expect_a_case_for_each(names, seen, {"alpha", "beta", "zero_a", "zero_b"});
+  expect_a_case_for_each(names, seen, {"alpha", "beta", "prefetch", "zero_a", "zero_b"});
 }
 
 }  // namespace

@@ -491,6 +491,7 @@ TEST(Name, EveryFieldShows) {
   EXPECT_TRUE(differs([](desc& d) { d.zero_b = zero_point::at_call; }));
   EXPECT_TRUE(differs([](desc& d) { d.where = place::gpu; }));
   EXPECT_TRUE(differs([](desc& d) { d.write_c = write_kind::streaming; }));
+  EXPECT_TRUE(differs([](desc& d) { d.prefetch = 1; }));
   EXPECT_TRUE(differs([](desc& d) { d.epilogue_size = 1; }));
   EXPECT_TRUE(differs([](desc& d) { d.epilogue[0].upper = 2; }));
   EXPECT_TRUE(differs([](desc& d) { d.epilogue[0].lower = -1; }));

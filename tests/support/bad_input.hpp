@@ -29,7 +29,7 @@ Enum unknown(int value) {
 }
 inline std::vector<std::string> fields_of(const desc& d) {
   return NAMES_OF(d, m, n, k, lda, ldb, ldc, stride_a, stride_b, a, b, c, batch, layout_a, layout_b, beta, alpha, sums,
-                  chains, m_extent, zero_a, zero_b, where, write_c, epilogue_size, rows, epilogue);
+                  chains, m_extent, zero_a, zero_b, where, write_c, epilogue_size, prefetch, rows, epilogue);
 }
 
 inline std::vector<std::string> fields_of(const epilogue_op& o) {
@@ -37,8 +37,8 @@ inline std::vector<std::string> fields_of(const epilogue_op& o) {
 }
 
 inline std::vector<std::string> fields_of(const arguments& x) {
-  return NAMES_OF(x, a, b, c, pairs, batch, m, lda, ldb, ldc, alpha, beta, zero_a, zero_b, column_sums, operand,
-                  operand_ld);
+  return NAMES_OF(x, a, b, c, pairs, batch, m, lda, ldb, ldc, alpha, beta, prefetch, zero_a, zero_b, column_sums,
+                  operand, operand_ld);
 }
 
 // ---- desc ----
@@ -158,9 +158,10 @@ inline const std::vector<desc_case>& desc_cases() {
        invalid,
        valid_f32,
        [](desc& d) {
-         d.rows[7] = {0, 1};
+         d.rows[6] = {0, 1};
        },
-       {"rows[7] is 0..1"}},
+       {"rows[6] is 0..1"}},
+      {"prefetch", invalid, valid_f32, [](desc& d) { d.prefetch = 65; }, {"prefetch is 65"}},
       {"where", invalid, valid_f32, [](desc& d) { d.where = unknown<place>(2); }, {"where is 2"}},
       {"where", unsupported, valid_f32, [](desc& d) { d.where = place::gpu; }, {"gpu"}},
       {"write_c", invalid, valid_f32, [](desc& d) { d.write_c = unknown<write_kind>(2); }, {"write_c is 2"}},
@@ -382,6 +383,7 @@ inline const std::vector<argument_case>& argument_cases() {
       {"ldc", run_time, S, [](call& t) { t.x.ldc = 5; }, {"ldc is 5", "6"}},
       {"alpha", run_time, S, [](call& t) { t.x.alpha = static_cast<double>(nan); }, {}, true},
       {"beta", run_time, S, [](call& t) { t.x.beta = -1e300; }, {}, true},
+      {"prefetch", valid_f32, S, [](call& t) { t.x.prefetch = huge; }, {}, true},
       {"zero_a", with_zero_points, S, [](call& t) { t.x.zero_a = std::numeric_limits<int>::min(); }, {}, true},
       {"zero_b", with_zero_points, S, [](call& t) { t.x.zero_b = std::numeric_limits<int>::max(); }, {}, true},
       {"column_sums", with_zero_points, S, [](call& t) { t.x.column_sums = nullptr; }, {"null"}},

@@ -159,6 +159,7 @@ struct problem {
   operand operands[brgemm::max_epilogue];
   double alpha = 1, beta = 1;
   std::int32_t zero_a = 0, zero_b = 0;
+  index prefetch = 0;
   index lda = 0, ldb = 0, ldc = 0;
 };
 
@@ -242,6 +243,7 @@ inline problem draw_problem(entropy& e, const drawn_desc& drawn, index entries) 
   poison_unread_c(p);
   p.zero_a = static_cast<std::int32_t>(e.between(-128, 255));
   p.zero_b = static_cast<std::int32_t>(e.between(-128, 255));
+  if (p.d.prefetch != 0) p.prefetch = e.between(-(index{1} << 40), index{1} << 40);
   return p;
 }
 
@@ -346,6 +348,7 @@ inline brgemm::arguments place(const problem& p, index batch, guard side, const 
   x.m = p.m, x.lda = p.lda, x.ldb = p.ldb, x.ldc = p.ldc;
   x.alpha = p.alpha, x.beta = p.beta;
   x.zero_a = p.zero_a, x.zero_b = p.zero_b;
+  x.prefetch = p.prefetch;
   if (p.d.zero_a == brgemm::zero_point::at_call) {
     const auto sums = column_sums_of(p, batch);
     x.column_sums = reinterpret_cast<const std::int32_t*>(

@@ -162,14 +162,16 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
   }
   if (b.group != 0) p.add("C rests in memory between groups of %lld entries. ", static_cast<long long>(b.group));
   if (b.prefetch) p.add("B is prefetched if it exceeds L1. ");
+  if (d.prefetch != 0) p.add("What the call names is prefetched, a line for each %d of B. ", int{d.prefetch});
   if (row_ranges(d) != 0) p.add("Entries add to %d ranges of rows in turn. ", row_ranges(d));
   if (b.tile) p.add("Even and odd elements of each %d k are summed apart. ", 2 * steps_of_chunk);
   if (d.write_c == write_kind::streaming) p.add("Whole vectors of C are written past the caches. ");
   const step_cost cost = cost_of_step(d, unit, b, rows.size, columns, reads_by_four(d, unit, b, rows.size, columns));
-  p.add("A step of the first block needs %.1f cycles for products, %.1f for loads, %.1f for latency. ", cost.products,
-        cost.loads / cost.loads_a_cycle, cost.latency);
-  p.add("One call with a batch of 16, operands in L1: bound %.0f cycles, predicted %.0f cycles. ", 16 * b.bound,
-        16 * b.cycles + b.block_cycles);
+  const char* const of_all = row_ranges(d) != 0 ? " if it had all rows" : "";
+  p.add("A step of the first block needs %.1f cycles for products, %.1f for loads, %.1f for latency%s. ", cost.products,
+        cost.loads / cost.loads_a_cycle, cost.latency, of_all);
+  p.add("One call with a batch of 16, operands in L1: bound %.0f cycles, predicted %.0f cycles%s. ", 16 * b.bound,
+        16 * b.cycles + b.block_cycles, of_all);
   p.add("At most %zu bytes of stack.", max_stack_bytes);
   return p.length();
 }

@@ -6,7 +6,7 @@
 // rsi  entries left                      r9   lda, or C of the block (see c_)      r13  A + 10 rows, or as r10
 // rax  A of the step                     r10  3 lda, or B of the next entry        r14  C of the block
 // rdx  B of the step                     r11  ldb, or a_offset                     r15  ldc
-// rcx  loops of steps left               rbx  3 ldb
+// rcx  loops of steps left               rbx  3 ldb, or from B to what is prefetched
 // clang-format on
 // Leading dimensions are in bytes, and stand in a register only where they are no constants. Between the sums of two
 // blocks rax, rcx, rdx, rsi, r8, r12 and r13 are free. Accumulators fill the vector registers from the last downwards;
@@ -111,6 +111,7 @@ class jit_block : public jit_assembler {
     if (lda_in_register_ && a_rows_) lea(r10, ptr[r9 + r9 * 2]);
     if (ldb_in_register_) leading_dimension(r11, d_.ldb, argument(&arguments::ldb), vector_b_ / b_.lanes);
     if (ldb_in_register_ && rows_of_step_ == 4) lea(rbx, ptr[r11 + r11 * 2]);
+    if (prefetches()) mov(rbx, argument(&arguments::prefetch));
     if (ldc_in_register_) leading_dimension(r15, d_.ldc, argument(&arguments::ldc), size_c_);
   }
   void leave() {
@@ -126,12 +127,14 @@ class jit_block : public jit_assembler {
   void for_saved(Each each) {
     const bool row_sums = d_.zero_b != zero_point::none;
     const bool far_rows = lda_in_register_ && a_rows_;
-    if (ldb_in_register_ && rows_of_step_ == 4) each(rbx);
+    if (prefetches() || (ldb_in_register_ && rows_of_step_ == 4)) each(rbx);
     if (row_sums || (far_rows && most_rows_ > 5)) each(r12);
     if (row_sums || (far_rows && (most_rows_ > 10 || d_.batch == batch_kind::strides))) each(r13);
     if (lda_in_register_ || (transposed_b_ && ldb_in_register_)) each(r14);
     if (ldc_in_register_) each(r15);
   }
+  /// desc::prefetch, where a register is free for it.
+  bool prefetches() const { return d_.prefetch != 0 && !ldb_in_register_; }
   void leading_dimension(const Reg64& r, index ld, const Address& at_the_call, index bytes) {
     if (ld != at_call) return mov(r, static_cast<std::uint64_t>(ld) * static_cast<std::uint64_t>(bytes));
     mov(r, at_the_call);

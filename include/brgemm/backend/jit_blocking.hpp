@@ -480,6 +480,8 @@ inline int choose_unroll(const desc& d, const blocking& b) {
     return std::max<int>(b.chains, static_cast<int>(b.steps + b.chains - 1) / b.chains * b.chains);
   int unroll = b.chains;
   while (unroll * products < 8) unroll *= 2;
+  const int lines = b.columns[0].size;  // of a step; the loop's body prefetches one of `prefetch`
+  while (unroll < 4 && unroll * lines < d.prefetch) unroll *= 2;
   return unroll;
 }
 

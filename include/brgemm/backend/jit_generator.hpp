@@ -316,7 +316,7 @@ class jit_generator : public jit_steps {
         entry(k);
       }
       sub(rsi, static_cast<std::uint32_t>(std::max(ranges, 1)));
-      jnz(static_cast<const void*>(top));
+      jg(static_cast<const void*>(top));
       if (loops == 1) break;
       done = jump_always();
       land(to_second);

@@ -113,11 +113,11 @@ class jit_steps : public jit_operands {
       for (int r = first_row(k); r < end_row(k); ++r) load_a(k, r * b_.a_registers, r, s, valid);
       for (int j = 0; j < k.columns; ++j) {
         if (b_.embed && whole && k.rows == 1) {
-          prefetch_b(j, s);
+          prefetch_b(k.columns, j, s);
           product_in_memory(accumulator(k, 0, j, chain), 0, ptr[b_at(j, s)], masked(k, j));
           continue;
         }
-        prefetch_b(j, s);
+        prefetch_b(k.columns, j, s);
         load_b(k, passing, passing + b_.b_registers, j, s, valid);
         sum_column(k, j, passing);
         for (int r = first_row(k); r < end_row(k); ++r) {
@@ -127,7 +127,7 @@ class jit_steps : public jit_operands {
     } else {
       const int passing = k.columns * b_.b_registers;
       for (int j = 0; j < k.columns; ++j) {
-        prefetch_b(j, s);
+        prefetch_b(k.columns, j, s);
         load_b(k, j * b_.b_registers, passing, j, s, valid);
         sum_column(k, j, j * b_.b_registers);
       }
@@ -155,8 +155,10 @@ class jit_steps : public jit_operands {
     }
   }
 
-  void prefetch_b(int j, int s) {
+  void prefetch_b(int columns, int j, int s) {
     if (b_.prefetch) prefetcht0(ptr[b_at(j, s) + prefetch_ahead]);
+    const index byte = (s * columns + j) * vector_b_;  // of those that the loop's body reads
+    if (prefetches() && byte % 64 == 0 && byte / 64 % d_.prefetch == 0) prefetcht1(ptr[b_at(j, s) + rbx]);
   }
 
   /// Moves what a constant displacement cannot.
@@ -312,7 +314,7 @@ class jit_steps : public jit_operands {
   void packed_step(const block& k, int s, int valid) {
     const int whole_columns = k.columns - 1;
     const int a = k.columns;
-    for (int j = 0; j < k.columns; ++j) prefetch_b(j, s);
+    for (int j = 0; j < k.columns; ++j) prefetch_b(k.columns, j, s);
     for (int j = 0; j < whole_columns; ++j) load_b(k, j, a, j, s, valid);
     load_packed_b(whole_columns, b_at(whole_columns, s), valid);
     for (int first = 0; first < k.rows; first += pack(k)) {
@@ -333,7 +335,7 @@ class jit_steps : public jit_operands {
     const int a = 4;
     const int lane = 5;
     for (int s = 0; s < 4; ++s) {
-      prefetch_b(0, s);
+      prefetch_b(k.columns, 0, s);
       load_packed_b(s, b_at(0, s), static_cast<int>(group_));
       if (ldb_in_register_) add(rdx, r11);
     }

@@ -32,6 +32,7 @@ struct arguments {
   index ldc = 0;
   double alpha = 1;         ///< rounded to the accumulator's type, that of 8-bit products to f32
   double beta = 1;          ///< likewise
+  index prefetch = 0;       ///< bytes from B to what is prefetched, of any sign, where desc.prefetch is not 0
   std::int32_t zero_a = 0;  ///< where desc.zero_a is at_call
   std::int32_t zero_b = 0;
   const std::int32_t* column_sums = nullptr;  ///< (n): sum over all entries and k of B, where desc.zero_a is at_call

@@ -137,7 +137,7 @@ struct row_range {
   std::uint8_t end = 0;
   friend constexpr bool operator==(const row_range&, const row_range&) = default;
 };
-inline constexpr int max_row_ranges = 8;
+inline constexpr int max_row_ranges = 7;
 
 /// Everything that a kernel is made from. Compare with ==. Leave unused entries of `epilogue` default.
 struct desc {
@@ -166,6 +166,9 @@ struct desc {
   place where = place::cpu;
   write_kind write_c = write_kind::cached;
   std::uint8_t epilogue_size = 0;  ///< entries of `epilogue` in use
+  /// 1..64: while B is read, of each so many of its lines one is prefetched into L2, arguments.prefetch bytes beyond;
+  /// 0: none. A hint, without a bit that depends on it: no memory need be there, and a backend may leave it out.
+  std::uint16_t prefetch = 0;
   /// Rows of C that entries add to, and of A that are read: entry i those of rows[i % the number of them], which end
   /// before the first that is empty. None: all rows. The batch of a call counts a multiple of their number. A plain, m
   /// fixed, one chain, no zero points.

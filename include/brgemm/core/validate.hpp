@@ -2,6 +2,8 @@
 // numbers. Nothing here reads or writes an element of a matrix.
 #pragma once
 
+#include <algorithm>
+
 #include "arguments.hpp"
 #include "result.hpp"
 
@@ -226,6 +228,10 @@ inline result<void> check_shape(const desc& d) noexcept {
   }
   if (auto r = check_depthwise(d); !r) return r;
   if (auto r = check_row_ranges(d); !r) return r;
+  if (d.prefetch > 64) {
+    return error(errc::invalid_argument, "prefetch", "prefetch is %d, one line of so many; it must be in 0..64",
+                 int{d.prefetch});
+  }
   if (auto r = check_storage("A", "lda", storage_of_a(d, d.m), d.lda, size_of(d.a)); !r) return r;
   if (auto r = check_storage("B", "ldb", storage_of_b(d), d.ldb, size_of(d.b)); !r) return r;
   if (auto r = check_storage("C", "ldc", {d.m, d.n, 1}, d.ldc, size_of(d.c)); !r) return r;
@@ -553,14 +559,21 @@ inline result<void> check_entry(const desc& d, const arguments& x, const side& s
   }
   region r = region_of(base, s.stored, s.ld, s.element_bytes);
   r.address += entry_offset(d, x, s, i);
+  if (const int ranges = s.of_a ? row_ranges(d) : 0; ranges > 0) {  // the others are not read
+    const row_range& rows = d.rows[i % ranges];
+    r.address += rows.first * r.pitch;
+    r.rows = rows.end - rows.first;
+  }
   return check_region(w, r, s.field, s.of_a ? "A of entry" : "B of entry", i);
 }
 
-/// Entries of constant stride: the first and the last (so all lie in the address space), and those near enough to
-/// something written to overlap it.
+/// Entries of constant stride: the first and the last of each range of rows (so all lie in the address space), and
+/// those near enough to something written to overlap it.
 inline result<void> check_strided_entries(const desc& d, const arguments& x, const side& s, const written& w) noexcept {
-  if (auto r = check_entry(d, x, s, 0, w); !r) return r;
-  if (auto r = check_entry(d, x, s, x.batch - 1, w); !r) return r;
+  for (index i = 0; i < std::max(row_ranges(d), 1); ++i) {
+    if (auto r = check_entry(d, x, s, i, w); !r) return r;
+    if (auto r = check_entry(d, x, s, x.batch - 1 - i, w); !r) return r;
+  }
   const wide stride = entry_offset(d, x, s, 1);
   if (stride == 0) return {};
   const region first = region_of(s.base, s.stored, s.ld, s.element_bytes);

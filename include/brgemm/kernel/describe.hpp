@@ -1,7 +1,9 @@
 // From views to a desc, and from there to a kernel.
 #pragma once
 
+#include <algorithm>
 #include <initializer_list>
+#include <iterator>
 
 #include "kernel.hpp"
 
@@ -42,6 +44,8 @@ struct describe_options {
   write_kind write_c = write_kind::cached;
   zero_point zero_a = zero_point::none;
   zero_point zero_b = zero_point::none;
+  std::uint16_t prefetch = 0;
+  row_range rows[max_row_ranges] = {};
   epilogue_list epilogue = {};
 };
 
@@ -73,6 +77,8 @@ inline desc desc_of(const any_view& a, const any_view& b, const any_view& c, con
   d.write_c = o.write_c;
   d.zero_a = o.zero_a;
   d.zero_b = o.zero_b;
+  d.prefetch = o.prefetch;
+  std::copy(std::begin(o.rows), std::end(o.rows), d.rows);
   d.m = c.extent[1];
   d.n = c.extent[2];
   d.k = k_of(a, b, o);

@@ -129,8 +129,8 @@ inline void append_step(kernel_name& name, const epilogue_op& o) noexcept {
 
 /// `brgemm_f32_64x48x64_strd_b1_relu`: types (one where A, B and C agree, else all three), m x n x k (`upto` before an
 /// m that is given at the call), batch kind (addr, offs, strd), beta (b0, b1, bx for one at the call), then what is not
-/// usual: alpha, layouts, leading dimensions, strides, order of sums, chains, zero points, streaming, and the
-/// epilogue's steps.
+/// usual: alpha, layouts, leading dimensions, strides, order of sums, chains, zero points, streaming, prefetches,
+/// ranges of rows, and the epilogue's steps.
 inline kernel_name name_of(const desc& d) noexcept {
   constexpr const char* batches[] = {"addr", "offs", "strd"};
   constexpr const char* orders[] = {"machine", "chain", "pair", "tile", "foreign"};
@@ -153,6 +153,7 @@ inline kernel_name name_of(const desc& d) noexcept {
   if (d.zero_b == zero_point::at_call) name.append("_zb");
   if (d.where == place::gpu) name.append("_gpu");
   if (d.write_c == write_kind::streaming) name.append("_streaming");
+  if (d.prefetch != 0) name.append("_prefetch%d", int{d.prefetch});
   for (int i = 0; i < row_ranges(d); ++i) {
     name.append("%s%dto%d", i == 0 ? "_rows" : "_", int{d.rows[i].first}, int{d.rows[i].end});
   }

@@ -15,6 +15,7 @@ namespace brgemm::inline abi_0 {
 struct call_options {
   double alpha = 1;
   double beta = 1;
+  index prefetch = 0;
   std::int32_t zero_a = 0;
   std::int32_t zero_b = 0;
   const std::int32_t* column_sums = nullptr;  ///< (n)
@@ -114,6 +115,7 @@ inline result<arguments> arguments_of(const desc& d, const any_view& a, const an
   x.ldc = ld_of(c, sc);
   x.alpha = o.alpha;
   x.beta = o.beta;
+  x.prefetch = o.prefetch;
   x.zero_a = o.zero_a;
   x.zero_b = o.zero_b;
   x.column_sums = o.column_sums;
