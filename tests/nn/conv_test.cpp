@@ -256,6 +256,41 @@ TEST(Conv, MoreThanCachesKeep) {
   }
 }
 
+/// Channels and types of which y and dx are on lines.
+conv_desc draw_lines(std::mt19937& random) {
+  conv_desc d = draw_desc(random);
+  const auto channels = [&] { return d.groups * 32 * (1 + static_cast<index>(random() % 2)); };
+  if (is_depthwise(d)) {
+    d.groups = d.in = d.out = 32 * (1 + static_cast<index>(random() % 5));
+  } else {
+    d.in = channels(), d.out = channels();
+  }
+  if (random() % 2 == 0) d.data = d.y = type::bf16;
+  d.training = true;
+  return d;
+}
+
+// Layers of any size whose y and dx go past the caches because a schedule says so.
+TEST(Conv, PastTheCaches) {
+  expect_pairs();
+  std::mt19937 random(15);
+  const nn::conv_schedules past = {{.streaming = 1}, {.streaming = 1}}, never = {{.streaming = -1}, {.streaming = -1}};
+  int streamed = 0;
+  for (int i = 0; i < 150; ++i) {
+    const problem p = draw_data(random, draw_lines(random));
+    const conv_desc d = draw_blocks(random, p.d);
+    const problem b = in_blocks(p, d);
+    ASSERT_TRUE(conv::plan(d, {}, never));
+    const auto kernels = code_cache_stats().misses;
+    ASSERT_TRUE(conv::plan(d, {}, past));
+    streamed += code_cache_stats().misses > kernels;
+    run(b, b.y, b.dx, 1 + i % 3, "", past);
+    expect_bits(with_adjacent_channels(p, b));
+    if (testing::Test::HasFatalFailure()) return;
+  }
+  EXPECT_GT(streamed, cpu().has(feature::avx2) ? 40 : -1);
+}
+
 TEST(Conv, EveryBackendAndNumberOfThreads) {
   std::mt19937 random(3);
   for (int i = 0; i < 60; ++i) {

@@ -56,11 +56,11 @@ TEST(ConvTune, NoBitDependsOnASchedule) {
     const conv_desc d = draw(random);
     const auto right = written(d, {}, 1);
     auto all = brgemm::detail::candidates();
-    all.insert(all.end(), {{1, 0, 0}, {7, 1, 1}, {4096, 3, 2}});
+    all.insert(all.end(), {{1, 0, 0}, {7, 1, 1}, {4096, 3, 2}, {.streaming = 1}, {.prefetch = 1}});
     for (const conv_schedule& s : all) {
       const auto found = written(d, s, 1 + i % 3);
       ASSERT_EQ(std::memcmp(found.data(), right.data(), right.size() * 4), 0)
-          << i << ": " << s.rows << ' ' << s.weights << ' ' << s.band;
+          << i << ": " << s.rows << ' ' << s.weights << ' ' << s.band << ' ' << s.streaming << ' ' << s.prefetch;
     }
   }
 }
@@ -129,10 +129,10 @@ TEST(ConvTune, KeepsTheWinnerInAFile) {
   EXPECT_TRUE(nn::tune(alone, d, file.path)->measured);
   // What somebody wrote there is taken only where it is one that would have been tried.
   const std::string key = brgemm::detail::key_of(*conv::plan(d), 1, "forward");
-  ASSERT_TRUE(loops::keep_tuning(file.path, key, "28 0 0 3.5"));
+  ASSERT_TRUE(loops::keep_tuning(file.path, key, "28 0 0 0 3.5"));
   EXPECT_EQ(nn::tune(alone, d, file.path)->schedules.forward, (conv_schedule{28, 0, 0}));
   EXPECT_EQ(nn::tune(alone, d, file.path)->forward_speedup, 3.5);
-  for (const char* bad : {"-5 0 0 2", "nonsense", "29 0 0 2", ""}) {
+  for (const char* bad : {"-5 0 0 0 2", "nonsense", "29 0 0 0 2", "28 0 0 3.5", ""}) {
     ASSERT_TRUE(loops::keep_tuning(file.path, key, bad));
     EXPECT_TRUE(nn::tune(alone, d, file.path)->measured) << bad;
   }
@@ -144,8 +144,13 @@ TEST(ConvTune, WhatIsRefused) {
   const loops::serial alone;
   expect_error(nn::tune(alone, d, "/nowhere/at/all"), errc::invalid_argument, "file", {"/nowhere/at/all"});
   EXPECT_TRUE(nn::tune(alone, d, ""));
-  for (const conv_schedule& s :
-       {conv_schedule{-1, 0, 0}, {4097, 0, 0}, {0, -1, 0}, {0, (1 << 20) + 1, 0}, {0, 0, -2}}) {
+  for (const conv_schedule& s : {conv_schedule{-1, 0, 0},
+                                 {4097, 0, 0},
+                                 {0, -1, 0},
+                                 {0, (1 << 20) + 1, 0},
+                                 {0, 0, -2},
+                                 {.streaming = 2},
+                                 {.prefetch = 65}}) {
     expect_error(conv::plan(d, {}, {s, {}}), errc::invalid_argument, "by", {std::to_string(s.rows)});
     expect_error(conv::plan(d, {}, {{}, s}), errc::invalid_argument, "by", {std::to_string(s.band)});
   }

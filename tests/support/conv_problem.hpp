@@ -366,8 +366,9 @@ inline problem draw(std::mt19937& random, type data) {
   return draw_data(random, d);
 }
 
-inline void run(const problem& p, const tensor& y, const tensor& dx, int threads, std::string_view backend = "") {
-  const auto layer = conv::plan(p.d, {.backend = backend});
+inline void run(const problem& p, const tensor& y, const tensor& dx, int threads, std::string_view backend = "",
+                const nn::conv_schedules& by = {}) {
+  const auto layer = conv::plan(p.d, {.backend = backend}, by);
   ASSERT_TRUE(layer) << layer.error().message();
   auto pool = loops::thread_pool::make(threads);
   ASSERT_TRUE(pool);

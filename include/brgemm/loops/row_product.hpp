@@ -21,6 +21,16 @@ inline result<void> make_into(kernel& slot, const desc& d, const options& how) n
   return {};
 }
 
+/// Makes `slot` write C past the caches, as `cached` does into them; where the backend has no such stores, it is that
+/// one.
+inline result<void> make_streaming_into(kernel& slot, const kernel& cached, desc d, const options& how) noexcept {
+  d.write_c = write_kind::streaming;
+  auto made = make_into(slot, d, how);
+  if (made || made.error().code() != errc::unsupported) return made;
+  slot = cached;
+  return {};
+}
+
 /// One step of an epilogue, and where its operand's part for a block of C begins (bytes; 0 for what all blocks share).
 struct tiled_step {
   epilogue_op op;

@@ -265,12 +265,12 @@ struct conv_geometry {
 
   /// Calls each(runs, rows) for each box of lines; false as for_lines.
   template <class Each>
-  constexpr bool for_line_boxes(index most, Each&& each) const {
+  constexpr bool for_line_boxes(Each&& each) const {
     bool fits = true;
     for_runs(0, [&](const conv_run& d) {
       for_runs(1, [&](const conv_run& h) {
         if (!fits) return;
-        fits = for_lines(most, [&](const conv_line& line) {
+        fits = for_lines([&](const conv_line& line) {
           const conv_run box[3] = {d, h, line.run};
           each(box, line.rows);
         });
@@ -291,26 +291,19 @@ struct conv_geometry {
     }
   }
 
-  /// Calls each(line) for the runs of the width, those with the same steps that follow each other as lines of at most
-  /// `most` outputs; false where a line has more taps than can be told apart.
+  /// Calls each(line) for the runs of the width, those with the same steps that follow each other as one; false where a
+  /// line has more taps than can be told apart.
   template <class Each>
-  constexpr bool for_lines(index most, Each&& each) const {
+  constexpr bool for_lines(Each&& each) const {
     conv_run all;  // of the runs so far, with the taps that any output sees
     bool fits = true;
-    const auto end = [&] {
-      const index lines = (all.count + most - 1) / most;
-      for (index i = 0; i < lines && fits; ++i) {
-        const index first = all.count * i / lines;
-        fits = cut_line(all, first, all.count * (i + 1) / lines - first, each);
-      }
-    };
     bool begun = false;
     for_runs(2, [&](const conv_run& r) {
       const bool follows = begun && r.taps > 0 && all.taps > 0 && r.out_step == all.out_step &&
                            r.first == all.first + all.count * all.out_step && r.tap_step == all.tap_step &&
                            r.in_tap_step == all.in_tap_step;
       if (!follows) {
-        if (begun) end();
+        if (begun && fits) fits = give_line(all, each);
         all = r, begun = true;
         return;
       }
@@ -322,24 +315,20 @@ struct conv_geometry {
       all.taps += before + behind;
       all.count += r.count;
     });
-    if (begun) end();
-    return fits;
+    return fits && (!begun || give_line(all, each));
   }
 
  private:
-  /// Calls each(line) for `count` outputs of `all` from `first` on; false where it sees more taps than there are
-  /// ranges.
+  /// Calls each(line) for the outputs of `all`; false where they see more taps than there are ranges.
   template <class Each>
-  constexpr bool cut_line(const conv_run& all, index first, index count, Each&& each) const {
+  constexpr bool give_line(const conv_run& all, Each&& each) const {
     conv_line line;
     line.run = all;
-    line.run.first += first * all.out_step;
-    line.run.count = count;
-    line.run.in += first * all.in_step;
     line.run.taps = 0;
+    const index count = all.count;
     bool ended = false;
     for (index n = 0; n < all.taps; ++n) {
-      const index in = all.in + first * all.in_step + n * all.in_tap_step;  // of the line's first output
+      const index in = all.in + n * all.in_tap_step;  // of the line's first output
       const index lowest = std::clamp<index>(in < 0 ? (-in + all.in_step - 1) / all.in_step : 0, 0, count);
       const index end = std::clamp<index>(in < size_in(2) ? (size_in(2) - 1 - in) / all.in_step + 1 : 0, lowest, count);
       if (lowest == end) {

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 #include "../kernel/pack.hpp"
 #include "../loops/buffers.hpp"
@@ -18,6 +19,8 @@ struct conv_schedule {
   std::int32_t rows = 0;     ///< most outputs of a piece, which one kernel call sums
   std::int32_t weights = 0;  ///< KiB of weights that are summed in one go, between two of which C rests in memory
   std::int32_t band = 0;  ///< KiB of a band of x and y that all channels go over; -1: each panel of channels by itself
+  std::int32_t streaming = 0;  ///< 1: y goes past the caches if it can; -1: never; 0: if x and y are larger than them
+  std::int32_t prefetch = 0;   ///< 1..64: with so many lines of weights one of those to come is fetched; -1: none
   friend bool operator==(const conv_schedule&, const conv_schedule&) = default;
 };
 
@@ -143,28 +146,24 @@ class conv_pass {
   void operator()(loops::executor_ref threads, index images, const void* a, const void* b, void* c,
                   void* const (&operands)[max_epilogue], std::int32_t zero_a = 0) const noexcept {
     const tensors of_call{a, b, c, operands, zero_a, kernels_of(images, c)};
-    // Enough bands of an image that all threads have work of nearly equal size.
-    const index tasks = d_.groups * panels() * images;
-    const index even = (8 * threads.threads() + tasks - 1) / tasks;
     const index bytes = bytes_of_image();
     const bool shared = d_.geometry.in.pixel() > (d_.depthwise ? width_ : d_.in);
     const bool streams = panels() > 1 && images * bytes > cached_bytes;
-    if (schedule_.band < 0 || (schedule_.band == 0 && !shared && !streams)) {
-      const index bands = std::clamp<index>(even, 1, pieces_);
-      return loops::parallel_for(threads, {d_.groups, panels(), images, bands},
-                                 [&](index group, index panel, index image, index band) {
-                                   sum_band({group, panel, image, band, bands}, of_call);
-                                 });
+    if (schedule_.band > 0) {
+      return sum_by_bands(threads, images, bytes / (index{schedule_.band} << 10), of_call);
     }
-    // Several tasks read the same lines, or caches do not keep all images until the next panel reads them again: panels
-    // go together over a band that stays in L2, unless their weights, which each band reads, are more than the image.
-    const index chosen =
-        schedule_.band > 0 ? bytes / (index{schedule_.band} << 10) : std::min(bytes / band_bytes, bytes / sums_at());
-    const index bands = std::clamp<index>(std::max(even, chosen), 1, pieces_);
-    loops::parallel_for(threads, {images, bands, d_.groups, panels()},
-                        [&](index image, index band, index group, index panel) {
-                          sum_band({group, panel, image, band, bands}, of_call);
-                        });
+    // Each band reads all weights, each panel all of x: what is less.
+    const index weights = sums_at();
+    const bool less = weights < image_in() * size_of(d_.data) * panels();
+    if (schedule_.band == 0 && (shared || (streams && less))) {
+      return sum_by_bands(threads, images, std::min(bytes / band_bytes, bytes / weights), of_call);
+    }
+    // Images that caches keep from one panel to the next.
+    const index most = streams && schedule_.band == 0 ? std::max<index>(cached_bytes / bytes, 1) : images;
+    const index chunks = (images + most - 1) / most;
+    for (index i = 0; i < chunks; ++i) {
+      sum_by_panels(threads, images * i / chunks, images * (i + 1) / chunks, of_call);
+    }
   }
 
  private:
@@ -182,9 +181,10 @@ class conv_pass {
     index pairs = 0;    ///< of the first chunk
     index box = 0;
   };
-  /// What one task sums: a band of the pieces of an image, for one panel of a group.
+  /// What one task sums: a band of the pieces of each of some images, for one panel of a group.
   struct part {
-    index group, panel, image, band, bands;
+    index group, panel, image, images, band, bands;
+    bool last = true;  ///< of its panel
   };
   /// Taps of a row that a run of the width sees, and where in a panel their weights begin.
   struct tap_row {
@@ -201,10 +201,14 @@ class conv_pass {
   static constexpr int most_steps = 32;
   static constexpr index most_joined = 64;  ///< channels of a row of taps, where instructions take those of two taps
   static constexpr index band_bytes = 512 << 10;
+  static constexpr index set_bytes = 256 << 10;    ///< of images that share the weights of a step while L2 has them
   static constexpr index cached_bytes = 12 << 20;  ///< of x and y in the caches from one panel to the next
   static constexpr index most_of_line = 14;        ///< outputs: one block of a kernel's rows, of two vectors of columns
-  static constexpr index short_line = 10;          ///< of up to four
+  static constexpr index short_line = 10;          ///< of up to four, or of two where the epilogue takes registers
   static constexpr index weights_read_twice = 6 << 20;  ///< bytes; more of them come from too far
+  static constexpr index weights_in_l2 = 512 << 10;     ///< bytes, of all
+  static constexpr index few_outputs = 256;             ///< pixels of an image
+  static constexpr std::int32_t prefetched = 4;         ///< one line of so many
   static constexpr index weights_in_l1 = 32 << 10;      ///< bytes of a panel: pieces then go in the order of memory
 
   conv_pass() = default;
@@ -232,14 +236,16 @@ class conv_pass {
     return !d_.depthwise && d_.in <= chunk_ && (d_.in == padded(d_.in) || axis(2).kernel * d_.in <= most_joined) &&
            d_.in == d_.geometry.in.pixel() && !d_.geometry.backward && axis(2).dilation == 1;
   }
-  /// Whether pieces are lines: of images so narrow that edges are much of them. A tap of a chunk is then an entry. The
-  /// sums of weights for a zero point are those of boxes, whose outputs see the same taps.
+  /// Whether pieces may be lines: of images so narrow that edges are much of them. A tap of a chunk is then an entry.
+  /// The sums of weights for a zero point are those of boxes, whose outputs see the same taps.
   bool has_lines() const noexcept {
     const index width = d_.geometry.size_out(2);
     const index bytes = d_.groups * panels() * panel_ * size_of(d_.data);
     const index rest = d_.in % chunk_;
+    const bool costly = std::any_of(d_.epilogue, d_.epilogue + d_.steps,
+                                    [](const epilogue_op& o) { return is_transcendental(o.kind); });
     return schedule_.rows == 0 && !d_.depthwise && !is_8bit() && !joins_taps() && axis(2).kernel > 1 &&
-           width <= (bytes <= weights_read_twice ? most_of_line : short_line) &&
+           width <= (bytes <= weights_read_twice && !costly ? most_of_line : short_line) &&
            entry_channels(std::min(chunk_, d_.in)) == std::min(chunk_, d_.in) &&
            (rest == 0 || entry_channels(rest) == rest);
   }
@@ -282,53 +288,113 @@ class conv_pass {
     }
   }
 
-  /// Where x and y are larger than the caches, y goes past them: nobody will find it there. That C is on lines, and
-  /// written once.
-  bool can_stream(index images) const noexcept {
+  /// Where x and y are larger than the caches, y goes past them: nobody will find it there.
+  bool streams(index images) const noexcept {
     const index cache = largest_cache_bytes();
     const double bytes = static_cast<double>(images) * static_cast<double>(bytes_of_image());
+    const bool larger = cache > 0 && bytes > static_cast<double>(cache);
+    return can_stream() && (schedule_.streaming > 0 || (schedule_.streaming == 0 && larger));
+  }
+  /// C is on lines, and written once.
+  bool can_stream() const noexcept {
     const auto on_lines = [&](index elements) { return elements * size_of(d_.c) % streaming_alignment == 0; };
-    return cache > 0 && bytes > static_cast<double>(cache) && steps_ == 1 && size_of(d_.c) > 1 &&
-           on_lines(d_.geometry.out.pixel()) && (panels() == 1 || on_lines(width_)) &&
-           (d_.groups == 1 || on_lines(d_.out));
+    return steps_ == 1 && size_of(d_.c) > 1 && on_lines(d_.geometry.out.pixel()) &&
+           (panels() == 1 || on_lines(width_)) && (d_.groups == 1 || on_lines(d_.out));
   }
   const kernel (*kernels_of(index images, const void* c) const noexcept)[2] {
     const bool on_lines = reinterpret_cast<std::uintptr_t>(c) % static_cast<std::uintptr_t>(streaming_alignment) == 0;
-    return streaming_ && on_lines && can_stream(images) ? streaming_.get() : kernels_.get();
+    return streaming_ && on_lines && streams(images) ? streaming_.get() : kernels_.get();
+  }
+
+  /// The least bands of each of `tasks` equal ones that all threads have nearly as much work with.
+  static index bands_of(loops::executor_ref threads, index tasks) noexcept {
+    const index count = threads.threads();
+    const auto uneven = [&](index all) { return ((all + count - 1) / count * count - all) * 16 > all; };
+    index bands = 1;
+    while (bands * tasks < 8 * count && uneven(bands * tasks)) ++bands;
+    return bands;
+  }
+
+  /// Images that go together from step to step, so that they share the weights of one: one where there are no steps.
+  index images_at_once() const noexcept {
+    if (steps_ == 1) return 1;
+    const conv_geometry& g = d_.geometry;
+    const index channels = step_[0].entries * step_[0].channels;
+    const index bytes = g.pixels_in() * channels * size_of(d_.data) + g.pixels_out() * width_ * size_of(d_.c);
+    return std::max<index>(set_bytes / bytes, 1);
+  }
+
+  void sum_by_panels(loops::executor_ref threads, index first, index end, const tensors& of_call) const noexcept {
+    const index images = end - first;
+    const index each = std::min(images_at_once(), images);
+    const index sets = (images + each - 1) / each;
+    const index bands = std::min(bands_of(threads, d_.groups * panels() * sets), pieces_);
+    loops::parallel_for(threads, {d_.groups, panels(), sets, bands},
+                        [&](index group, index panel, index set, index band) {
+                          const index begin = images * set / sets;
+                          const index count = images * (set + 1) / sets - begin;
+                          const bool last = set + 1 == sets && band + 1 == bands;
+                          sum_band({group, panel, first + begin, count, band, bands, last}, of_call);
+                        });
+  }
+  /// Where several tasks read the same lines, or caches do not keep all images until the next panel reads them again,
+  /// panels go together over a band that stays in L2.
+  void sum_by_bands(loops::executor_ref threads, index images, index chosen, const tensors& of_call) const noexcept {
+    const index bands = std::min(std::max(chosen, bands_of(threads, images)), pieces_);
+    loops::parallel_for(threads, {images, bands, d_.groups, panels()},
+                        [&](index image, index band, index group, index panel) {
+                          sum_band({group, panel, image, 1, band, bands}, of_call);
+                        });
+  }
+
+  /// Where the weights of a step begin, in bytes from the panel.
+  index begin_of(int s) const noexcept {
+    return chunk_begin(step_[s].first / (chunk_ / entry_channels(chunk_))) * size_of(d_.data);
+  }
+  /// Where those of what comes after this one begin.
+  index next_weights(int s, const part& t) const noexcept {
+    if (s + 1 < steps_) return begin_of(s + 1);
+    return t.last ? panel_ * size_of(d_.data) : 0;
   }
 
   void sum_band(const part& t, const tensors& of_call) const noexcept {
+    for (int s = 0; s < steps_; ++s) {
+      for (index i = 0; i < t.images; ++i) sum_step(s, t, t.image + i, of_call);
+    }
+  }
+  void sum_step(int s, const part& t, index image, const tensors& of_call) const noexcept {
     const index channel = t.group * d_.out + t.panel * width_;
     const index panel = t.group * panels() + t.panel;
     const index read = d_.geometry.channel_in(d_.depthwise ? channel : t.group * d_.in);
     const index written = d_.geometry.channel_out(channel);
     const bool full = (t.panel + 1) * width_ <= d_.out;
-    const auto* const from = static_cast<const char*>(of_call.a) + (t.image * image_in() + read) * size_of(d_.data);
-    auto* const to = static_cast<char*>(of_call.c) + (t.image * image_out() + written) * size_of(d_.c);
+    const auto* const from = static_cast<const char*>(of_call.a) + (image * image_in() + read) * size_of(d_.data);
+    auto* const to = static_cast<char*>(of_call.c) + (image * image_out() + written) * size_of(d_.c);
     arguments call;
     call.zero_a = of_call.zero_a;
     call.b = static_cast<const char*>(of_call.b) + panel * panel_ * size_of(d_.data);
-    for (int s = 0; s < steps_; ++s) {
-      for (index i = pieces_ * t.band / t.bands; i < pieces_ * (t.band + 1) / t.bands; ++i) {
-        const planned_piece& p = piece_.get()[i];
-        if (is_zero(p)) {  // all of its channels by one task
-          if (s == 0 && t.group == 0 && i % panels() == t.panel) clear(p, t.image, of_call.c);
-          continue;
-        }
-        call.a = from + p.place.a * size_of(d_.data);
-        call.c = to + p.place.c * size_of(d_.c);
-        call.lda = p.place.lda;
-        call.pairs = pairs_.get() + p.pairs + step_[s].first * p.taps;
-        call.batch = step_[s].entries * p.taps;
-        if (is_8bit()) call.column_sums = sums_in(of_call.b) + p.box * sums_of_box() + panel * width_;
-        d_.place_operands(of_call.operands, t.image, p.place.c, channel, call);
-        of_call.kernels[p.kernels + s][full](call);
+    const index ahead = next_weights(s, t) - begin_of(s);
+    for (index i = pieces_ * t.band / t.bands; i < pieces_ * (t.band + 1) / t.bands; ++i) {
+      const planned_piece& p = piece_.get()[i];
+      if (is_zero(p)) {  // all of its channels by one task
+        if (s == 0 && t.group == 0 && i % panels() == t.panel) clear(p, image, of_call.c);
+        continue;
       }
+      call.a = from + p.place.a * size_of(d_.data);
+      call.c = to + p.place.c * size_of(d_.c);
+      call.lda = p.place.lda;
+      call.pairs = pairs_.get() + p.pairs + step_[s].first * p.taps;
+      call.batch = step_[s].entries * p.taps;
+      call.prefetch = ahead + i % std::max<index>(prefetch_, 1) * 64;  // pieces fetch different lines
+      if (is_8bit()) call.column_sums = sums_in(of_call.b) + p.box * sums_of_box() + panel * width_;
+      d_.place_operands(of_call.operands, image, p.place.c, channel, call);
+      of_call.kernels[p.kernels + s][full](call);
     }
   }
 
   result<void> plan_rows() noexcept;
   void plan_steps() noexcept;
+  void plan_prefetch() noexcept;
   result<void> plan_pieces() noexcept;
   result<void> plan_kernels(const options& how) noexcept;
   offset_pair* list_taps(const conv_run (&box)[3], bool joined, index chunk, offset_pair* to) const noexcept;
@@ -341,6 +407,7 @@ class conv_pass {
   index chunk_ = 64;  ///< channels
   index boxes_ = 0;
   bool lines_ = false;  ///< pieces are lines, whose outputs need not see the same taps
+  index prefetch_ = 0;  ///< desc::prefetch
   int steps_ = 0;
   step step_[most_steps];
   index pieces_ = 0;
@@ -361,7 +428,7 @@ inline result<void> conv_pass::plan_rows() noexcept {
   rows_.reset(new (std::nothrow) tap_row[static_cast<std::size_t>(runs)]);
   if (!rows_) return error(errc::out_of_memory, "axes", "no memory for %ld runs of the width", runs);
   panel_ = 0;
-  double bytes = 0;  // more than there are
+  double bytes = 0;
   d_.geometry.for_runs(2, [&](const conv_run& run) {
     if (row_of(run) != nullptr) return;
     rows_[static_cast<std::size_t>(rows_count_++)] = {run.tap, run.taps, panel_};
@@ -390,6 +457,14 @@ inline void conv_pass::plan_steps() noexcept {
   const index last = entry_channels(rest);
   if (rest != 0) step_[steps_++] = {whole * entries, rest / last, last, false};
   step_[steps_ - 1].last = true;
+}
+
+/// Small images soon need the next weights. Where L2 has not all of them, it fetches them while it gives those before,
+/// each piece a part.
+inline void conv_pass::plan_prefetch() noexcept {
+  const bool worth =
+      !d_.depthwise && sums_at() > weights_in_l2 && d_.geometry.pixels_out() <= few_outputs && pieces_ >= prefetched;
+  prefetch_ = schedule_.prefetch != 0 ? std::max(schedule_.prefetch, 0) : worth ? prefetched : 0;
 }
 
 /// Offsets of one chunk of A and of B from a piece's first tap.
@@ -457,19 +532,24 @@ inline result<void> conv_pass::plan_pieces() noexcept {
   using box_of = const conv_run(&)[3];
   using rows_of = const row_range(&)[max_row_ranges];
   const auto count = [&](box_of box) { pairs += entries * box[0].taps * box[1].taps * box[2].taps; };
-  const auto count_piece = [&](const conv_piece&) { ++pieces_; };
+  double weights_read = 0;  // in taps of a chunk
+  const auto count_piece = [&](const conv_piece& p) {
+    ++pieces_;
+    weights_read += static_cast<double>(p.taps) * static_cast<double>((p.m + most_of_line - 1) / most_of_line);
+  };
+  g.for_boxes([&](box_of box) {
+    count(box);
+    g.for_pieces(box, most_rows, count_piece);
+  });
   if (lines_) {
-    lines_ = g.for_line_boxes(most_of_line, [&](box_of box, rows_of rows) {
+    const index of_boxes[] = {std::exchange(pieces_, 0), std::exchange(pairs, 0)};
+    const double read_by_boxes = std::exchange(weights_read, 0.0);
+    lines_ = g.for_line_boxes([&](box_of box, rows_of rows) {
       count(box);
       g.for_lines_of(box, rows, count_piece);
     });
-    if (!lines_) pieces_ = pairs = 0;
-  }
-  if (!lines_) {
-    g.for_boxes([&](box_of box) {
-      count(box);
-      g.for_pieces(box, most_rows, count_piece);
-    });
+    lines_ = lines_ && weights_read < read_by_boxes;
+    if (!lines_) pieces_ = of_boxes[0], pairs = of_boxes[1];
   }
   piece_.reset(new (std::nothrow) planned_piece[static_cast<std::size_t>(pieces_)]);
   pairs_.reset(new (std::nothrow) offset_pair[static_cast<std::size_t>(pairs + 1)]);
@@ -488,7 +568,7 @@ inline result<void> conv_pass::plan_pieces() noexcept {
     ++boxes_;
   };
   if (lines_) {
-    g.for_line_boxes(most_of_line, [&](box_of box, rows_of rows) {
+    g.for_line_boxes([&](box_of box, rows_of rows) {
       g.for_lines_of(box, rows, add);
       list(box, false);
     });
@@ -499,6 +579,7 @@ inline result<void> conv_pass::plan_pieces() noexcept {
       list(box, piece > first && joins_taps(piece_.get()[first].place));
     });
   }
+  plan_prefetch();
   // Else all outputs of a box, then those of the next one, whose weights change with it.
   if (panel_ * size_of(d_.data) <= weights_in_l1) {
     std::sort(piece_.get(), piece_.get() + pieces_,
@@ -526,6 +607,7 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
   if (is_8bit()) k.zero_a = zero_point::at_call;
   if (k_group() > 1) k.layout_b = layout::interleaved;
   k.beta = s.first == 0 ? beta_kind::zero : beta_kind::one;
+  k.prefetch = static_cast<std::uint16_t>(prefetch_);
   std::copy(std::begin(p.rows), std::end(p.rows), k.rows);
   if (!s.last) return k;
   d_.append_steps(k, p.ldc);
@@ -550,10 +632,10 @@ inline result<void> conv_pass::plan_kernels(const options& how) noexcept {
     piece[i].kernels = kind * steps_;
   }
   const auto count = static_cast<std::size_t>(kinds * steps_);
-  const bool streams = can_stream(d_.images);
+  const bool stream = streams(d_.images);
   kernels_.reset(new (std::nothrow) kernel[count][2]);
-  if (streams) streaming_.reset(new (std::nothrow) kernel[count][2]);
-  if (!kernels_ || (streams && !streaming_)) {
+  if (stream) streaming_.reset(new (std::nothrow) kernel[count][2]);
+  if (!kernels_ || (stream && !streaming_)) {
     return error(errc::out_of_memory, "axes", "no memory for %ld kernels", kinds * steps_ * 2);
   }
   for (index kind = 0; kind < kinds; ++kind) {
@@ -562,12 +644,12 @@ inline result<void> conv_pass::plan_kernels(const options& how) noexcept {
         const index n = full ? width_ : d_.out % width_;
         if (n == 0 || n > d_.out) continue;
         desc d = kernel_desc(piece[first[kind]].place, step_[s], n);
-        if (auto r = make_into(kernels_.get()[kind * steps_ + s][full], d, how); !r) return r;
-        if (!streams) continue;
-        d.write_c = write_kind::streaming;
+        kernel& cached = kernels_.get()[kind * steps_ + s][full];
+        if (auto r = make_into(cached, d, how); !r) return r;
+        if (!stream) continue;
         const index line = streaming_alignment / size_of(d.c);
         d.ldc = (d.ldc + line - 1) / line * line;  // of one row
-        if (auto r = make_into(streaming_.get()[kind * steps_ + s][full], d, how); !r) return r;
+        if (auto r = make_streaming_into(streaming_.get()[kind * steps_ + s][full], cached, d, how); !r) return r;
       }
     }
   }

@@ -39,8 +39,14 @@ inline std::string key_of(const nn::conv& plan, int threads, const char* pass) {
   return key.str();
 }
 
+/// Not of `streaming`, whose worth lies with who reads y next.
 inline std::vector<conv_schedule> candidates() {
-  return {{}, {28, 0, 0}, {48, 0, 0}, {128, 0, 0}, {0, 128, 0}, {0, 1024, 0}, {0, 0, 256}, {0, 0, 1024}, {0, 0, -1}};
+  std::vector<conv_schedule> all(1);
+  for (const int rows : {28, 48, 128}) all.push_back({.rows = rows});
+  for (const int weights : {128, 1024}) all.push_back({.weights = weights});
+  for (const int band : {256, 1024, -1}) all.push_back({.band = band});
+  for (const int prefetch : {-1, 4}) all.push_back({.prefetch = prefetch});
+  return all;
 }
 
 struct found_schedule {
@@ -57,7 +63,7 @@ result<found_schedule> search(const std::string& file, const std::string& key, c
   if (!file.empty()) {
     std::istringstream kept(loops::tuning_of(file, key));
     kept.imbue(std::locale::classic());
-    if (kept >> s.rows >> s.weights >> s.band >> f.how.speedup) {
+    if (kept >> s.rows >> s.weights >> s.band >> s.prefetch >> f.how.speedup) {
       f.how.measured = false;
       if (std::find(all.begin(), all.end(), s) != all.end()) return f;  // else not written by this version
     }
@@ -71,7 +77,7 @@ result<found_schedule> search(const std::string& file, const std::string& key, c
   if (file.empty()) return f;
   std::ostringstream text;
   text.imbue(std::locale::classic());
-  text << s.rows << ' ' << s.weights << ' ' << s.band << ' ' << f.how.speedup;
+  text << s.rows << ' ' << s.weights << ' ' << s.band << ' ' << s.prefetch << ' ' << f.how.speedup;
   if (auto r = loops::keep_tuning(file, key, text.str()); !r) return r.error();
   return f;
 }

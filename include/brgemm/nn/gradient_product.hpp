@@ -50,11 +50,11 @@ class gradient_product {
         for (const bool full_m : {false, true}) {
           const index m = full_m ? p.x_.ld : in % p.x_.ld;
           if (m == 0 || m > in) continue;
-          desc d = p.kernel_desc(part, m, n);
-          if (auto r = make_into(p.kernels_[part][full_m][full_n], d, how); !r) return r.error();
+          const desc d = p.kernel_desc(part, m, n);
+          kernel& product = p.kernels_[part][full_m][full_n];
+          if (auto r = make_into(product, d, how); !r) return r.error();
           if (!p.streams_) continue;
-          d.write_c = write_kind::streaming;
-          if (auto r = make_into(p.streaming_[part][full_m][full_n], d, how); !r) return r.error();
+          if (auto r = make_streaming_into(p.streaming_[part][full_m][full_n], product, d, how); !r) return r.error();
         }
       }
     }

@@ -154,11 +154,11 @@ class pool {
   template <class Each>
   static BRGEMM_ALWAYS_INLINE void for_outputs(const detail::conv_axis& a, index input, const Each& each) noexcept {
     const index at = input + a.pad_before;
-    const index before = at - a.dilation * (a.kernel - 1);
-    const index last = std::min(at / a.stride, a.out() - 1);
-    for (index o = before <= 0 ? 0 : (before + a.stride - 1) / a.stride; o <= last; ++o) {
-      const index distance = at - o * a.stride;
-      if (distance % a.dilation == 0) each(o, distance / a.dilation);
+    const index behind = at - (a.out() - 1) * a.stride;  // what the last output sees from, counted back
+    const index least = behind <= 0 ? 0 : (behind + a.dilation - 1) / a.dilation;
+    for (index tap = std::min(at / a.dilation, a.kernel - 1); tap >= least; --tap) {
+      const index first = at - tap * a.dilation;
+      if (first % a.stride == 0) each(first / a.stride, tap);
     }
   }
 

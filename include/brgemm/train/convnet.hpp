@@ -31,7 +31,8 @@ struct convnet_desc {
   index channels = 1, height = 1, width = 1;
   std::span<const convnet_stage> stages;  ///< at least one
   index classes = 2;
-  /// Of activations, their gradients and the weights that kernels read: f32 or bf16; all else is f32.
+  /// Of activations, their gradients and the weights that kernels read: f32 or bf16; all else is f32. In bf16
+  /// `channels` and each stage's `out` are 64 or fewer, or multiples of 64.
   type data = type::f32;
 };
 
@@ -41,7 +42,7 @@ struct convnet_desc {
 class convnet {
  public:
   /// All parameters are 0, running means 0 and variances 1. Errors: invalid_argument ("stages", "data", or the field of
-  /// a layer), out_of_memory, or what make_kernel says.
+  /// a layer), unsupported (what conv::plan says of bf16), out_of_memory, or what make_kernel says.
   static result<convnet> make(const convnet_desc& d, const options& how = {}) noexcept;
 
   index rows() const noexcept { return images_; }
