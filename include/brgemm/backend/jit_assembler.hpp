@@ -369,6 +369,29 @@ class jit_assembler : public jit_encoding {
       store_bytes(at, s, masked ? tail_ : 8);
     }
   }
+  /// The same of four whole vectors of 16, with registers that prepare_fours has filled.
+  struct fours {
+    int order, high;
+  };
+  void prepare_fours(const fours& f, type t) {
+    mov(rax, std::uint64_t{0x0d0905010c080400});
+    vmovq(quarter(f.order), rax);
+    mov(rax, std::uint64_t{0x0f0b07030e0a0602});
+    vpinsrq(quarter(f.order), quarter(f.order), rax, 1);
+    vpmovzxbd(v(f.order), quarter(f.order));
+    set(f.high, std::bit_cast<std::uint32_t>(t == type::u8 ? 255.0f : 127.0f));
+  }
+  void store_8bit(const RegExp& at, const int (&s)[4], type t, const fours& f) {
+    for (const int x : s) {
+      vminps(v(x), v(f.high), v(x));  // x where it is NaN
+      vcvtps2dq(v(x), v(x));          // what is too low, or NaN, becomes -2^31, and then the lowest value
+    }
+    vpackssdw(v(s[0]), v(s[0]), v(s[1]));
+    vpackssdw(v(s[2]), v(s[2]), v(s[3]));
+    t == type::u8 ? vpackuswb(v(s[0]), v(s[0]), v(s[2])) : vpacksswb(v(s[0]), v(s[0]), v(s[2]));
+    vpermd(zmm(s[0]), zmm(f.order), zmm(s[0]));  // they were interleaved by 4
+    vmovups(ptr[at], v(s[0]));
+  }
   void store_words(const RegExp& at, int s, bool masked, bool past_caches) {
     if (past_caches && !masked) {
       wide() ? vmovntps(ptr[at], half(s)) : vmovntps(ptr[at], quarter(s));

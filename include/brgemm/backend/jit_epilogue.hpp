@@ -80,9 +80,18 @@ class jit_epilogue : public jit_block {
   }
 
   void store_part(const block& k) {
+    // Four whole vectors become one of bytes.
+    const int in_fours = wide() && brgemm::detail::is_8bit(d_.c) ? (k.columns - k.masked) / 4 * 4 : 0;
+    constexpr fours packed_by = {0, 1};
+    if (in_fours > 0) prepare_fours(packed_by, d_.c);
     rows_of_c(k, [&](int r, const RegExp& row) {
       static constexpr int temporaries_of_store[] = {0, 1, 2};
-      for (int j = 0; j < k.columns; ++j) {
+      for (int j = 0; j < in_fours; j += 4) {
+        const int sums[] = {accumulator(k, r, j), accumulator(k, r, j + 1), accumulator(k, r, j + 2),
+                            accumulator(k, r, j + 3)};
+        store_8bit(row + column_of_c(j), sums, d_.c, packed_by);
+      }
+      for (int j = in_fours; j < k.columns; ++j) {
         store(row + column_of_c(j), accumulator(k, r, j), d_.c, masked(k, j), temporaries_of_store,
               d_.write_c == write_kind::streaming);
       }
@@ -112,6 +121,8 @@ class jit_epilogue : public jit_block {
   }
   /// - zero_a * column_sums[j]
   void subtract_column_sums(const block& k) {
+    cmp(dword[rdi + offset_of(&arguments::zero_a)], 0);
+    const std::size_t none = jump_forward(condition::equal);
     mov(rax, argument(&arguments::column_sums));
     if (!one_column_) {
       mov(rcx, word_at(column_index));
@@ -123,6 +134,7 @@ class jit_epilogue : public jit_block {
       vpmulld(v(1), v(1), v(0));
       for (int r = 0; r < k.rows; ++r) vpsubd(v(accumulator(k, r, j)), v(accumulator(k, r, j)), v(1));
     }
+    land(none);
   }
   /// + zero_b * (entries * k * zero_a - sum of A's row), one 32-bit word a row through the frame.
   void add_row_terms(const block& k) {
