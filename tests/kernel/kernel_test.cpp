@@ -236,6 +236,30 @@ TEST_F(Views, DescribeAndCall) {
   for (int i = 0; i < 15; ++i) EXPECT_EQ(c_[static_cast<std::size_t>(i)], i % 5 == 4 ? 0.0f : 16.0f + float(i % 5));
 }
 
+TEST_F(Views, RowsAndPrefetchesAreThoseOfTheOptions) {
+  const auto d = describe(A, B, C, {.prefetch = 2, .rows = {{0, 2}, {1, 3}}});
+  ASSERT_TRUE(d) << d.error().message();
+  EXPECT_EQ(d->prefetch, 2);
+  EXPECT_EQ(row_ranges(*d), 2);
+  const auto k = make_kernel(d);
+  ASSERT_TRUE(k) << k.error().message();
+  ASSERT_TRUE((*k)(A, B, C, {.prefetch = 80}));
+  const auto x = detail::arguments_of(*d, detail::erase(A), detail::erase(B), detail::erase(C), {.prefetch = 80});
+  EXPECT_EQ(x->prefetch, 80);
+  // The first entry adds to the first two rows, the second one to the last two.
+  std::vector<float> right(15, 0.0f);
+  for (const std::size_t entry : {0, 1}) {
+    for (std::size_t i = entry; i < entry + 2; ++i) {
+      for (std::size_t j = 0; j < 5; ++j) {
+        for (std::size_t l = 0; l < 4; ++l) {
+          right[(i * 5 + j)] += a_[((entry * 3 + i) * 4 + l)] * b_[((entry * 4 + l) * 5 + j)];
+        }
+      }
+    }
+  }
+  EXPECT_EQ(c_, right);
+}
+
 TEST_F(Views, RunTimeBetaAndAlpha) {
   const auto k = make_kernel(describe(A, B, C, {.beta = beta_kind::at_call, .alpha = alpha_kind::at_call}));
   ASSERT_TRUE(k);

@@ -88,4 +88,11 @@ TEST(ConvGeometry, SevenTapsAreALineAndEightAreNot) {
   }
 }
 
+TEST(ConvGeometry, RangesCountTo255) {
+  for (const index width : {255, 256}) {
+    const conv_geometry g = {{{}, {}, {.in = width, .kernel = 3, .pad_before = 1, .pad_after = 1}}, false, {1}, {1}};
+    EXPECT_EQ(g.for_lines([](const conv_line&) {}), width == 255);
+  }
+}
+
 }  // namespace

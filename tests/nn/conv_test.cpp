@@ -291,6 +291,64 @@ TEST(Conv, PastTheCaches) {
   EXPECT_GT(streamed, cpu().has(feature::avx2) ? 40 : -1);
 }
 
+// Images of one pixel, more than caches keep, go in chunks.
+TEST(Conv, ManySmallImages) {
+  conv_desc d;
+  d.images = 12000, d.in = 64, d.out = 208, d.bias = false;
+  std::mt19937 random(16);
+  const problem p = draw_data(random, d);
+  const auto layer = conv::plan(d);
+  ASSERT_TRUE(layer);
+  auto pool = loops::thread_pool::make(2);
+  const tensor weights(layer->weights_bytes(), guard::after), single(layer->y_bytes() / d.images, guard::after);
+  ASSERT_TRUE(layer->pack_weights(*pool, p.w.data(), p.stored, weights.data()));
+  p.y.fill(std::byte{0xee});
+  ASSERT_TRUE(layer->forward(*pool, d.images, p.x.data(), weights.data(), nullptr, p.y.data()));
+  for (index i = 0; i < d.images; i += 499) {
+    ASSERT_TRUE(layer->forward(*pool, 1, static_cast<const float*>(p.x.data()) + i * d.in, weights.data(), nullptr,
+                               single.data()));
+    EXPECT_EQ(std::memcmp(static_cast<const float*>(p.y.data()) + i * d.out, single.data(),
+                          static_cast<std::size_t>(d.out) * 4),
+              0)
+        << i;
+  }
+}
+
+/// As many threads as are asked for, one behind the other; it keeps how many tasks there were.
+struct counted_tasks {
+  int count = 1;
+  index tasks = 0;
+  int threads() const noexcept { return count; }
+  void run(index all, loops::range_task task, void* context) {
+    tasks = all;
+    task(context, 0, all);
+  }
+};
+
+// Images that share the weights of a step leave work for all threads.
+TEST(Conv, ThreadsHaveWork) {
+  for (const auto& [in, out, height, images] :
+       {std::array<index, 4>{2048, 64, 1, 32}, {2048, 128, 1, 32}, {1024, 64, 4, 32}, {512, 512, 7, 4}}) {
+    conv_desc d;
+    d.in = in, d.out = out, d.images = images, d.bias = false;
+    const index kernel = height > 1 ? 3 : 1;
+    for (const int i : {1, 2})
+      d.axes[i] = {.in = height, .kernel = kernel, .pad_before = kernel / 2, .pad_after = kernel / 2};
+    std::mt19937 random(17);
+    const problem p = draw_data(random, d);
+    const auto layer = conv::plan(d);
+    ASSERT_TRUE(layer);
+    const tensor weights(layer->weights_bytes(), guard::after);
+    counted_tasks threads;
+    ASSERT_TRUE(layer->pack_weights(threads, p.w.data(), p.stored, weights.data()));
+    for (const int count : {2, 16}) {
+      threads.count = count;
+      ASSERT_TRUE(layer->forward(threads, images, p.x.data(), weights.data(), nullptr, p.y.data()));
+      EXPECT_GE(threads.tasks, count) << text_of(d);
+    }
+  }
+}
+
 TEST(Conv, EveryBackendAndNumberOfThreads) {
   std::mt19937 random(3);
   for (int i = 0; i < 60; ++i) {

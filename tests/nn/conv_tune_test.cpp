@@ -150,7 +150,8 @@ TEST(ConvTune, WhatIsRefused) {
                                  {0, (1 << 20) + 1, 0},
                                  {0, 0, -2},
                                  {.streaming = 2},
-                                 {.prefetch = 65}}) {
+                                 {.prefetch = 3},
+                                 {.prefetch = 5}}) {
     expect_error(conv::plan(d, {}, {s, {}}), errc::invalid_argument, "by", {std::to_string(s.rows)});
     expect_error(conv::plan(d, {}, {{}, s}), errc::invalid_argument, "by", {std::to_string(s.band)});
   }

@@ -161,7 +161,8 @@ inline const std::vector<desc_case>& desc_cases() {
          d.rows[6] = {0, 1};
        },
        {"rows[6] is 0..1"}},
-      {"prefetch", invalid, valid_f32, [](desc& d) { d.prefetch = 65; }, {"prefetch is 65"}},
+      {"prefetch", invalid, valid_f32, [](desc& d) { d.prefetch = 3; }, {"prefetch is 3"}},
+      {"prefetch", invalid, valid_f32, [](desc& d) { d.prefetch = 8; }, {"prefetch is 8"}},
       {"where", invalid, valid_f32, [](desc& d) { d.where = unknown<place>(2); }, {"where is 2"}},
       {"where", unsupported, valid_f32, [](desc& d) { d.where = place::gpu; }, {"gpu"}},
       {"write_c", invalid, valid_f32, [](desc& d) { d.write_c = unknown<write_kind>(2); }, {"write_c is 2"}},

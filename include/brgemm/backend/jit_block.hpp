@@ -133,8 +133,7 @@ class jit_block : public jit_assembler {
     if (lda_in_register_ || (transposed_b_ && ldb_in_register_)) each(r14);
     if (ldc_in_register_) each(r15);
   }
-  /// desc::prefetch, where a register is free for it.
-  bool prefetches() const { return d_.prefetch != 0 && !ldb_in_register_; }
+  bool prefetches() const { return detail::prefetches(d_) && !ldb_in_register_; }
   void leading_dimension(const Reg64& r, index ld, const Address& at_the_call, index bytes) {
     if (ld != at_call) return mov(r, static_cast<std::uint64_t>(ld) * static_cast<std::uint64_t>(bytes));
     mov(r, at_the_call);

@@ -117,6 +117,13 @@ constexpr bool needs_register(index ld, index bytes, index times) {
 constexpr bool lda_needs_register(const desc& d) {
   return needs_register(d.lda, lane_of_a(d), d.layout_a == layout::plain ? 32 : 64);
 }
+/// Whether desc::prefetch is followed: rows of B are at constant distances.
+constexpr bool prefetches(const desc& d) {
+  const bool interleaved = d.layout_b == layout::interleaved;
+  const index group = k_group_of(d);
+  return d.prefetch != 0 && (interleaved || d.layout_b == layout::plain) && !is_depthwise(d.layout_a) &&
+         !needs_register(d.ldb, size_of(d.b) * (interleaved ? group : 1), 64 * group);
+}
 /// Rows of C are rows of A, whose leading dimension is in a register: three base registers reach 17 rows.
 constexpr bool has_few_bases(const desc& d) { return rows_of_c_are_rows_of_a(d) && lda_needs_register(d); }
 
@@ -480,8 +487,7 @@ inline int choose_unroll(const desc& d, const blocking& b) {
     return std::max<int>(b.chains, static_cast<int>(b.steps + b.chains - 1) / b.chains * b.chains);
   int unroll = b.chains;
   while (unroll * products < 8) unroll *= 2;
-  const int lines = b.columns[0].size;  // of a step; the loop's body prefetches one of `prefetch`
-  while (unroll < 4 && unroll * lines < d.prefetch) unroll *= 2;
+  while (prefetches(d) && unroll < d.prefetch) unroll *= 2;  // with one step of the loop's body
   return unroll;
 }
 

@@ -105,6 +105,7 @@ class jit_steps : public jit_operands {
   /// elements of the group of k exist.
   void step(const block& k, int s, int chain_step, int valid) {
     if (depthwise_) return depthwise_step(k, s);
+    prefetch_beyond(k, s);
     if (pack(k) > 1) return packed_step(k, s, valid);
     const int chain = chain_of(chain_step);
     const bool whole = valid == group_;
@@ -113,11 +114,11 @@ class jit_steps : public jit_operands {
       for (int r = first_row(k); r < end_row(k); ++r) load_a(k, r * b_.a_registers, r, s, valid);
       for (int j = 0; j < k.columns; ++j) {
         if (b_.embed && whole && k.rows == 1) {
-          prefetch_b(k.columns, j, s);
+          prefetch_b(j, s);
           product_in_memory(accumulator(k, 0, j, chain), 0, ptr[b_at(j, s)], masked(k, j));
           continue;
         }
-        prefetch_b(k.columns, j, s);
+        prefetch_b(j, s);
         load_b(k, passing, passing + b_.b_registers, j, s, valid);
         sum_column(k, j, passing);
         for (int r = first_row(k); r < end_row(k); ++r) {
@@ -127,7 +128,7 @@ class jit_steps : public jit_operands {
     } else {
       const int passing = k.columns * b_.b_registers;
       for (int j = 0; j < k.columns; ++j) {
-        prefetch_b(k.columns, j, s);
+        prefetch_b(j, s);
         load_b(k, j * b_.b_registers, passing, j, s, valid);
         sum_column(k, j, j * b_.b_registers);
       }
@@ -155,10 +156,16 @@ class jit_steps : public jit_operands {
     }
   }
 
-  void prefetch_b(int columns, int j, int s) {
+  void prefetch_b(int j, int s) {
     if (b_.prefetch) prefetcht0(ptr[b_at(j, s) + prefetch_ahead]);
-    const index byte = (s * columns + j) * vector_b_;  // of those that the loop's body reads
-    if (prefetches() && byte % 64 == 0 && byte / 64 % d_.prefetch == 0) prefetcht1(ptr[b_at(j, s) + rbx]);
+  }
+  /// desc::prefetch.
+  void prefetch_beyond(const block& k, int s) {
+    if (!prefetches() || s % d_.prefetch != 0) return;
+    for (int j = 0; j < k.columns; ++j) {
+      if (j * vector_b_ % 64 != 0) continue;  // within a line
+      for (int q = 0; q < rows_of_step_; ++q) prefetcht1(ptr[b_at(j, s, q) + rbx]);
+    }
   }
 
   /// Moves what a constant displacement cannot.
@@ -314,7 +321,7 @@ class jit_steps : public jit_operands {
   void packed_step(const block& k, int s, int valid) {
     const int whole_columns = k.columns - 1;
     const int a = k.columns;
-    for (int j = 0; j < k.columns; ++j) prefetch_b(k.columns, j, s);
+    for (int j = 0; j < k.columns; ++j) prefetch_b(j, s);
     for (int j = 0; j < whole_columns; ++j) load_b(k, j, a, j, s, valid);
     load_packed_b(whole_columns, b_at(whole_columns, s), valid);
     for (int first = 0; first < k.rows; first += pack(k)) {
@@ -335,7 +342,8 @@ class jit_steps : public jit_operands {
     const int a = 4;
     const int lane = 5;
     for (int s = 0; s < 4; ++s) {
-      prefetch_b(k.columns, 0, s);
+      prefetch_beyond(k, s);
+      prefetch_b(0, s);
       load_packed_b(s, b_at(0, s), static_cast<int>(group_));
       if (ldb_in_register_) add(rdx, r11);
     }
@@ -356,6 +364,7 @@ class jit_steps : public jit_operands {
     const int a = 4;
     const int lane = 5;
     for (int s = 0; s < 4; ++s) {
+      prefetch_beyond(k, s);
       load_lanes(s, b_at(0, s), masked(k, 0));
       if (ldb_in_register_) add(rdx, r11);
     }

@@ -228,9 +228,8 @@ inline result<void> check_shape(const desc& d) noexcept {
   }
   if (auto r = check_depthwise(d); !r) return r;
   if (auto r = check_row_ranges(d); !r) return r;
-  if (d.prefetch > 64) {
-    return error(errc::invalid_argument, "prefetch", "prefetch is %d, one line of so many; it must be in 0..64",
-                 int{d.prefetch});
+  if (d.prefetch > 4 || d.prefetch == 3) {
+    return error(errc::invalid_argument, "prefetch", "prefetch is %d; it must be 0, 1, 2 or 4", int{d.prefetch});
   }
   if (auto r = check_storage("A", "lda", storage_of_a(d, d.m), d.lda, size_of(d.a)); !r) return r;
   if (auto r = check_storage("B", "ldb", storage_of_b(d), d.ldb, size_of(d.b)); !r) return r;

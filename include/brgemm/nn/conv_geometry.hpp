@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <numeric>
 
 #include "../core/desc.hpp"
@@ -319,13 +320,14 @@ struct conv_geometry {
   }
 
  private:
-  /// Calls each(line) for the outputs of `all`; false where they see more taps than there are ranges.
+  /// Calls each(line) for the outputs of `all`; false where they are more, or see more taps, than ranges can tell.
   template <class Each>
   constexpr bool give_line(const conv_run& all, Each&& each) const {
     conv_line line;
     line.run = all;
     line.run.taps = 0;
     const index count = all.count;
+    if (count > std::numeric_limits<std::uint8_t>::max()) return false;
     bool ended = false;
     for (index n = 0; n < all.taps; ++n) {
       const index in = all.in + n * all.in_tap_step;  // of the line's first output

@@ -20,7 +20,7 @@ struct conv_schedule {
   std::int32_t weights = 0;  ///< KiB of weights that are summed in one go, between two of which C rests in memory
   std::int32_t band = 0;  ///< KiB of a band of x and y that all channels go over; -1: each panel of channels by itself
   std::int32_t streaming = 0;  ///< 1: y goes past the caches if it can; -1: never; 0: if x and y are larger than them
-  std::int32_t prefetch = 0;   ///< 1..64: with so many lines of weights one of those to come is fetched; -1: none
+  std::int32_t prefetch = 0;   ///< 1, 2 or 4: each call fetches so small a part of the next weights; -1: none
   friend bool operator==(const conv_schedule&, const conv_schedule&) = default;
 };
 
@@ -148,18 +148,18 @@ class conv_pass {
     const tensors of_call{a, b, c, operands, zero_a, kernels_of(images, c)};
     const index bytes = bytes_of_image();
     const bool shared = d_.geometry.in.pixel() > (d_.depthwise ? width_ : d_.in);
-    const bool streams = panels() > 1 && images * bytes > cached_bytes;
+    const bool not_cached = panels() > 1 && images * bytes > cached_bytes;
     if (schedule_.band > 0) {
       return sum_by_bands(threads, images, bytes / (index{schedule_.band} << 10), of_call);
     }
     // Each band reads all weights, each panel all of x: what is less.
     const index weights = sums_at();
     const bool less = weights < image_in() * size_of(d_.data) * panels();
-    if (schedule_.band == 0 && (shared || (streams && less))) {
+    if (schedule_.band == 0 && (shared || (not_cached && less))) {
       return sum_by_bands(threads, images, std::min(bytes / band_bytes, bytes / weights), of_call);
     }
     // Images that caches keep from one panel to the next.
-    const index most = streams && schedule_.band == 0 ? std::max<index>(cached_bytes / bytes, 1) : images;
+    const index most = not_cached && schedule_.band == 0 ? std::max<index>(cached_bytes / bytes, 1) : images;
     const index chunks = (images + most - 1) / most;
     for (index i = 0; i < chunks; ++i) {
       sum_by_panels(threads, images * i / chunks, images * (i + 1) / chunks, of_call);
@@ -173,6 +173,7 @@ class conv_pass {
     index entries = 1;   ///< a tap
     index channels = 0;  ///< of an entry
     bool last = false;
+    index begin = 0;  ///< of its weights in a panel, in bytes
   };
   struct planned_piece {
     conv_piece place;
@@ -184,7 +185,7 @@ class conv_pass {
   /// What one task sums: a band of the pieces of each of some images, for one panel of a group.
   struct part {
     index group, panel, image, images, band, bands;
-    bool last = true;  ///< of its panel
+    index next;  ///< panel, of all groups'
   };
   /// Taps of a row that a run of the width sees, and where in a panel their weights begin.
   struct tap_row {
@@ -208,7 +209,7 @@ class conv_pass {
   static constexpr index weights_read_twice = 6 << 20;  ///< bytes; more of them come from too far
   static constexpr index weights_in_l2 = 512 << 10;     ///< bytes, of all
   static constexpr index few_outputs = 256;             ///< pixels of an image
-  static constexpr std::int32_t prefetched = 4;         ///< one line of so many
+  static constexpr std::int32_t prefetched = 4;         ///< one row of weights of so many
   static constexpr index weights_in_l1 = 32 << 10;      ///< bytes of a panel: pieces then go in the order of memory
 
   conv_pass() = default;
@@ -216,6 +217,7 @@ class conv_pass {
   const conv_axis& axis(int i) const noexcept { return d_.geometry.axes[i]; }
   index bytes_of_image() const noexcept { return image_in() * size_of(d_.data) + image_out() * size_of(d_.c); }
   index panels() const noexcept { return (d_.out + width_ - 1) / width_; }
+  index all_panels() const noexcept { return d_.groups * panels(); }
   index taps() const noexcept { return axis(0).kernel * axis(1).kernel * axis(2).kernel; }
   bool is_8bit() const noexcept { return detail::is_8bit(d_.data); }
   /// Sums of weights, one a box and channel of C, lie behind the panels.
@@ -315,26 +317,29 @@ class conv_pass {
     return bands;
   }
 
-  /// Images that go together from step to step, so that they share the weights of one: one where there are no steps.
-  index images_at_once() const noexcept {
+  /// Images that go together from step to step, so that they share the weights of one: not so many that threads lack
+  /// work.
+  index images_at_once(loops::executor_ref threads, index images) const noexcept {
     if (steps_ == 1) return 1;
     const conv_geometry& g = d_.geometry;
     const index channels = step_[0].entries * step_[0].channels;
     const index bytes = g.pixels_in() * channels * size_of(d_.data) + g.pixels_out() * width_ * size_of(d_.c);
-    return std::max<index>(set_bytes / bytes, 1);
+    const index fair = threads.threads() > 1 ? d_.groups * panels() * images / (4 * threads.threads()) : images;
+    return std::clamp<index>(std::min(set_bytes / bytes, fair), 1, images);
   }
 
   void sum_by_panels(loops::executor_ref threads, index first, index end, const tensors& of_call) const noexcept {
     const index images = end - first;
-    const index each = std::min(images_at_once(), images);
+    const index each = images_at_once(threads, images);
     const index sets = (images + each - 1) / each;
     const index bands = std::min(bands_of(threads, d_.groups * panels() * sets), pieces_);
     loops::parallel_for(threads, {d_.groups, panels(), sets, bands},
                         [&](index group, index panel, index set, index band) {
                           const index begin = images * set / sets;
                           const index count = images * (set + 1) / sets - begin;
-                          const bool last = set + 1 == sets && band + 1 == bands;
-                          sum_band({group, panel, first + begin, count, band, bands, last}, of_call);
+                          const index own = group * panels() + panel;
+                          const index next = set + 1 == sets && band + 1 == bands ? (own + 1) % all_panels() : own;
+                          sum_band({group, panel, first + begin, count, band, bands, next}, of_call);
                         });
   }
   /// Where several tasks read the same lines, or caches do not keep all images until the next panel reads them again,
@@ -343,18 +348,9 @@ class conv_pass {
     const index bands = std::min(std::max(chosen, bands_of(threads, images)), pieces_);
     loops::parallel_for(threads, {images, bands, d_.groups, panels()},
                         [&](index image, index band, index group, index panel) {
-                          sum_band({group, panel, image, 1, band, bands}, of_call);
+                          const index next = (group * panels() + panel + 1) % all_panels();
+                          sum_band({group, panel, image, 1, band, bands, next}, of_call);
                         });
-  }
-
-  /// Where the weights of a step begin, in bytes from the panel.
-  index begin_of(int s) const noexcept {
-    return chunk_begin(step_[s].first / (chunk_ / entry_channels(chunk_))) * size_of(d_.data);
-  }
-  /// Where those of what comes after this one begin.
-  index next_weights(int s, const part& t) const noexcept {
-    if (s + 1 < steps_) return begin_of(s + 1);
-    return t.last ? panel_ * size_of(d_.data) : 0;
   }
 
   void sum_band(const part& t, const tensors& of_call) const noexcept {
@@ -373,8 +369,12 @@ class conv_pass {
     arguments call;
     call.zero_a = of_call.zero_a;
     call.b = static_cast<const char*>(of_call.b) + panel * panel_ * size_of(d_.data);
-    const index ahead = next_weights(s, t) - begin_of(s);
-    for (index i = pieces_ * t.band / t.bands; i < pieces_ * (t.band + 1) / t.bands; ++i) {
+    // From the weights of this step to those of the next; a piece fetches some rows of them, the one after it others.
+    const index to_next = s + 1 < steps_ ? step_[s + 1].begin - step_[s].begin
+                                         : (t.next - panel) * panel_ * size_of(d_.data) - step_[s].begin;
+    const index row = width_ * k_group() * size_of(d_.data);
+    const index first = pieces_ * t.band / t.bands;
+    for (index i = first; i < pieces_ * (t.band + 1) / t.bands; ++i) {
       const planned_piece& p = piece_.get()[i];
       if (is_zero(p)) {  // all of its channels by one task
         if (s == 0 && t.group == 0 && i % panels() == t.panel) clear(p, image, of_call.c);
@@ -385,7 +385,7 @@ class conv_pass {
       call.lda = p.place.lda;
       call.pairs = pairs_.get() + p.pairs + step_[s].first * p.taps;
       call.batch = step_[s].entries * p.taps;
-      call.prefetch = ahead + i % std::max<index>(prefetch_, 1) * 64;  // pieces fetch different lines
+      call.prefetch = to_next + ((i - first) & (prefetch_ - 1)) * row;
       if (is_8bit()) call.column_sums = sums_in(of_call.b) + p.box * sums_of_box() + panel * width_;
       d_.place_operands(of_call.operands, image, p.place.c, channel, call);
       of_call.kernels[p.kernels + s][full](call);
@@ -452,10 +452,11 @@ inline void conv_pass::plan_steps() noexcept {
   const index each = entry_channels(chunk_);
   const index entries = chunk_ / each;
   for (index first = 0; first < whole; first += chunks) {
-    step_[steps_++] = {first * entries, std::min(chunks, whole - first) * entries, each, false};
+    step_[steps_++] = {first * entries, std::min(chunks, whole - first) * entries, each, false,
+                       chunk_begin(first) * size_of(d_.data)};
   }
   const index last = entry_channels(rest);
-  if (rest != 0) step_[steps_++] = {whole * entries, rest / last, last, false};
+  if (rest != 0) step_[steps_++] = {whole * entries, rest / last, last, false, chunk_begin(whole) * size_of(d_.data)};
   step_[steps_ - 1].last = true;
 }
 

@@ -164,12 +164,12 @@ inline result<conv_algorithm> conv::choose_algorithm(const conv_desc& d) noexcep
 inline result<void> conv::check_schedules(const conv_schedules& by) noexcept {
   for (const conv_schedule& s : {by.forward, by.backward_data}) {
     if (s.rows >= 0 && s.rows <= 4096 && s.weights >= 0 && s.weights <= (1 << 20) && s.band >= -1 &&
-        s.streaming >= -1 && s.streaming <= 1 && s.prefetch >= -1 && s.prefetch <= 64) {
+        s.streaming >= -1 && s.streaming <= 1 && s.prefetch >= -1 && s.prefetch <= 4 && s.prefetch != 3) {
       continue;
     }
     return error(errc::invalid_argument, "by",
                  "a schedule of %d rows (0..4096), %d KiB (0..2^20), band %d (-1..), streaming %d (-1..1), prefetch %d "
-                 "(-1..64)",
+                 "(-1, 0, 1, 2, 4)",
                  s.rows, s.weights, s.band, s.streaming, s.prefetch);
   }
   return {};
@@ -202,7 +202,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how, const con
   if (d.clamp) pass.epilogue[pass.steps++] = op::clamp(d.lower, d.upper);
   c.algorithm_ = *algorithm;
   conv_schedule by_forward = by.forward;
-  if (c.algorithm_ != conv_algorithm::direct) by_forward.streaming = -1;  // it is not called
+  if (c.algorithm_ != conv_algorithm::direct) by_forward.streaming = -1;  // its packing is used alone
   auto forward = detail::conv_pass::make(pass, how, by_forward);
   if (!forward) return forward.error();
   c.forward_.emplace(*std::move(forward));

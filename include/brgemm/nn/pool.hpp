@@ -156,7 +156,10 @@ class pool {
     const index at = input + a.pad_before;
     const index behind = at - (a.out() - 1) * a.stride;  // what the last output sees from, counted back
     const index least = behind <= 0 ? 0 : (behind + a.dilation - 1) / a.dilation;
-    for (index tap = std::min(at / a.dilation, a.kernel - 1); tap >= least; --tap) {
+    index tap = std::min(at / a.dilation, a.kernel - 1);
+    index step = 1;
+    if (a.dilation == 1) tap -= (a.stride - (at - tap) % a.stride) % a.stride, step = a.stride;
+    for (; tap >= least; tap -= step) {
       const index first = at - tap * a.dilation;
       if (first % a.stride == 0) each(first / a.stride, tap);
     }
