@@ -324,8 +324,9 @@ class conv_pass {
     const conv_geometry& g = d_.geometry;
     const index channels = step_[0].entries * step_[0].channels;
     const index bytes = g.pixels_in() * channels * size_of(d_.data) + g.pixels_out() * width_ * size_of(d_.c);
-    const index fair = threads.threads() > 1 ? d_.groups * panels() * images / (4 * threads.threads()) : images;
-    return std::clamp<index>(std::min(set_bytes / bytes, fair), 1, images);
+    if (threads.threads() < 2) return std::clamp<index>(set_bytes / bytes, 1, images);
+    const index tasks = all_panels() * images * std::min<index>(pieces_, 4);  // pieces give work too, as bands
+    return std::clamp<index>(std::min(set_bytes / bytes, tasks / (index{4} * threads.threads())), 1, images);
   }
 
   void sum_by_panels(loops::executor_ref threads, index first, index end, const tensors& of_call) const noexcept {
@@ -338,7 +339,8 @@ class conv_pass {
                           const index begin = images * set / sets;
                           const index count = images * (set + 1) / sets - begin;
                           const index own = group * panels() + panel;
-                          const index next = set + 1 == sets && band + 1 == bands ? (own + 1) % all_panels() : own;
+                          const bool last = steps_ == 1 || (set + 1 == sets && band + 1 == bands);
+                          const index next = last ? (own + 1) % all_panels() : own;
                           sum_band({group, panel, first + begin, count, band, bands, next}, of_call);
                         });
   }
@@ -374,7 +376,9 @@ class conv_pass {
                                          : (t.next - panel) * panel_ * size_of(d_.data) - step_[s].begin;
     const index row = width_ * k_group() * size_of(d_.data);
     const index first = pieces_ * t.band / t.bands;
-    for (index i = first; i < pieces_ * (t.band + 1) / t.bands; ++i) {
+    const index end = pieces_ * (t.band + 1) / t.bands;
+    index calls = (image - t.image) * (end - first);
+    for (index i = first; i < end; ++i) {
       const planned_piece& p = piece_.get()[i];
       if (is_zero(p)) {  // all of its channels by one task
         if (s == 0 && t.group == 0 && i % panels() == t.panel) clear(p, image, of_call.c);
@@ -385,7 +389,7 @@ class conv_pass {
       call.lda = p.place.lda;
       call.pairs = pairs_.get() + p.pairs + step_[s].first * p.taps;
       call.batch = step_[s].entries * p.taps;
-      call.prefetch = to_next + ((i - first) & (prefetch_ - 1)) * row;
+      call.prefetch = to_next + (calls++ & (prefetch_ - 1)) * row;
       if (is_8bit()) call.column_sums = sums_in(of_call.b) + p.box * sums_of_box() + panel * width_;
       d_.place_operands(of_call.operands, image, p.place.c, channel, call);
       of_call.kernels[p.kernels + s][full](call);
