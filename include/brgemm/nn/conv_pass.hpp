@@ -540,7 +540,8 @@ inline result<void> conv_pass::plan_pieces() noexcept {
   double weights_read = 0;  // in taps of a chunk
   const auto count_piece = [&](const conv_piece& p) {
     ++pieces_;
-    weights_read += static_cast<double>(p.taps) * static_cast<double>((p.m + most_of_line - 1) / most_of_line);
+    const index blocks = (p.m + most_of_line - 1) / most_of_line;
+    weights_read += static_cast<double>(p.taps) * static_cast<double>(blocks);
   };
   g.for_boxes([&](box_of box) {
     count(box);
