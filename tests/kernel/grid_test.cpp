@@ -87,8 +87,8 @@ struct feature_set {
   const char* changes;
 };
 constexpr feature_set feature_sets[] = {
-    {"", ""},        {"-bf16", "avx512"},       {"-vnni", "avx512"},       {"-bf16,-vnni", "avx512"},
-    {"-avx512", ""}, {"-avx512,-vnni", "avx2"}, {"-avx512,-f16c", "avx2"}, {"-avx2", "reference"},
+    {"", ""},        {"-bf16", "avx512"},           {"-vnni", "avx512"},       {"-bf16,-vnni", "avx512"},
+    {"-avx512", ""}, {"-avx512,-avx_vnni", "avx2"}, {"-avx512,-f16c", "avx2"}, {"-avx2", "reference"},
 };
 constexpr int feature_set_count = std::size(feature_sets);
 constexpr int max_backends = 4;
