@@ -32,7 +32,7 @@ while read -r -a what; do
     child=$!
     # At first wait until it trains; a child that is interrupted while it still reads pictures has nothing to save.
     until grep -q '^\(cnn \)\?784-' "$folder/log" || ! kill -0 $child 2> /dev/null; do sleep 0.01; done
-    if [ "$try" -gt 30 ]; then delay=3; fi  # a slow program (sanitizers) must come to its end too
+    if [ "$try" -gt 10 ]; then delay=3; fi  # a slow program (sanitizers) must come to its end too
     sleep $delay
     kill -INT $child 2> /dev/null || true
     status=0
