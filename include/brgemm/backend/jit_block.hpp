@@ -32,7 +32,7 @@ class jit_block : public jit_assembler {
     size_c_ = size_of(d.c);
     group_ = k_group_of(d);
     const bool interleaved = d.layout_b == layout::interleaved;
-    const index unit_b = size_b_ * (interleaved ? group_ : 1);
+    const index unit_b = detail::lane_of_b(d);
     transposed_b_ = d.layout_b == layout::transposed;
     vector_b_ = b.lanes * unit_b;
     depthwise_ = is_depthwise(d.layout_a);
@@ -40,7 +40,7 @@ class jit_block : public jit_assembler {
     a_rows_ = detail::rows_of_c_are_rows_of_a(d);
     lane_a_ = detail::lane_of_a(d);
     lda_in_register_ = detail::lda_needs_register(d);
-    ldb_in_register_ = detail::needs_register(d.ldb, unit_b, transposed_b_ ? 16 : 64 * group_);
+    ldb_in_register_ = detail::ldb_needs_register(d);
     ldc_in_register_ = detail::needs_register(d.ldc, size_c_, 32);
     lda_ = lda_in_register_ ? 0 : d.lda * lane_a_;
     ldb_ = ldb_in_register_ ? 0 : d.ldb * unit_b;
@@ -133,6 +133,7 @@ class jit_block : public jit_assembler {
     if (lda_in_register_ || (transposed_b_ && ldb_in_register_)) each(r14);
     if (ldc_in_register_) each(r15);
   }
+  /// Tiles have ldb in a register always.
   bool prefetches() const { return detail::prefetches(d_) && !ldb_in_register_; }
   void leading_dimension(const Reg64& r, index ld, const Address& at_the_call, index bytes) {
     if (ld != at_call) return mov(r, static_cast<std::uint64_t>(ld) * static_cast<std::uint64_t>(bytes));

@@ -117,12 +117,16 @@ constexpr bool needs_register(index ld, index bytes, index times) {
 constexpr bool lda_needs_register(const desc& d) {
   return needs_register(d.lda, lane_of_a(d), d.layout_a == layout::plain ? 32 : 64);
 }
+/// Bytes of what ldb counts.
+constexpr index lane_of_b(const desc& d) {
+  return size_of(d.b) * (d.layout_b == layout::interleaved ? k_group_of(d) : 1);
+}
+constexpr bool ldb_needs_register(const desc& d) {
+  return needs_register(d.ldb, lane_of_b(d), d.layout_b == layout::transposed ? 16 : 64 * k_group_of(d));
+}
 /// Whether desc::prefetch is followed: rows of B are at constant distances.
 constexpr bool prefetches(const desc& d) {
-  const bool interleaved = d.layout_b == layout::interleaved;
-  const index group = k_group_of(d);
-  return d.prefetch != 0 && (interleaved || d.layout_b == layout::plain) && !is_depthwise(d.layout_a) &&
-         !needs_register(d.ldb, size_of(d.b) * (interleaved ? group : 1), 64 * group);
+  return d.prefetch != 0 && d.layout_b != layout::transposed && !is_depthwise(d.layout_a) && !ldb_needs_register(d);
 }
 /// Rows of C are rows of A, whose leading dimension is in a register: three base registers reach 17 rows.
 constexpr bool has_few_bases(const desc& d) { return rows_of_c_are_rows_of_a(d) && lda_needs_register(d); }

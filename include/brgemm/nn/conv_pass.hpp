@@ -221,8 +221,8 @@ class conv_pass {
   index taps() const noexcept { return axis(0).kernel * axis(1).kernel * axis(2).kernel; }
   bool is_8bit() const noexcept { return detail::is_8bit(d_.data); }
   /// Sums of weights, one a box and channel of C, lie behind the panels.
-  index sums_of_box() const noexcept { return d_.groups * panels() * width_; }
-  index sums_at() const noexcept { return (d_.groups * panels() * panel_ * size_of(d_.data) + 3) / 4 * 4; }
+  index sums_of_box() const noexcept { return all_panels() * width_; }
+  index sums_at() const noexcept { return (all_panels() * panel_ * size_of(d_.data) + 3) / 4 * 4; }
   const std::int32_t* sums_in(const void* packed) const noexcept {
     return reinterpret_cast<const std::int32_t*>(static_cast<const char*>(packed) + sums_at());
   }
@@ -242,12 +242,11 @@ class conv_pass {
   /// The sums of weights for a zero point are those of boxes, whose outputs see the same taps.
   bool has_lines() const noexcept {
     const index width = d_.geometry.size_out(2);
-    const index bytes = d_.groups * panels() * panel_ * size_of(d_.data);
     const index rest = d_.in % chunk_;
     const bool costly = std::any_of(d_.epilogue, d_.epilogue + d_.steps,
                                     [](const epilogue_op& o) { return is_transcendental(o.kind); });
     return schedule_.rows == 0 && !d_.depthwise && !is_8bit() && !joins_taps() && axis(2).kernel > 1 &&
-           width <= (bytes <= weights_read_twice && !costly ? most_of_line : short_line) &&
+           width <= (sums_at() <= weights_read_twice && !costly ? most_of_line : short_line) &&
            entry_channels(std::min(chunk_, d_.in)) == std::min(chunk_, d_.in) &&
            (rest == 0 || entry_channels(rest) == rest);
   }
@@ -333,7 +332,7 @@ class conv_pass {
     const index images = end - first;
     const index each = images_at_once(threads, images);
     const index sets = (images + each - 1) / each;
-    const index bands = std::min(bands_of(threads, d_.groups * panels() * sets), pieces_);
+    const index bands = std::min(bands_of(threads, all_panels() * sets), pieces_);
     loops::parallel_for(threads, {d_.groups, panels(), sets, bands},
                         [&](index group, index panel, index set, index band) {
                           const index begin = images * set / sets;
@@ -437,7 +436,7 @@ inline result<void> conv_pass::plan_rows() noexcept {
     if (row_of(run) != nullptr) return;
     rows_[static_cast<std::size_t>(rows_count_++)] = {run.tap, run.taps, panel_};
     panel_ += axis(0).kernel * axis(1).kernel * padded(run.taps * d_.in) * width_;
-    bytes += static_cast<double>(d_.groups * panels() * size_of(d_.data)) * static_cast<double>(panel_);
+    bytes += static_cast<double>(all_panels() * size_of(d_.data)) * static_cast<double>(panel_);
     if (bytes > 0x1p62) panel_ = 0;
   });
   if (bytes > 0x1p62) return error(errc::out_of_memory, "axes", "weights of %g bytes for the runs of the width", bytes);
@@ -532,31 +531,28 @@ inline result<void> conv_pass::plan_pieces() noexcept {
   const conv_geometry& g = d_.geometry;
   const index chunks = (d_.in + chunk_ - 1) / chunk_;
   const index entries = step_[steps_ - 1].first + step_[steps_ - 1].entries;
-  index pairs = 0;
-  pieces_ = boxes_ = 0;
+  boxes_ = 0;
   using box_of = const conv_run(&)[3];
   using rows_of = const row_range(&)[max_row_ranges];
-  const auto count = [&](box_of box) { pairs += entries * box[0].taps * box[1].taps * box[2].taps; };
-  double weights_read = 0;  // in taps of a chunk
-  const auto count_piece = [&](const conv_piece& p) {
-    ++pieces_;
-    const index blocks = (p.m + most_of_line - 1) / most_of_line;
-    weights_read += static_cast<double>(p.taps) * static_cast<double>(blocks);
-  };
+  struct {
+    index pieces = 0, pairs = 0;
+    double weights = 0;  ///< that are read, in taps of a chunk
+    void add(const conv_piece& p) {
+      const index blocks = (p.m + most_of_line - 1) / most_of_line;
+      ++pieces, weights += static_cast<double>(p.taps) * static_cast<double>(blocks);
+    }
+  } in_boxes, in_lines;
+  const auto pairs_of = [&](box_of box) { return entries * box[0].taps * box[1].taps * box[2].taps; };
   g.for_boxes([&](box_of box) {
-    count(box);
-    g.for_pieces(box, most_rows, count_piece);
+    in_boxes.pairs += pairs_of(box);
+    g.for_pieces(box, most_rows, [&](const conv_piece& p) { in_boxes.add(p); });
   });
-  if (lines_) {
-    const index of_boxes[] = {std::exchange(pieces_, 0), std::exchange(pairs, 0)};
-    const double read_by_boxes = std::exchange(weights_read, 0.0);
-    lines_ = g.for_line_boxes([&](box_of box, rows_of rows) {
-      count(box);
-      g.for_lines_of(box, rows, count_piece);
-    });
-    lines_ = lines_ && weights_read < read_by_boxes;
-    if (!lines_) pieces_ = of_boxes[0], pairs = of_boxes[1];
-  }
+  lines_ = lines_ && g.for_line_boxes([&](box_of box, rows_of rows) {
+    in_lines.pairs += pairs_of(box);
+    g.for_lines_of(box, rows, [&](const conv_piece& p) { in_lines.add(p); });
+  }) && in_lines.weights < in_boxes.weights;
+  pieces_ = lines_ ? in_lines.pieces : in_boxes.pieces;
+  const index pairs = lines_ ? in_lines.pairs : in_boxes.pairs;
   piece_.reset(new (std::nothrow) planned_piece[static_cast<std::size_t>(pieces_)]);
   pairs_.reset(new (std::nothrow) offset_pair[static_cast<std::size_t>(pairs + 1)]);
   if (!piece_ || !pairs_) {
