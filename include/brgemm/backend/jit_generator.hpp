@@ -227,6 +227,7 @@ class jit_generator : public jit_steps {
   // ---- start -------------------------------------------------------------------------------------
 
   void begin(const block& k) {
+    if (detail::prefetches_c(d_)) prefetch_c(k);
     const bool starts_later = d_.alpha == alpha_kind::at_call || brgemm::detail::becomes_f32(d_);
     const int loaded = starts_later || d_.beta != beta_kind::one ? 0 : last_of_first_chain(k);
     for (int i = loaded; i < accumulators(k); ++i) clear(unit_.registers() - 1 - i);
@@ -245,6 +246,23 @@ class jit_generator : public jit_steps {
     for (int j = 0; j < k.columns; ++j) clear(column_sum(k, j));
     set(ones(k), 0x01010101u);
     set(sign_bytes(k), 0x80808080u);
+  }
+
+  /// C of the block, where the sums take longer than this does.
+  void prefetch_c(const block& k) {
+    constexpr index least_steps = 24;
+    std::size_t few = 0;
+    const index steps = b_.steps + (b_.rest != 0);
+    if (steps < least_steps) {
+      cmp(argument(&arguments::batch), static_cast<std::uint32_t>(least_steps / std::max<index>(steps, 1)));
+      few = jump_forward(condition::less_or_equal);
+    }
+    rows_of_c(k, [&](int, const RegExp& row) {
+      for (int j = 0; j < k.columns; ++j) {
+        if (j * b_.lanes * size_c_ % 64 == 0) prefetcht0(ptr[row + column_of_c(j)]);
+      }
+    });
+    if (steps < least_steps) land(few);
   }
 
   /// Accumulators fill the registers from the last downwards, chain 0 first.

@@ -106,6 +106,9 @@ class jit_steps : public jit_operands {
   void step(const block& k, int s, int chain_step, int valid) {
     if (depthwise_) return depthwise_step(k, s);
     prefetch_beyond(k, s);
+    if (const index ahead = detail::prefetched_row_of_a(d_); ahead != 0) {
+      prefetcht0(ptr[a_at(0, s + static_cast<int>(ahead))]);
+    }
     if (pack(k) > 1) return packed_step(k, s, valid);
     const int chain = chain_of(chain_step);
     const bool whole = valid == group_;
