@@ -209,31 +209,36 @@ TEST(Jit, WhatLiesBeyondBIsPrefetched) {
   }
 }
 
-// Rows of A that are k, and rows of C that are not read first, where they are a KiB or more apart.
-TEST(Jit, FarRowsOfAAndCArePrefetched) {
+// Rows of A that are k, with them those of B, and rows of C that are not read first, where they are a KiB apart.
+TEST(Jit, FarRowsArePrefetched) {
   struct {
-    brgemm::index k, lda, ldc;
+    brgemm::index k, lda, ldb, ldc;
     beta_kind beta;
-    bool a, c;
-  } const cases[] = {{64, 256, 64, beta_kind::zero, true, false},     {63, 256, 64, beta_kind::zero, false, false},
-                     {64, 255, 64, beta_kind::zero, false, false},    {64, 64, 256, beta_kind::zero, false, true},
-                     {3, 64, 256, beta_kind::at_call, false, true},   {64, 64, 255, beta_kind::zero, false, false},
-                     {64, 64, 256, beta_kind::one, false, false},     {64, at_call, 64, beta_kind::zero, false, false},
-                     {64, 64, at_call, beta_kind::zero, false, false}};
+    bool a, b, c;
+  } const cases[] = {{64, 256, 64, 64, beta_kind::zero, true, false, false},
+                     {64, 64, 256, 64, beta_kind::zero, false, true, false},
+                     {63, 256, 256, 64, beta_kind::zero, false, false, false},
+                     {64, 255, 255, 255, beta_kind::zero, false, false, false},
+                     {64, at_call, at_call, at_call, beta_kind::zero, false, false, false},
+                     {64, 64, 64, 256, beta_kind::zero, false, false, true},
+                     {3, 64, 64, 256, beta_kind::at_call, false, false, true},
+                     {64, 64, 64, 256, beta_kind::one, false, false, false}};
   for (const backend::entry* e : generating()) {
     for (const auto& c : cases) {
       desc d = f32_desc(48, 64, c.k);
       d.layout_a = layout::transposed;
-      d.lda = c.lda, d.ldc = c.ldc, d.beta = c.beta;
+      d.lda = c.lda, d.ldb = c.ldb, d.ldc = c.ldc, d.beta = c.beta;
       const auto made = make_kernel(d, {.backend = e->name});
       ASSERT_TRUE(made) << made.error().message();
       const auto code = dump(*made);
       ASSERT_TRUE(code);
-      EXPECT_EQ(contains(*code, {0x0f, 0x18}), c.a || c.c) << e->name << ' ' << made->name().c_str();  // prefetcht0
+      EXPECT_EQ(contains(*code, {0x0f, 0x18}), c.a || c.b || c.c)
+          << e->name << ' ' << made->name().c_str();  // prefetcht0
       EXPECT_EQ(code->text().find("A is prefetched") != std::string_view::npos, c.a) << made->name().c_str();
+      EXPECT_EQ(code->text().find("Far rows of B") != std::string_view::npos, c.b) << made->name().c_str();
       EXPECT_EQ(code->text().find("C is prefetched") != std::string_view::npos, c.c) << made->name().c_str();
     }
-    desc d = f32_desc(1, 256, 64);  // a single row follows no other
+    const desc d = f32_desc(1, 256, 64);  // a single row follows no other
     const auto code = dump(*make_kernel(d, {.backend = e->name}));
     ASSERT_TRUE(code);
     EXPECT_EQ(code->text().find("C is prefetched"), std::string_view::npos);

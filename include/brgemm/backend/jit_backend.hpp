@@ -163,7 +163,8 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
   if (b.group != 0) p.add("C rests in memory between groups of %lld entries. ", static_cast<long long>(b.group));
   if (b.prefetch) p.add("B is prefetched if it exceeds L1. ");
   if (prefetches(d)) p.add("With one of %d steps what lies beyond B is prefetched. ", int{d.prefetch});
-  if (prefetched_row_of_a(d) != 0) p.add("A is prefetched %d steps ahead. ", static_cast<int>(prefetched_row_of_a(d)));
+  if (prefetches_rows_of_a(d)) p.add("A is prefetched %d steps ahead. ", prefetched_steps);
+  if (prefetches_rows_of_b(d)) p.add("Far rows of B are prefetched %d steps ahead. ", prefetched_steps);
   if (prefetches_c(d)) p.add("C is prefetched before its sums. ");
   if (row_ranges(d) != 0) p.add("Entries add to %d ranges of rows in turn. ", row_ranges(d));
   if (b.tile) p.add("Even and odd elements of each %d k are summed apart. ", 2 * steps_of_chunk);

@@ -128,19 +128,24 @@ constexpr bool ldb_needs_register(const desc& d) {
 constexpr bool prefetches(const desc& d) {
   return d.prefetch != 0 && d.layout_b != layout::transposed && !is_depthwise(d.layout_a) && !ldb_needs_register(d);
 }
-/// Steps from a row of A stored (k,m) to the one that is prefetched with it: where rows are too far apart for the CPU's
-/// own prefetching, and enough of them follow each other. 0: none is.
-constexpr index prefetched_row_of_a(const desc& d) {
-  constexpr index ahead = 16, far = 1024;
-  const bool rows_are_k = d.layout_a == layout::transposed && k_group_of(d) == 1;
-  return rows_are_k && !lda_needs_register(d) && d.lda * size_of(d.a) >= far && d.k >= 4 * ahead ? ahead : 0;
+/// Rows so far apart are beyond the CPU's own prefetching.
+inline constexpr index far_rows = 1024;
+/// Steps from rows of A stored (k,m), and of B, to those that are prefetched with them.
+inline constexpr int prefetched_steps = 16;
+constexpr bool follow_each_other(const desc& d) {
+  return d.layout_a == layout::transposed && k_group_of(d) == 1 && d.k >= 4 * prefetched_steps;
 }
-/// Whether the lines of a block of C are prefetched before its sums: where C is not read first, and its rows are so far
-/// apart.
+constexpr bool prefetches_rows_of_a(const desc& d) {
+  return follow_each_other(d) && !lda_needs_register(d) && d.lda * size_of(d.a) >= far_rows;
+}
+constexpr bool prefetches_rows_of_b(const desc& d) {
+  return follow_each_other(d) && d.layout_b == layout::plain && !ldb_needs_register(d) &&
+         d.ldb * size_of(d.b) >= far_rows;
+}
+/// Whether the lines of a block of C are prefetched before its sums: where C is not read first.
 constexpr bool prefetches_c(const desc& d) {
-  constexpr index far = 1024;
   return d.beta != beta_kind::one && d.write_c == write_kind::cached && d.m > 1 &&
-         !needs_register(d.ldc, size_of(d.c), 32) && d.ldc * size_of(d.c) >= far;
+         !needs_register(d.ldc, size_of(d.c), 32) && d.ldc * size_of(d.c) >= far_rows;
 }
 /// Rows of C are rows of A, whose leading dimension is in a register: three base registers reach 17 rows.
 constexpr bool has_few_bases(const desc& d) { return rows_of_c_are_rows_of_a(d) && lda_needs_register(d); }

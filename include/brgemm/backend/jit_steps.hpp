@@ -106,8 +106,9 @@ class jit_steps : public jit_operands {
   void step(const block& k, int s, int chain_step, int valid) {
     if (depthwise_) return depthwise_step(k, s);
     prefetch_beyond(k, s);
-    if (const index ahead = detail::prefetched_row_of_a(d_); ahead != 0) {
-      prefetcht0(ptr[a_at(0, s + static_cast<int>(ahead))]);
+    if (detail::prefetches_rows_of_a(d_)) prefetcht0(ptr[a_at(0, s + detail::prefetched_steps)]);
+    for (int j = 0; detail::prefetches_rows_of_b(d_) && j < k.columns; ++j) {
+      if (j * vector_b_ % 64 == 0) prefetcht0(ptr[b_at(j, s + detail::prefetched_steps)]);
     }
     if (pack(k) > 1) return packed_step(k, s, valid);
     const int chain = chain_of(chain_step);

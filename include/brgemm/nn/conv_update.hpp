@@ -368,10 +368,12 @@ inline void run_update::join_taps(const conv_run& run) noexcept {
   axes_[2] = {run.count};
 }
 
-/// A dW of few blocks has smaller ones, so that two threads have as many each.
+/// A dW of few blocks has smaller ones, so that two or four threads have as many each: of the channels that are more.
 inline void run_update::narrow_panels() noexcept {
   const index products = groups_ * panels(true) * panels(false) * taps();
-  if (products < few_products && width_out_ > narrow_width) width_out_ = narrow_width;
+  if (products >= few_products || products % 4 == 0) return;
+  index& width = in_ >= out_ && width_in_ > narrow_width ? width_in_ : width_out_;
+  width = std::min(width, narrow_width);
 }
 
 /// Where each pixel of y sees just one of x, rows that follow each other are one: longer sums a batch entry. Copies
