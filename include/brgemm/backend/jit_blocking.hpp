@@ -294,6 +294,11 @@ inline step_cost cost_of_depthwise_step(const desc& d, const vector_unit& unit, 
   return cost;
 }
 
+/// Pairs of rows of B stored (k,n) by one permutation of both.
+inline bool permutes_pairs(const desc& d, const vector_unit& unit, const blocking& b) {
+  return unit.wide && b.how == product::dot_bf16 && b.b_registers == 1 && d.layout_b == layout::plain;
+}
+
 inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
                               const section& columns, bool by_four) {
   if (is_depthwise(d.layout_a)) return cost_of_depthwise_step(d, unit, b, rows, columns.size);
@@ -302,7 +307,9 @@ inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const bloc
   const int vectors = columns.size;
   const bool turned = d.layout_b == layout::transposed;
   const int b_loads = turned ? 4 : d.layout_b == layout::plain ? static_cast<int>(k_group_of(d)) : 1;
-  const double preparing = b_is_direct(d) ? 0 : turned ? 6 : vectors * (2 * b_loads - 1);
+  const double preparing = b_is_direct(d) ? 0
+                           : turned       ? 6
+                                          : vectors * (permutes_pairs(d, unit, b) ? 2 : 2 * b_loads - 1);
   cost.latency = product_latency(b.how) / (b.tile ? 2 : b.chains);
   cost.products = rows * vectors * product_cycles(b.how, unit);
   cost.operations = cost.products * 2 + preparing + (b.a_registers - 1) * rows + (b.b_registers - 1) * vectors +
@@ -345,7 +352,7 @@ inline void divide(index total, index size, section& first, section& second) {
 
 /// Registers that every step of a block leaves alone: sums of B's columns and two constants; two for f16 by integers.
 inline int registers_beside(const desc& d, const vector_unit& unit, const blocking& b, int vectors) {
-  return shifts_a(d, b.how) ? vectors + 2 : emulates_f16(d, unit) ? 2 : 0;
+  return shifts_a(d, b.how) ? vectors + 2 : emulates_f16(d, unit) ? 2 : permutes_pairs(d, unit, b) ? 1 : 0;
 }
 
 /// Whether a broadcast of A can be the multiplying instruction's operand in memory; whether a vector of B can.

@@ -242,6 +242,7 @@ class jit_generator : public jit_steps {
         land(zero);
       }
     }
+    if (permutes_pairs_) set_pair_order(pair_order(k));
     if (!shifts_a_) return;
     for (int j = 0; j < k.columns; ++j) clear(column_sum(k, j));
     set(ones(k), 0x01010101u);
