@@ -225,6 +225,9 @@ int main(int argc, char** argv) {
     const auto found = schedules.empty() ? brgemm::nn::tuned_conv{} : value_of(tune(executor, d, schedules));
     if (found.forward_speedup > 1) std::printf("forward, tuned: %.2f x\n", found.forward_speedup);
     if (found.backward_data_speedup > 1) std::printf("backward_data, tuned: %.2f x\n", found.backward_data_speedup);
+    if (found.backward_weights_speedup > 1) {
+      std::printf("backward_weights, tuned: %.2f x\n", found.backward_weights_speedup);
+    }
     const layer l(value_of(conv::plan(d, {}, found.schedules)), executor);
     const double operations = l.plan.operations() * static_cast<double>(images);
     const double rate = rate_of(l.bytes(), t);

@@ -16,6 +16,7 @@ using brgemm::index;
 using nn::conv;
 using nn::conv_desc;
 using nn::conv_schedule;
+using nn::conv_update_schedule;
 
 conv_desc draw(std::mt19937& random) {
   const auto from = [&](index low, index high) {
@@ -34,7 +35,7 @@ conv_desc draw(std::mt19937& random) {
 
 /// y and dx of a layer by a schedule.
 std::vector<float> written(const conv_desc& d, const conv_schedule& s, int threads) {
-  const auto layer = conv::plan(d, {}, {s, s});
+  const auto layer = conv::plan(d, {}, {s, s, {}});
   EXPECT_TRUE(layer) << layer.error().message();
   const auto pool = loops::thread_pool::make(threads);
   const auto floats = [](index bytes) { return std::vector<float>(static_cast<std::size_t>(bytes / 4)); };
@@ -63,6 +64,57 @@ TEST(ConvTune, NoBitDependsOnASchedule) {
           << i << ": " << s.rows << ' ' << s.weights << ' ' << s.band << ' ' << s.streaming << ' ' << s.prefetch;
     }
   }
+}
+
+/// dW and db of a layer by a schedule, for f32 or bf16.
+template <class T>
+std::vector<float> gradient(const conv_desc& d, const conv_update_schedule& s, int threads) {
+  const auto layer = conv::plan(d, {}, {{}, {}, s});
+  EXPECT_TRUE(layer) << layer.error().message();
+  const auto pool = loops::thread_pool::make(threads);
+  const auto data = [](index bytes) {
+    std::vector<T> v(static_cast<std::size_t>(bytes) / sizeof(T));
+    for (std::size_t i = 0; i < v.size(); ++i) {
+      const float value = static_cast<float>(i * 7919 % 2003) / 1001 - 1;
+      if constexpr (std::is_same_v<T, float>) {
+        v[i] = value;
+      } else {
+        v[i] = brgemm::to_bf16(value);
+      }
+    }
+    return v;
+  };
+  const std::vector<T> x = data(layer->x_bytes()), dz = data(layer->y_bytes());
+  std::vector<float> dw(static_cast<std::size_t>(layer->weights() + d.out));
+  std::vector<float> workspace(static_cast<std::size_t>(layer->backward_weights_workspace_bytes() + 3) / 4);
+  EXPECT_TRUE(layer->backward_weights(*pool, d.images, x.data(), dz.data(), dw.data(), dw.data() + layer->weights(),
+                                      workspace.empty() ? nullptr : workspace.data()));
+  return dw;
+}
+
+TEST(ConvTune, NoBitOfAGradientDependsOnASchedule) {
+  std::mt19937 random(3);
+  int checked[2] = {};
+  for (int i = 0; i < 25; ++i) {
+    conv_desc d = draw(random);
+    const bool is_bf16 = i % 2 == 1;
+    if (is_bf16) d.data = d.y = type::bf16;
+    if (!conv::plan(d)) continue;  // bf16 sums of some channels cannot be split
+    ++checked[is_bf16];
+    const auto by = [&](const conv_update_schedule& s, int threads) {
+      return is_bf16 ? gradient<brgemm::bf16>(d, s, threads) : gradient<float>(d, s, threads);
+    };
+    const auto right = by({}, 1);
+    auto all = brgemm::detail::update_candidates(d);
+    all.insert(all.end(), {{1, 0, 0}, {7, 1, 1}, {100, 3, -1}, {1 << 30, 1 << 20, 1}});
+    for (const conv_update_schedule& s : all) {
+      const auto found = by(s, 1 + i % 3);
+      ASSERT_EQ(std::memcmp(found.data(), right.data(), right.size() * 4), 0)
+          << i << ": " << s.pixels << ' ' << s.band << ' ' << s.copies;
+    }
+  }
+  EXPECT_GT(checked[false], 5);
+  EXPECT_GT(checked[true], 5);
 }
 
 /// A clock that candidates advance.
@@ -132,6 +184,12 @@ TEST(ConvTune, KeepsTheWinnerInAFile) {
   ASSERT_TRUE(loops::keep_tuning(file.path, key, "28 0 0 0 3.5"));
   EXPECT_EQ(nn::tune(alone, d, file.path)->schedules.forward, (conv_schedule{28, 0, 0}));
   EXPECT_EQ(nn::tune(alone, d, file.path)->forward_speedup, 3.5);
+  const std::string update = brgemm::detail::key_of(*conv::plan(d), 1, "backward_weights");
+  ASSERT_TRUE(loops::keep_tuning(file.path, update, "256 0 0 1.5"));
+  EXPECT_EQ(nn::tune(alone, d, file.path)->schedules.backward_weights, (conv_update_schedule{256, 0, 0}));
+  EXPECT_EQ(nn::tune(alone, d, file.path)->backward_weights_speedup, 1.5);
+  ASSERT_TRUE(loops::keep_tuning(file.path, update, "255 0 0 1.5"));
+  EXPECT_TRUE(nn::tune(alone, d, file.path)->measured);
   for (const char* bad : {"-5 0 0 0 2", "nonsense", "29 0 0 0 2", "28 0 0 3.5", ""}) {
     ASSERT_TRUE(loops::keep_tuning(file.path, key, bad));
     EXPECT_TRUE(nn::tune(alone, d, file.path)->measured) << bad;
@@ -152,8 +210,13 @@ TEST(ConvTune, WhatIsRefused) {
                                  {.streaming = 2},
                                  {.prefetch = 3},
                                  {.prefetch = 5}}) {
-    expect_error(conv::plan(d, {}, {s, {}}), errc::invalid_argument, "by", {std::to_string(s.rows)});
-    expect_error(conv::plan(d, {}, {{}, s}), errc::invalid_argument, "by", {std::to_string(s.band)});
+    expect_error(conv::plan(d, {}, {s, {}, {}}), errc::invalid_argument, "by", {std::to_string(s.rows)});
+    expect_error(conv::plan(d, {}, {{}, s, {}}), errc::invalid_argument, "by", {std::to_string(s.band)});
+  }
+  for (const conv_update_schedule& s :
+       {conv_update_schedule{-1, 0, 0}, {0, -1, 0}, {0, (1 << 20) + 1, 0}, {0, 0, -2}, {0, 0, 2}}) {
+    expect_error(conv::plan(d, {}, {{}, {}, s}), errc::invalid_argument, "by",
+                 {std::to_string(s.pixels) + " pixels", "copies " + std::to_string(s.copies)});
   }
   d.in = 0;
   expect_error(nn::tune(alone, d, ""), errc::invalid_argument, "in", {"in is 0"});

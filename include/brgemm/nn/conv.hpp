@@ -15,6 +15,7 @@ namespace brgemm::inline abi_0::nn {
 
 using conv_axis = detail::conv_axis;
 using conv_schedule = detail::conv_schedule;
+using conv_update_schedule = detail::conv_update_schedule;
 
 /// How a framework stores the weights of a convolution: (out, in/groups, D, R, S), as PyTorch has them, or
 /// (groups, D, R, S, in/groups, out/groups).
@@ -67,10 +68,11 @@ struct conv_desc {
   friend bool operator==(const conv_desc&, const conv_desc&) = default;
 };
 
-/// Schedules that `tune` found, of the direct forward pass and of backward_data.
+/// Schedules that `tune` found, of the direct forward pass, of backward_data and of backward_weights.
 struct conv_schedules {
   conv_schedule forward;
   conv_schedule backward_data;
+  conv_update_schedule backward_weights;
   friend bool operator==(const conv_schedules&, const conv_schedules&) = default;
 };
 
@@ -117,6 +119,11 @@ class conv {
   /// Bit masks, (images, ..., ceil(out / 8)) bytes for y and with `in` for x; channel c is bit c % 8 of byte c / 8.
   index mask_bytes() const noexcept { return d_.mask ? d_.images * forward_->mask_bytes() : 0; }
   index input_mask_bytes() const noexcept { return d_.input_mask ? d_.images * backward_->mask_bytes() : 0; }
+
+  /// Whether each channel of y has one of x of its own.
+  static constexpr bool is_depthwise(const conv_desc& d) noexcept {
+    return d.groups > 1 && d.groups == d.in && d.groups == d.out;
+  }
 
   /// The x_block and y_block with which such a layer is likely to be the quickest: 64 for depthwise layers of so many
   /// channels; for f32 with groups the largest that divides a group's channels; else 0, channels are adjacent.
@@ -199,9 +206,6 @@ class conv {
   static result<void> check_blocks(const conv_desc& d) noexcept;
   static result<void> check_schedules(const conv_schedules& by) noexcept;
   static result<conv_algorithm> choose_algorithm(const conv_desc& d) noexcept;
-  static constexpr bool is_depthwise(const conv_desc& d) noexcept {
-    return d.groups > 1 && d.groups == d.in && d.groups == d.out;
-  }
   static constexpr index block_of(index asked, index own) noexcept { return asked != 0 ? asked : own != 0 ? own : 16; }
   index in() const noexcept { return d_.in / d_.groups; }
   index out() const noexcept { return d_.out / d_.groups; }

@@ -172,7 +172,10 @@ inline result<void> conv::check_schedules(const conv_schedules& by) noexcept {
                  "(-1, 0, 1, 2, 4)",
                  s.rows, s.weights, s.band, s.streaming, s.prefetch);
   }
-  return {};
+  const conv_update_schedule& s = by.backward_weights;
+  if (s.pixels >= 0 && s.band >= 0 && s.band <= (1 << 20) && s.copies >= -1 && s.copies <= 1) return {};
+  return error(errc::invalid_argument, "by", "a schedule of %d pixels (0..), %d KiB (0..2^20), copies %d (-1..1)",
+               s.pixels, s.band, s.copies);
 }
 
 inline result<conv> conv::plan(const conv_desc& d, const options& how, const conv_schedules& by) noexcept {
@@ -227,7 +230,7 @@ inline result<conv> conv::plan(const conv_desc& d, const options& how, const con
     c.depthwise_update_.emplace(*std::move(update));
     return c;
   }
-  detail::conv_update_desc of = {d.images, d.groups, c.in(), c.out(), g, d.data, d.sums};
+  detail::conv_update_desc of = {d.images, d.groups, c.in(), c.out(), g, d.data, d.sums, by.backward_weights};
   of.turned = detail::takes_rows_only(of, how);
   auto update = detail::conv_update::make(of, how);
   if (!update) return update.error();

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <locale>
 #include <memory>
+#include <tuple>
 
 #include "../loops/tune.hpp"
 #include "conv.hpp"
@@ -15,6 +16,7 @@ struct tuned_conv {
   conv_schedules schedules;
   double forward_speedup = 1;
   double backward_data_speedup = 1;
+  double backward_weights_speedup = 1;
   bool measured = false;  ///< false: all of it was in the file
 };
 
@@ -48,22 +50,36 @@ inline std::vector<conv_schedule> candidates() {
   for (const int prefetch : {-1, 4}) all.push_back({.prefetch = prefetch});
   return all;
 }
+inline std::vector<conv_update_schedule> update_candidates(const nn::conv_desc& d) {
+  std::vector<conv_update_schedule> all(1);
+  if (nn::conv::is_depthwise(d)) return all;
+  for (const int pixels : {128, 256, 1024}) all.push_back({.pixels = pixels});
+  for (const int band : {128, 2048}) all.push_back({.band = band, .copies = 1});
+  if (d.data == type::f32) all.push_back({.copies = -1});
+  return all;
+}
 
+/// What the file keeps of a schedule.
+inline auto kept(conv_schedule& s) { return std::tie(s.rows, s.weights, s.band, s.prefetch); }
+inline auto kept(conv_update_schedule& s) { return std::tie(s.pixels, s.band, s.copies); }
+
+template <class Schedule>
 struct found_schedule {
-  conv_schedule schedule;
+  Schedule schedule;
   loops::tuned how;
 };
 
 /// From the file, or by measurement; then it is kept there. run(i): result<void>.
-template <class Run>
-result<found_schedule> search(const std::string& file, const std::string& key, const std::vector<conv_schedule>& all,
-                              const Run& run) {
-  found_schedule f;
-  conv_schedule& s = f.schedule;
+template <class Schedule, class Run>
+result<found_schedule<Schedule>> search(const std::string& file, const std::string& key,
+                                        const std::vector<Schedule>& all, const Run& run) {
+  found_schedule<Schedule> f;
+  Schedule& s = f.schedule;
   if (!file.empty()) {
-    std::istringstream kept(loops::tuning_of(file, key));
-    kept.imbue(std::locale::classic());
-    if (kept >> s.rows >> s.weights >> s.band >> s.prefetch >> f.how.speedup) {
+    std::istringstream text(loops::tuning_of(file, key));
+    text.imbue(std::locale::classic());
+    std::apply([&text](auto&... field) { (text >> ... >> field); }, kept(s));
+    if (text >> f.how.speedup) {
       f.how.measured = false;
       if (std::find(all.begin(), all.end(), s) != all.end()) return f;  // else not written by this version
     }
@@ -73,82 +89,118 @@ result<found_schedule> search(const std::string& file, const std::string& key, c
     if (auto r = run(i); !r) return r.error();
   }
   f.how = loops::quickest(all.size(), [&run](std::size_t i) { static_cast<void>(run(i)); });
-  f.schedule = all[f.how.candidate];
+  s = all[f.how.candidate];
   if (file.empty()) return f;
   std::ostringstream text;
   text.imbue(std::locale::classic());
-  text << s.rows << ' ' << s.weights << ' ' << s.band << ' ' << s.prefetch << ' ' << f.how.speedup;
+  std::apply([&text](const auto&... field) { (text << ... << (std::to_string(field) + ' ')); }, kept(s));
+  text << f.how.speedup;
   if (auto r = loops::keep_tuning(file, key, text.str()); !r) return r.error();
   return f;
 }
+
+/// Zeros to measure with, which take as long as other finite numbers: pieces of `bytes`, aligned to 64.
+class tuning_memory {
+ public:
+  static result<tuning_memory> make(std::vector<index> bytes) {
+    double sum = 0;
+    for (const index size : bytes) sum += static_cast<double>(size) + 64;
+    if (sum > 0x1p62) return error(errc::out_of_memory, "memory", "no %g bytes to measure with", sum);
+    index total = 64;
+    for (const index size : bytes) total += (size + 63) / 64 * 64;
+    tuning_memory m;
+    m.memory_.reset(static_cast<char*>(std::aligned_alloc(64, static_cast<std::size_t>(total))));
+    if (!m.memory_) return error(errc::out_of_memory, "memory", "no %ld bytes to measure with", total);
+    std::memset(m.memory_.get(), 0, static_cast<std::size_t>(total));
+    m.bytes_ = std::move(bytes);
+    return m;
+  }
+  char* piece(std::size_t i) const noexcept {
+    char* at = memory_.get();
+    for (std::size_t j = 0; j < i; ++j) at += (bytes_[j] + 63) / 64 * 64;
+    return at;
+  }
+
+ private:
+  struct free_aligned {
+    void operator()(char* m) const { std::free(m); }
+  };
+  std::vector<index> bytes_;
+  std::unique_ptr<char, free_aligned> memory_;
+};
 
 }  // namespace brgemm::inline abi_0::detail
 
 namespace brgemm::inline abi_0::nn {
 
-/// Searches the schedules of the direct forward pass, and with training of backward_data, by running each on memory of
-/// its own, some seconds at most for layers of milliseconds. `file`: where winners are looked up and kept,
-/// loops::tuning_file() for the user's own; empty: nowhere. It allocates and reads files, unlike calls of a plan; the
-/// result is for conv::plan, on this kind of CPU and for so many threads. Errors: what conv::plan says; out_of_memory;
-/// "file" where it cannot be written.
+/// Searches the schedules of the direct forward pass, and with training of backward_data and backward_weights, by
+/// running each on memory of its own, some seconds at most for layers of milliseconds. `file`: where winners are looked
+/// up and kept, loops::tuning_file() for the user's own; empty: nowhere. It allocates and reads files, unlike calls of
+/// a plan; the result is for conv::plan, on this kind of CPU and for so many threads. Errors: what conv::plan says;
+/// out_of_memory; "file" where it cannot be written.
 inline result<tuned_conv> tune(loops::executor_ref threads, const conv_desc& d, const std::string& file,
                                const options& how = {}) {
   const auto first = conv::plan(d, how);
   if (!first) return first.error();
   conv_desc direct = d;
   direct.algorithm = conv_algorithm::direct;
-  const std::vector<conv_schedule> all = detail::candidates();
-  std::vector<conv> plans;
-  for (const conv_schedule& s : all) {
-    auto plan = conv::plan(direct, how, {s, s});
+  const auto of_passes = detail::candidates();
+  const auto of_updates = detail::update_candidates(d);
+  std::vector<conv> plans;  // number i by candidate i of each
+  index workspace_bytes = 0;
+  for (std::size_t i = 0; i < std::max(of_passes.size(), of_updates.size()); ++i) {
+    const conv_schedule pass = i < of_passes.size() ? of_passes[i] : conv_schedule{};
+    auto plan = conv::plan(direct, how, {pass, pass, i < of_updates.size() ? of_updates[i] : conv_update_schedule{}});
     if (!plan) return plan.error();
+    workspace_bytes = std::max(workspace_bytes, plan->backward_weights_workspace_bytes());
     plans.push_back(*std::move(plan));
   }
   const conv& p = plans.front();
-  const index w_bytes = p.weights_bytes(), t_bytes = p.transposed_bytes(), y_bytes = p.y_bytes();
-  const index sizes[] = {p.x_bytes(),
-                         y_bytes,
-                         w_bytes,
-                         t_bytes,
-                         d.out * 8,
-                         p.mask_bytes(),
-                         p.input_mask_bytes(),
-                         d.residual ? y_bytes : 0};
-  double bytes = 0;
-  for (const index size : sizes) bytes += static_cast<double>(size) + 64;
-  if (bytes > 0x1p62) return error(errc::out_of_memory, "memory", "no %g bytes to measure with", bytes);
-  index total = 0;
-  for (const index size : sizes) total += (size + 63) / 64 * 64;
-  struct free_aligned {
-    void operator()(char* m) const { std::free(m); }
-  };
-  const std::unique_ptr<char, free_aligned> memory(
-      static_cast<char*>(std::aligned_alloc(64, static_cast<std::size_t>(total + 64) / 64 * 64)));
-  if (!memory) return error(errc::out_of_memory, "memory", "no %ld bytes to measure with", total);
-  std::memset(memory.get(), 0, static_cast<std::size_t>(total));  // zeros take as long as other finite numbers
-  char* at[std::size(sizes)];
-  char* next = memory.get();
-  for (std::size_t i = 0; i < std::size(sizes); ++i) at[i] = next, next += (sizes[i] + 63) / 64 * 64;
+  enum : std::size_t { x, y, weights, transposed, of_channels, mask, input_mask, residual, gradient, workspace };
+  const auto memory = detail::tuning_memory::make(
+      {p.x_bytes(), p.y_bytes(), p.weights_bytes(), p.transposed_bytes(), d.out * 8, p.mask_bytes(),
+       p.input_mask_bytes(), d.residual ? p.y_bytes() : 0, d.training ? p.weights() * 4 : 0, workspace_bytes});
+  if (!memory) return memory.error();
+  const auto at = [&memory](std::size_t i) { return memory->piece(i); };
   conv_operands with;
-  if (d.bias) with.bias = reinterpret_cast<float*>(at[4]);
-  if (d.scale) with.scale = reinterpret_cast<float*>(at[4]) + d.out;
-  if (d.residual) with.residual = at[7];
-  if (d.mask) with.mask = at[5];
+  if (d.bias) with.bias = reinterpret_cast<float*>(at(of_channels));
+  if (d.scale) with.scale = reinterpret_cast<float*>(at(of_channels)) + d.out;
+  if (d.residual) with.residual = at(residual);
+  if (d.mask) with.mask = at(mask);
   tuned_conv t;
   const int count = threads.threads();
-  const auto forward = detail::search(file, detail::key_of(p, count, "forward"), all, [&](std::size_t i) {
-    return plans[i].forward(threads, d.images, at[0], at[2], with, at[1]);
-  });
-  if (!forward) return forward.error();
-  t.schedules.forward = forward->schedule, t.forward_speedup = forward->how.speedup;
-  t.measured = forward->how.measured;
-  if (!d.training) return t;
-  const auto backward = detail::search(file, detail::key_of(p, count, "backward_data"), all, [&](std::size_t i) {
-    return plans[i].backward_data(threads, d.images, at[1], at[3], at[0], d.input_mask ? at[6] : nullptr);
-  });
-  if (!backward) return backward.error();
-  t.schedules.backward_data = backward->schedule, t.backward_data_speedup = backward->how.speedup;
-  t.measured = t.measured || backward->how.measured;
+  const auto search = [&](const char* pass, const auto& candidates, auto& found, double& speedup,
+                          const auto& run) -> result<void> {
+    auto winner = detail::search(file, detail::key_of(p, count, pass), candidates, run);
+    if (!winner) return winner.error();
+    found = winner->schedule, speedup = winner->how.speedup;
+    t.measured = t.measured || winner->how.measured;
+    return {};
+  };
+  if (auto r =
+          search("forward", of_passes, t.schedules.forward, t.forward_speedup,
+                 [&](std::size_t i) { return plans[i].forward(threads, d.images, at(x), at(weights), with, at(y)); });
+      !r || !d.training) {
+    return r ? result<tuned_conv>(t) : r.error();
+  }
+  if (auto r = search("backward_data", of_passes, t.schedules.backward_data, t.backward_data_speedup,
+                      [&](std::size_t i) {
+                        return plans[i].backward_data(threads, d.images, at(y), at(transposed), at(x),
+                                                      d.input_mask ? at(input_mask) : nullptr);
+                      });
+      !r) {
+    return r.error();
+  }
+  if (auto r = search("backward_weights", of_updates, t.schedules.backward_weights, t.backward_weights_speedup,
+                      [&](std::size_t i) {
+                        const bool uses = plans[i].backward_weights_workspace_bytes() > 0;
+                        return plans[i].backward_weights(threads, d.images, at(x), at(y),
+                                                         reinterpret_cast<float*>(at(gradient)), nullptr,
+                                                         uses ? at(workspace) : nullptr);
+                      });
+      !r) {
+    return r.error();
+  }
   return t;
 }
 

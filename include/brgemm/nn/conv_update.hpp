@@ -15,6 +15,15 @@
 
 namespace brgemm::inline abi_0::detail {
 
+/// How the weight update divides its work: never what it computes. 0: what the plan thinks best. Not of depthwise
+/// layers.
+struct conv_update_schedule {
+  std::int32_t pixels = 0;  ///< of a step: their x and dz are to stay in L2 for all blocks of dW
+  std::int32_t band = 0;    ///< KiB of copies, where x and dz are copied
+  std::int32_t copies = 0;  ///< f32: 1: x and dz are copied; -1: never. bf16 is always
+  friend bool operator==(const conv_update_schedule&, const conv_update_schedule&) = default;
+};
+
 /// `forward`: x is what it reads, dz has the shape of what it writes. At most `images` images; in and out are a
 /// group's.
 struct conv_update_desc {
@@ -25,6 +34,7 @@ struct conv_update_desc {
   conv_geometry forward;
   type data = type::f32;  ///< of x and dz: f32 or bf16
   order sums = order::machine;
+  conv_update_schedule schedule;
   bool turned = false;  ///< bf16: copies of x are transposed, which tiles read, else pairs of pixels as those of dz
 };
 
@@ -55,7 +65,7 @@ class run_update {
   static result<run_update> make(const conv_update_desc& of, const conv_run* run, const options& how) noexcept {
     run_update u;
     u.groups_ = of.groups, u.in_ = of.in, u.out_ = of.out, u.data_ = of.data, u.sums_order_ = of.sums,
-    u.turned_ = of.turned;
+    u.turned_ = of.turned, u.schedule_ = of.schedule;
     u.set_axes(of.forward);
     u.tap_step_ = of.in * of.out;
     if (run != nullptr) u.join_taps(*run);
@@ -329,6 +339,7 @@ class run_update {
   order sums_order_ = order::machine;
   bool copies_ = false;
   bool turned_ = false;
+  conv_update_schedule schedule_;
   conv_axis axes_[3];  ///< rows joined, and as copies have them
   index first_x_ = 0;  ///< elements of x, dz and dW before those of the run
   index first_z_ = 0;
@@ -380,7 +391,8 @@ inline void run_update::narrow_panels() noexcept {
 /// leave out what a stride of one tap leaves out. `adjacent`: all columns of y are there.
 inline void run_update::join_rows(bool adjacent) noexcept {
   const index pixel = std::max(axes_[2].stride * x_.from_pixel, z_.from_pixel) * size_of(data_);
-  copies_ = data_ != type::f32 || (taps() == 1 && pixel >= far_apart);
+  const bool far = taps() == 1 && pixel >= far_apart;
+  copies_ = data_ != type::f32 || schedule_.copies > 0 || (schedule_.copies == 0 && far);
   index* const steps[3] = {&x_.from_depth, &x_.from_line, &x_.from_pixel};
   bool joins = adjacent;
   for (int i = 0; i < 3; ++i) {
@@ -406,11 +418,15 @@ inline void run_update::plan_bands(index images) noexcept {
     return rows >= image_rows() ? rows / image_rows() * image_rows() : std::min(rows, axes_[1].out());
   };
   const index pixel = width(false) * size_of(data_);
-  step_rows_ = rows_of(in_ <= few_channels ? std::max<index>(cached_bytes / pixel, 1) : step_pixels);
+  step_rows_ = rows_of(schedule_.pixels > 0  ? schedule_.pixels
+                       : in_ <= few_channels ? std::max<index>(cached_bytes / pixel, 1)
+                                             : step_pixels);
   // dW is read and written once a band: of one that does not stay in L2 there are fewer.
   const index bytes = groups_ * taps() * in_ * out_ * 4 <= band_bytes ? band_bytes : 4 * band_bytes;
+  if (!copies_) return;
   const index copied = groups_ * (copies_of_x_.count * in_ + copies_of_z_.count * out_) * size_of(data_);
-  band_rows_ = rows_of(copies_ ? std::max(bytes / copied, least_band) : 1);
+  const index planned = std::max(bytes / copied, least_band);
+  band_rows_ = rows_of(schedule_.band > 0 ? (index{schedule_.band} << 10) / copied : planned);
 }
 
 inline void run_update::place_tensors() noexcept {
