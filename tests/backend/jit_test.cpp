@@ -396,6 +396,31 @@ TEST(Jit, GroupsOfEntriesHaveTheBitsOfOnePass) {
   }
 }
 
+TEST(Jit, GroupsOfEntriesWithRowsOfBInPairs) {
+  desc d = f32_desc(128, 128, 130);
+  d.a = d.b = type::bf16;
+  d.sums = order::pair;
+  const brgemm::index batch = 20;
+  std::vector<bf16> a, b;
+  for (const float x : random_floats(static_cast<std::size_t>(d.stride_a * batch), 1)) a.push_back(to_bf16(x));
+  for (const float x : random_floats(static_cast<std::size_t>(d.stride_b * batch), 2)) b.push_back(to_bf16(x));
+  const auto by = [&](std::string_view name) {
+    std::vector<float> c(static_cast<std::size_t>(d.m * d.n));
+    const auto kernel = make_kernel(d, {.backend = name});
+    EXPECT_TRUE(kernel) << kernel.error().message();
+    (*kernel)({.a = a.data(), .b = b.data(), .c = c.data(), .batch = batch});
+    return c;
+  };
+  for (const backend::entry* e : generating()) {
+    if (e->name == "avx512" && cpu().has(feature::avx512_bf16)) {
+      const auto how = backend::choose_blocking(d, backend::vector_unit{true, cpu()});
+      ASSERT_TRUE(how.group > 0 && backend::detail::permutes_pairs(d, {true, cpu()}, how));
+    }
+    if (!e->supports(d)) continue;  // tiles have another order
+    EXPECT_EQ(by(e->name), by("reference")) << e->name;
+  }
+}
+
 TEST(Jit, FewRowsWithAndWithoutPrefetches) {
   for (const backend::entry* e : generating()) {
     for (const brgemm::index k : {64, 100, 300}) {  // two entries of 64x64, one of 100x64 and none of 300x64 fit L1

@@ -242,7 +242,6 @@ class jit_generator : public jit_steps {
         land(zero);
       }
     }
-    if (permutes_pairs_) set_pair_order(pair_order(k));
     if (!shifts_a_) return;
     for (int j = 0; j < k.columns; ++j) clear(column_sum(k, j));
     set(ones(k), 0x01010101u);
@@ -295,6 +294,7 @@ class jit_generator : public jit_steps {
 
   void sums(const block& k) {
     if (b_.steps == 0 && b_.rest == 0) return;
+    if (permutes_pairs_) set_pair_order(pair_order(k));
     if (b_.how == product::split_bf16) flush_subnormals(true);
     const bool grouped = b_.group != 0;
     mov(rsi, grouped ? word_at(entries) : argument(&arguments::batch));
