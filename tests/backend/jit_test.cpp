@@ -234,14 +234,22 @@ TEST(Jit, FarRowsArePrefetched) {
       ASSERT_TRUE(code);
       EXPECT_EQ(contains(*code, {0x0f, 0x18}), c.a || c.b || c.c)
           << e->name << ' ' << made->name().c_str();  // prefetcht0
+      // from rax, A, and rdx, B, 16 rows of 1024 bytes further
+      EXPECT_EQ(contains(*code, {0x0f, 0x18, 0x88, 0x00, 0x40, 0x00, 0x00}), c.a) << e->name;
+      EXPECT_EQ(contains(*code, {0x0f, 0x18, 0x8a, 0x00, 0x40, 0x00, 0x00}), c.b) << e->name;
       EXPECT_EQ(code->text().find("A is prefetched") != std::string_view::npos, c.a) << made->name().c_str();
       EXPECT_EQ(code->text().find("Far rows of B") != std::string_view::npos, c.b) << made->name().c_str();
       EXPECT_EQ(code->text().find("C is prefetched") != std::string_view::npos, c.c) << made->name().c_str();
     }
-    const desc d = f32_desc(1, 256, 64);  // a single row follows no other
-    const auto code = dump(*make_kernel(d, {.backend = e->name}));
-    ASSERT_TRUE(code);
-    EXPECT_EQ(code->text().find("C is prefetched"), std::string_view::npos);
+    const desc row = f32_desc(1, 256, 64);  // a single row follows no other
+    desc turned = f32_desc(48, 64, 64);     // tiles of B take four steps at once
+    turned.layout_a = turned.layout_b = layout::transposed, turned.lda = 256;
+    for (const desc& d : {row, turned}) {
+      const auto code = dump(*make_kernel(d, {.backend = e->name}));
+      ASSERT_TRUE(code);
+      EXPECT_EQ(code->text().find("C is prefetched"), std::string_view::npos);
+      EXPECT_EQ(code->text().find("A is prefetched"), std::string_view::npos);
+    }
   }
 }
 
@@ -396,6 +404,23 @@ TEST(Jit, GroupsOfEntriesHaveTheBitsOfOnePass) {
   }
 }
 
+// The register for the order of pairs is taken only where one is left.
+TEST(Jit, AllRowsBesideRowsOfBInPairs) {
+  for (const brgemm::index m : {29, 30}) {
+    desc d = f32_desc(m, 16, 64);
+    d.a = d.b = type::bf16;
+    d.sums = order::pair;
+    d.batch = batch_kind::offsets;
+    d.stride_a = d.stride_b = 0;
+    d.rows[0] = {0, 3};
+    for (const backend::entry* e : generating()) {
+      if (e->name != "avx512" || !cpu().has(feature::avx512_bf16)) continue;
+      EXPECT_TRUE(e->supports(d)) << m;
+      EXPECT_EQ(backend::choose_blocking(d, backend::vector_unit{true, cpu()}).permutes_pairs, m == 29);
+    }
+  }
+}
+
 TEST(Jit, GroupsOfEntriesWithRowsOfBInPairs) {
   desc d = f32_desc(128, 128, 130);
   d.a = d.b = type::bf16;
@@ -414,7 +439,7 @@ TEST(Jit, GroupsOfEntriesWithRowsOfBInPairs) {
   for (const backend::entry* e : generating()) {
     if (e->name == "avx512" && cpu().has(feature::avx512_bf16)) {
       const auto how = backend::choose_blocking(d, backend::vector_unit{true, cpu()});
-      ASSERT_TRUE(how.group > 0 && backend::detail::permutes_pairs(d, {true, cpu()}, how));
+      ASSERT_TRUE(how.group > 0 && how.permutes_pairs);
     }
     if (!e->supports(d)) continue;  // tiles have another order
     EXPECT_EQ(by(e->name), by("reference")) << e->name;

@@ -93,6 +93,23 @@ TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
   }
 }
 
+// The channels of all taps of a row, in more than one panel.
+TEST(Conv, UpdateOfJoinedTapsInNarrowPanels) {
+  expect_pairs();
+  std::mt19937 random(16);
+  for (const type data : {type::f32, type::bf16}) {
+    for (const auto& [in, kernel] : {std::pair<index, index>{16, 3}, {12, 5}, {32, 2}, {20, 3}}) {
+      conv_desc d;
+      d.images = 2, d.in = in, d.out = 16, d.data = data, d.training = true;
+      d.axes[1] = d.axes[2] = {9, kernel, 1, 1, kernel / 2, kernel / 2};
+      const problem p = draw_data(random, d);
+      for (const int threads : {1, 4}) {
+        EXPECT_TRUE(same_bits(update_of(p, threads), expected_update(p))) << text_of(d);
+      }
+    }
+  }
+}
+
 // Layers whose blocks are copied: several bands, images that end within an entry, fewer images than planned.
 TEST(Conv, UpdateByCopies) {
   expect_pairs();

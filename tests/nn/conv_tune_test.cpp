@@ -35,7 +35,7 @@ conv_desc draw(std::mt19937& random) {
 
 /// y and dx of a layer by a schedule.
 std::vector<float> written(const conv_desc& d, const conv_schedule& s, int threads) {
-  const auto layer = conv::plan(d, {}, {s, s, {}});
+  const auto layer = conv::plan(d, {}, {s, s});
   EXPECT_TRUE(layer) << layer.error().message();
   const auto pool = loops::thread_pool::make(threads);
   const auto floats = [](index bytes) { return std::vector<float>(static_cast<std::size_t>(bytes / 4)); };
@@ -99,6 +99,8 @@ TEST(ConvTune, NoBitOfAGradientDependsOnASchedule) {
     conv_desc d = draw(random);
     const bool is_bf16 = i % 2 == 1;
     if (is_bf16) d.data = d.y = type::bf16;
+    if (i % 3 == 0) d.axes[1].dilation = 2;
+    if (i % 5 == 0) d.axes[0] = {3, 2, 1, 1, 1, 0};
     if (!conv::plan(d)) continue;  // bf16 sums of some channels cannot be split
     ++checked[is_bf16];
     const auto by = [&](const conv_update_schedule& s, int threads) {
@@ -106,7 +108,7 @@ TEST(ConvTune, NoBitOfAGradientDependsOnASchedule) {
     };
     const auto right = by({}, 1);
     auto all = brgemm::detail::update_candidates(d);
-    all.insert(all.end(), {{1, 0, 0}, {7, 1, 1}, {100, 3, -1}, {1 << 30, 1 << 20, 1}});
+    all.insert(all.end(), {{1, 0, 0}, {7, 1, 1}, {100, 3, -1}, {1 << 20, 1 << 20, 1}});
     for (const conv_update_schedule& s : all) {
       const auto found = by(s, 1 + i % 3);
       ASSERT_EQ(std::memcmp(found.data(), right.data(), right.size() * 4), 0)
@@ -177,6 +179,12 @@ TEST(ConvTune, KeepsTheWinnerInAFile) {
   EXPECT_TRUE(nn::tune(alone, d, file.path, {.backend = "reference"})->measured);
   d.in = 17;
   EXPECT_TRUE(nn::tune(alone, d, file.path)->measured);
+  conv_desc of_bf16 = d;  // whose update has a workspace
+  of_bf16.data = of_bf16.y = type::bf16;
+  EXPECT_TRUE(nn::tune(*two, of_bf16, file.path)->measured);
+  conv_desc depthwise = d;
+  depthwise.in = depthwise.out = depthwise.groups = 32;
+  EXPECT_EQ(nn::tune(alone, depthwise, file.path)->schedules.backward_weights, conv_update_schedule{});
   d.residual = false;
   EXPECT_TRUE(nn::tune(alone, d, file.path)->measured);
   // What somebody wrote there is taken only where it is one that would have been tried.
@@ -210,11 +218,15 @@ TEST(ConvTune, WhatIsRefused) {
                                  {.streaming = 2},
                                  {.prefetch = 3},
                                  {.prefetch = 5}}) {
-    expect_error(conv::plan(d, {}, {s, {}, {}}), errc::invalid_argument, "by", {std::to_string(s.rows)});
-    expect_error(conv::plan(d, {}, {{}, s, {}}), errc::invalid_argument, "by", {std::to_string(s.band)});
+    expect_error(conv::plan(d, {}, {s, {}}), errc::invalid_argument, "by", {std::to_string(s.rows)});
+    expect_error(conv::plan(d, {}, {{}, s}), errc::invalid_argument, "by", {std::to_string(s.band)});
   }
-  for (const conv_update_schedule& s :
-       {conv_update_schedule{-1, 0, 0}, {0, -1, 0}, {0, (1 << 20) + 1, 0}, {0, 0, -2}, {0, 0, 2}}) {
+  for (const conv_update_schedule& s : {conv_update_schedule{-1, 0, 0},
+                                        {(1 << 20) + 1, 0, 0},
+                                        {0, -1, 0},
+                                        {0, (1 << 20) + 1, 0},
+                                        {0, 0, -2},
+                                        {0, 0, 2}}) {
     expect_error(conv::plan(d, {}, {{}, {}, s}), errc::invalid_argument, "by",
                  {std::to_string(s.pixels) + " pixels", "copies " + std::to_string(s.copies)});
   }

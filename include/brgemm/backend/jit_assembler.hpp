@@ -243,6 +243,14 @@ class jit_assembler : public jit_encoding {
     emit(wide() ? ptr_b[rip] : ptr[rip]);
     note_constant(bits, bits, immediate_bytes);
   }
+  /// 16 bytes, the low one first, in the 32-bit lanes of d. Changes rax.
+  void set_lanes(int d, std::uint64_t low, std::uint64_t high) {
+    mov(rax, low);
+    vmovq(quarter(d), rax);
+    mov(rax, high);
+    vpinsrq(quarter(d), quarter(d), rax, 1);
+    vpmovzxbd(v(d), quarter(d));
+  }
   /// Makes the memory operand of the instruction just written the 64-bit constant.
   void refer_to_constant64(std::uint64_t bits) {
     note_constant(static_cast<std::uint32_t>(bits), static_cast<std::uint32_t>(bits >> 32), 0);
@@ -374,11 +382,7 @@ class jit_assembler : public jit_encoding {
     int order, high;
   };
   void prepare_fours(const fours& f, type t) {
-    mov(rax, std::uint64_t{0x0d0905010c080400});
-    vmovq(quarter(f.order), rax);
-    mov(rax, std::uint64_t{0x0f0b07030e0a0602});
-    vpinsrq(quarter(f.order), quarter(f.order), rax, 1);
-    vpmovzxbd(v(f.order), quarter(f.order));
+    set_lanes(f.order, 0x0d0905010c080400, 0x0f0b07030e0a0602);
     set(f.high, std::bit_cast<std::uint32_t>(t == type::u8 ? 255.0f : 127.0f));
   }
   void store_8bit(const RegExp& at, const int (&s)[4], type t, const fours& f) {

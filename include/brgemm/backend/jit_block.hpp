@@ -48,7 +48,6 @@ class jit_block : public jit_assembler {
     step_b_ = ldb_ * (interleaved ? 1 : group_);
     rows_of_step_ = interleaved || transposed_b_ ? 1 : static_cast<int>(group_);
     shifts_a_ = detail::shifts_a(d, b.how);
-    permutes_pairs_ = detail::permutes_pairs(d, unit, b);
     most_rows_ = std::max(b.rows[0].size, static_cast<int>(b.few));
     divide_by(b, d.m_extent);
     if (!lda_in_register_) c_ = r9;
@@ -288,7 +287,6 @@ class jit_block : public jit_assembler {
   index step_b_;           // bytes of B's rows of one step
   int rows_of_step_;       // rows of B that one step reads
   bool shifts_a_;
-  bool permutes_pairs_;
   int most_rows_;              // of a block, at most
   bool rows_known_;            // while the code is written
   bool one_row_, one_column_;  // of blocks: what their places would be added to stays as it is

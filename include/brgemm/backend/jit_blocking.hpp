@@ -50,8 +50,9 @@ struct blocking {
   int b_registers = 1;  ///< registers of one vector of B
   /// The broadcasts of a step stay in registers and vectors of B pass by; else the other way round.
   bool hold_a = false;
-  bool embed = false;   ///< what passes by is an operand in memory of the multiplying instruction
-  bool tight = false;   ///< B stored (n,k): registers are few, so a turned tile moves together
+  bool embed = false;           ///< what passes by is an operand in memory of the multiplying instruction
+  bool permutes_pairs = false;  ///< bf16, B stored (k,n): pairs are one permutation of two rows, whose order is held
+  bool tight = false;           ///< B stored (n,k): registers are few, so a turned tile moves together
   int pack = 1;         ///< rows that share a vector in the last column, where that has at most lanes / pack columns
   double accesses = 1;  ///< to the first cache that a vector of B takes: one more where it crosses into a line
   double accesses_tail = 1;    ///< the same of the tail's
@@ -128,23 +129,27 @@ constexpr bool ldb_needs_register(const desc& d) {
 constexpr bool prefetches(const desc& d) {
   return d.prefetch != 0 && d.layout_b != layout::transposed && !is_depthwise(d.layout_a) && !ldb_needs_register(d);
 }
-/// Rows so far apart are beyond the CPU's own prefetching.
+/// Where a block has no more rows, each line of B is read once.
+inline constexpr index few_rows = 6;
+/// Bytes: rows so far apart are beyond the CPU's own prefetching.
 inline constexpr index far_rows = 1024;
 /// Steps from rows of A stored (k,m), and of B, to those that are prefetched with them.
 inline constexpr int prefetched_steps = 16;
 constexpr bool follow_each_other(const desc& d) {
-  return d.layout_a == layout::transposed && k_group_of(d) == 1 && d.k >= 4 * prefetched_steps;
+  return d.layout_a == layout::transposed && d.layout_b == layout::plain && k_group_of(d) == 1 &&
+         d.k >= 4 * prefetched_steps;
 }
 constexpr bool prefetches_rows_of_a(const desc& d) {
   return follow_each_other(d) && !lda_needs_register(d) && d.lda * size_of(d.a) >= far_rows;
 }
 constexpr bool prefetches_rows_of_b(const desc& d) {
-  return follow_each_other(d) && d.layout_b == layout::plain && !ldb_needs_register(d) &&
-         d.ldb * size_of(d.b) >= far_rows;
+  return follow_each_other(d) && d.m > few_rows && !ldb_needs_register(d) && d.ldb * size_of(d.b) >= far_rows;
 }
-/// Whether the lines of a block of C are prefetched before its sums: where C is not read first.
+/// Whether C comes to the sums at their end; else they start from it.
+constexpr bool adds_c_last(const desc& d) { return d.alpha == alpha_kind::at_call || brgemm::detail::becomes_f32(d); }
+/// Whether the lines of a block of C are prefetched before its sums, where these do not start from C.
 constexpr bool prefetches_c(const desc& d) {
-  return d.beta != beta_kind::one && d.write_c == write_kind::cached && d.m > 1 &&
+  return (d.beta != beta_kind::one || adds_c_last(d)) && d.write_c == write_kind::cached && d.m > 1 && d.k > 0 &&
          !needs_register(d.ldc, size_of(d.c), 32) && d.ldc * size_of(d.c) >= far_rows;
 }
 /// Rows of C are rows of A, whose leading dimension is in a register: three base registers reach 17 rows.
@@ -294,11 +299,6 @@ inline step_cost cost_of_depthwise_step(const desc& d, const vector_unit& unit, 
   return cost;
 }
 
-/// Pairs of rows of B stored (k,n) by one permutation of both.
-inline bool permutes_pairs(const desc& d, const vector_unit& unit, const blocking& b) {
-  return unit.wide && b.how == product::dot_bf16 && b.b_registers == 1 && d.layout_b == layout::plain;
-}
-
 inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
                               const section& columns, bool by_four) {
   if (is_depthwise(d.layout_a)) return cost_of_depthwise_step(d, unit, b, rows, columns.size);
@@ -307,9 +307,7 @@ inline step_cost cost_of_step(const desc& d, const vector_unit& unit, const bloc
   const int vectors = columns.size;
   const bool turned = d.layout_b == layout::transposed;
   const int b_loads = turned ? 4 : d.layout_b == layout::plain ? static_cast<int>(k_group_of(d)) : 1;
-  const double preparing = b_is_direct(d) ? 0
-                           : turned       ? 6
-                                          : vectors * (permutes_pairs(d, unit, b) ? 2 : 2 * b_loads - 1);
+  const double preparing = b_is_direct(d) ? 0 : turned ? 6 : vectors * (b.permutes_pairs ? 2 : 2 * b_loads - 1);
   cost.latency = product_latency(b.how) / (b.tile ? 2 : b.chains);
   cost.products = rows * vectors * product_cycles(b.how, unit);
   cost.operations = cost.products * 2 + preparing + (b.a_registers - 1) * rows + (b.b_registers - 1) * vectors +
@@ -352,7 +350,7 @@ inline void divide(index total, index size, section& first, section& second) {
 
 /// Registers that every step of a block leaves alone: sums of B's columns and two constants; two for f16 by integers.
 inline int registers_beside(const desc& d, const vector_unit& unit, const blocking& b, int vectors) {
-  return shifts_a(d, b.how) ? vectors + 2 : emulates_f16(d, unit) ? 2 : permutes_pairs(d, unit, b) ? 1 : 0;
+  return shifts_a(d, b.how) ? vectors + 2 : emulates_f16(d, unit) ? 2 : 0;
 }
 
 /// Whether a broadcast of A can be the multiplying instruction's operand in memory; whether a vector of B can.
@@ -407,7 +405,8 @@ inline int fit(const desc& d, const vector_unit& unit, blocking& b, int rows, co
   const int held = b.hold_a ? rows * b.a_registers : vectors * b.b_registers;
   const int passing = b.embed ? 0 : b.hold_a ? b.b_registers : b.a_registers;
   const int spare = b.how == product::madd_8bit || b.b_registers > 1 || !b_is_direct(d) ? 1 : 0;
-  const int in_a_step = reads_by_four(d, unit, b, rows, columns) ? 6 : held + passing + spare;
+  const int in_a_step =
+      reads_by_four(d, unit, b, rows, columns) ? 6 : held + passing + spare + (b.permutes_pairs ? 1 : 0);
   const int at_the_end = rows * vectors + epilogue_registers(d, unit);
   return unit.registers() - registers_beside(d, unit, b, vectors) -
          std::max(rows * vectors * b.sums() + in_a_step, at_the_end);
@@ -532,6 +531,7 @@ inline blocking undivided(const desc& d, const vector_unit& unit) {
   const bool split = b.how == product::split_bf16 || b.how == product::madd_8bit;
   b.a_registers = split ? 2 : 1;
   b.b_registers = split ? 2 : 1;
+  b.permutes_pairs = unit.wide && b.how == product::dot_bf16 && d.layout_b == layout::plain && d.n >= b.lanes;
   b.steps = d.k / k_group_of(d);
   b.rest = static_cast<int>(d.k % k_group_of(d));
   b.tight =
@@ -591,21 +591,34 @@ inline void try_heights(const desc& d, const vector_unit& unit, blocking& b, int
 /// The division with the fewest predicted cycles; of equals the one with fewer rows of code. Blocks have at most
 /// `limit` vectors; m at the call: so many rows, or groups of rows that share a vector. A test shows that blocks of
 /// some size always fit; if none did, accumulators() would be 0.
+namespace detail {
+/// Of all divisions of C; none if none fits the registers.
+inline cheapest search_divisions(const desc& d, const vector_unit& unit, blocking b) {
+  const index vectors = (d.n - 1) / b.lanes + 1;
+  const index width = width_for_masks(d, unit);
+  const int rows_at_call = std::min(b.limit, most_rows_at_call(d, b));
+  cheapest best;
+  for (b.pack = most_packed(d, unit, b); b.pack >= 1; b.pack /= 2) {
+    int highest = has_few_bases(d) ? 17 : 30;
+    if (d.m_extent == extent_kind::at_call) highest = std::min(highest, rows_at_call * b.pack);
+    const int most_rows = static_cast<int>(std::min<index>(d.m, highest));
+    for (int columns = 1; columns <= std::min<index>(vectors, 30); ++columns) {
+      if (width != 0 && columns != std::min(vectors, width)) continue;
+      try_heights(d, unit, b, columns, most_rows, best);
+    }
+  }
+  return best;
+}
+}  // namespace detail
+
 inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limit = 30) {
   blocking b = detail::undivided(d, unit);
   b.limit = limit;
-  const index vectors = (d.n - 1) / b.lanes + 1;
-  const index width_for_masks = detail::width_for_masks(d, unit);
   const int rows_at_call = std::min(limit, detail::most_rows_at_call(d, b));
-  detail::cheapest best;
-  for (b.pack = detail::most_packed(d, unit, b); b.pack >= 1; b.pack /= 2) {
-    int highest = detail::has_few_bases(d) ? 17 : 30;
-    if (d.m_extent == extent_kind::at_call) highest = std::min(highest, rows_at_call * b.pack);
-    const int most_rows = static_cast<int>(std::min<index>(d.m, highest));
-    for (int width = 1; width <= std::min<index>(vectors, 30); ++width) {
-      if (width_for_masks != 0 && width != std::min(vectors, width_for_masks)) continue;
-      detail::try_heights(d, unit, b, width, most_rows, best);
-    }
+  detail::cheapest best = detail::search_divisions(d, unit, b);
+  if (best.cost == 0 && b.permutes_pairs) {  // without the register that the order takes
+    b.permutes_pairs = false;
+    best = detail::search_divisions(d, unit, b);
   }
   b = best.division;
   if (best.cost == 0) return b;
@@ -616,8 +629,8 @@ inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limi
   b.group = detail::choose_group(d, b);
   // A layer with a few rows reads its weights once: with prefetches as fast as L3 and memory give them. What may stay
   // in L1 would only be loaded more often: B of few entries (jit_generator.hpp) and small B.
-  b.prefetch = d.m_extent == extent_kind::fixed && b.rows[0].count == 1 && b.rows[1].count == 0 && d.m <= 6 &&
-               detail::b_is_direct(d) && !is_depthwise(d.layout_a) && d.k * d.n >= 4096;
+  b.prefetch = d.m_extent == extent_kind::fixed && b.rows[0].count == 1 && b.rows[1].count == 0 &&
+               d.m <= detail::few_rows && detail::b_is_direct(d) && !is_depthwise(d.layout_a) && d.k * d.n >= 4096;
   b.unroll = detail::choose_unroll(d, b);
   return b;
 }

@@ -227,8 +227,7 @@ class jit_generator : public jit_steps {
   // ---- start -------------------------------------------------------------------------------------
 
   void begin(const block& k) {
-    if (detail::prefetches_c(d_)) prefetch_c(k);
-    const bool starts_later = d_.alpha == alpha_kind::at_call || brgemm::detail::becomes_f32(d_);
+    const bool starts_later = detail::adds_c_last(d_);
     const int loaded = starts_later || d_.beta != beta_kind::one ? 0 : last_of_first_chain(k);
     for (int i = loaded; i < accumulators(k); ++i) clear(unit_.registers() - 1 - i);
     if (!starts_later) {
@@ -239,16 +238,20 @@ class jit_generator : public jit_steps {
         for (int i = 0; i < last_of_first_chain(k); ++i) {
           multiply_lanes(unit_.registers() - 1 - i, unit_.registers() - 1 - i, 0);
         }
+        const std::size_t loaded_c = detail::prefetches_c(d_) ? jump_always() : 0;
         land(zero);
+        if (detail::prefetches_c(d_)) prefetch_c(k), land(loaded_c);
       }
     }
+    if (detail::prefetches_c(d_) && (starts_later || d_.beta == beta_kind::zero)) prefetch_c(k);
     if (!shifts_a_) return;
     for (int j = 0; j < k.columns; ++j) clear(column_sum(k, j));
     set(ones(k), 0x01010101u);
     set(sign_bytes(k), 0x80808080u);
   }
 
-  /// C of the block, where the sums take longer than this does.
+  /// C of the block, where the sums have so many steps that it can come meanwhile. (prefetchw is not in every CPU that
+  /// has AVX2.)
   void prefetch_c(const block& k) {
     constexpr index least_steps = 24;
     std::size_t few = 0;
@@ -294,7 +297,7 @@ class jit_generator : public jit_steps {
 
   void sums(const block& k) {
     if (b_.steps == 0 && b_.rest == 0) return;
-    if (permutes_pairs_) set_pair_order(pair_order(k));
+    if (b_.permutes_pairs) set_pair_order(pair_order(k));
     if (b_.how == product::split_bf16) flush_subnormals(true);
     const bool grouped = b_.group != 0;
     mov(rsi, grouped ? word_at(entries) : argument(&arguments::batch));

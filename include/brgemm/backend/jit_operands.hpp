@@ -89,7 +89,7 @@ class jit_operands : public jit_loops {
     if (rows_of_step_ == 1) {
       load_lanes(to, b_at(j, s), tail);
       if (valid != group_) drop_padding(to);
-    } else if (permutes_pairs_ && !tail) {
+    } else if (b_.permutes_pairs && !tail) {
       vmovups(half(to), ptr[b_at(j, s)]);
       if (valid == group_) vinsertf32x8(zmm(to), zmm(to), ptr[b_at(j, s, 1)], 1);
       vpermw(zmm(to), zmm(pair_order(k)), zmm(to));
@@ -107,11 +107,7 @@ class jit_operands : public jit_loops {
 
   /// Words 0, 16, 1, 17, ...
   void set_pair_order(int to) {
-    mov(rax, std::uint64_t{0x0706050403020100});
-    vmovq(quarter(to), rax);
-    mov(rax, std::uint64_t{0x0f0e0d0c0b0a0908});
-    vpinsrq(quarter(to), quarter(to), rax, 1);
-    vpmovzxbd(v(to), quarter(to));
+    set_lanes(to, 0x0706050403020100, 0x0f0e0d0c0b0a0908);
     vpslld(v(0), v(to), 16);
     vpord(v(to), v(to), v(0));
     with_constant(16 << 16, [&](const Address& c) { vpaddd(v(to), v(to), c); });

@@ -106,10 +106,7 @@ class jit_steps : public jit_operands {
   void step(const block& k, int s, int chain_step, int valid) {
     if (depthwise_) return depthwise_step(k, s);
     prefetch_beyond(k, s);
-    if (detail::prefetches_rows_of_a(d_)) prefetcht0(ptr[a_at(0, s + detail::prefetched_steps)]);
-    for (int j = 0; detail::prefetches_rows_of_b(d_) && j < k.columns; ++j) {
-      if (j * vector_b_ % 64 == 0) prefetcht0(ptr[b_at(j, s + detail::prefetched_steps)]);
-    }
+    prefetch_far_rows(k, s);
     if (pack(k) > 1) return packed_step(k, s, valid);
     const int chain = chain_of(chain_step);
     const bool whole = valid == group_;
@@ -169,6 +166,18 @@ class jit_steps : public jit_operands {
     for (int j = 0; j < k.columns; ++j) {
       if (j * vector_b_ % 64 != 0) continue;  // within a line
       for (int q = 0; q < rows_of_step_; ++q) prefetcht1(ptr[b_at(j, s, q) + rbx]);
+    }
+  }
+
+  void prefetch_far_rows(const block& k, int s) {
+    const int then = s + detail::prefetched_steps;
+    if (detail::prefetches_rows_of_a(d_)) {
+      prefetcht0(ptr[a_at(0, then)]);
+      if (k.rows * lane_a_ > 32) prefetcht0(ptr[a_at(k.rows - 1, then)]);  // few are likely to be on one line
+    }
+    if (!detail::prefetches_rows_of_b(d_)) return;
+    for (int j = 0; j < k.columns; ++j) {
+      if (j * vector_b_ % 64 == 0) prefetcht0(ptr[b_at(j, then)]);
     }
   }
 

@@ -92,7 +92,7 @@ class jit_tiles : public jit_operands {
   /// How vectors start and end a block of tiles: parts of a few rows that fit the registers.
   static blocking vector_part(const desc& d, const vector_unit& unit, const tile_blocking& t) {
     blocking b;
-    b.how = product::fma_f32;  // any that needs no registers of its own
+    b.how = product::dot_bf16;  // any that needs no registers of its own
     b.lanes = tile_rows;
     b.tail = static_cast<int>(d.n % b.lanes);
     const int free = unit.registers() - std::max(3, detail::epilogue_registers(d, unit));

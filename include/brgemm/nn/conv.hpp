@@ -70,9 +70,9 @@ struct conv_desc {
 
 /// Schedules that `tune` found, of the direct forward pass, of backward_data and of backward_weights.
 struct conv_schedules {
-  conv_schedule forward;
-  conv_schedule backward_data;
-  conv_update_schedule backward_weights;
+  conv_schedule forward = {};
+  conv_schedule backward_data = {};
+  conv_update_schedule backward_weights = {};
   friend bool operator==(const conv_schedules&, const conv_schedules&) = default;
 };
 

@@ -146,27 +146,45 @@ class conv_pass {
   void operator()(loops::executor_ref threads, index images, const void* a, const void* b, void* c,
                   void* const (&operands)[max_epilogue], std::int32_t zero_a = 0) const noexcept {
     const tensors of_call{a, b, c, operands, zero_a, kernels_of(images, c)};
+    const index most = clears_ ? std::max<index>(cached_bytes / bytes_of_image(), 1) : images;
+    for (index first = 0; first < images; first += most) {
+      const index count = std::min(most, images - first);
+      if (clears_) clear(threads, first, count, c);
+      sum_images(threads, first, count, of_call);
+    }
+  }
+
+ private:
+  struct tensors {
+    const void* a;
+    const void* b;
+    void* c;
+    void* const (&operands)[max_epilogue];
+    std::int32_t zero_a;
+    const kernel (*kernels)[2];
+  };
+
+  void sum_images(loops::executor_ref threads, index first, index images, const tensors& of_call) const noexcept {
     const index bytes = bytes_of_image();
     const bool shared = d_.geometry.in.pixel() > (d_.depthwise ? width_ : d_.in);
     const bool not_cached = panels() > 1 && images * bytes > cached_bytes;
     if (schedule_.band > 0) {
-      return sum_by_bands(threads, images, bytes / (index{schedule_.band} << 10), of_call);
+      return sum_by_bands(threads, first, images, bytes / (index{schedule_.band} << 10), of_call);
     }
     // Each band reads all weights, each panel all of x: what is less.
     const index weights = sums_at();
     const bool less = weights < image_in() * size_of(d_.data) * panels();
     if (schedule_.band == 0 && (shared || (not_cached && less))) {
-      return sum_by_bands(threads, images, std::min(bytes / band_bytes, bytes / weights), of_call);
+      return sum_by_bands(threads, first, images, std::min(bytes / band_bytes, bytes / weights), of_call);
     }
     // Images that caches keep from one panel to the next.
     const index most = not_cached && schedule_.band == 0 ? std::max<index>(cached_bytes / bytes, 1) : images;
     const index chunks = (images + most - 1) / most;
     for (index i = 0; i < chunks; ++i) {
-      sum_by_panels(threads, images * i / chunks, images * (i + 1) / chunks, of_call);
+      sum_by_panels(threads, first + images * i / chunks, first + images * (i + 1) / chunks, of_call);
     }
   }
 
- private:
   /// Chunks of channels that are summed in one go; between two C rests in memory.
   struct step {
     index first = 0;     ///< entries a tap before those of the step
@@ -190,14 +208,6 @@ class conv_pass {
   /// Taps of a row that a run of the width sees, and where in a panel their weights begin.
   struct tap_row {
     index tap, taps, begin;
-  };
-  struct tensors {
-    const void* a;
-    const void* b;
-    void* c;
-    void* const (&operands)[max_epilogue];
-    std::int32_t zero_a;
-    const kernel (*kernels)[2];
   };
   static constexpr int most_steps = 32;
   static constexpr index most_joined = 64;  ///< channels of a row of taps, where instructions take those of two taps
@@ -277,16 +287,13 @@ class conv_pass {
     return p.taps == 0 && std::all_of(d_.epilogue, d_.epilogue + d_.steps,
                                       [](const epilogue_op& o) { return o.kind == op_kind::multiply_mask; });
   }
-  void clear(const planned_piece& p, index image, void* c) const noexcept {
-    const conv_channels& channels = d_.geometry.out;
-    for (index first = 0; first < channels.count; first += channels.pixel()) {
-      const index bytes = std::min(channels.pixel(), channels.count - first) * size_of(d_.c);
-      char* const to =
-          static_cast<char*>(c) + (image * image_out() + p.place.c + d_.geometry.channel_out(first)) * size_of(d_.c);
-      for (index i = 0; i < p.place.m; ++i) {
-        std::memset(to + i * p.place.ldc * size_of(d_.c), 0, static_cast<std::size_t>(bytes));
-      }
-    }
+  void clear(loops::executor_ref threads, index first, index images, void* c) const noexcept {
+    const index bytes = images * image_out() * size_of(d_.c);
+    auto* const to = static_cast<char*>(c) + first * image_out() * size_of(d_.c);
+    const index parts = threads.threads();
+    loops::parallel_for(threads, {parts}, [&](index i) {
+      std::memset(to + bytes * i / parts, 0, static_cast<std::size_t>(bytes * (i + 1) / parts - bytes * i / parts));
+    });
   }
 
   /// Where x and y are larger than the caches, y goes past them: nobody will find it there.
@@ -299,7 +306,7 @@ class conv_pass {
   /// C is on lines, and written once.
   bool can_stream() const noexcept {
     const auto on_lines = [&](index elements) { return elements * size_of(d_.c) % streaming_alignment == 0; };
-    return steps_ == 1 && size_of(d_.c) > 1 && on_lines(d_.geometry.out.pixel()) &&
+    return !clears_ && steps_ == 1 && size_of(d_.c) > 1 && on_lines(d_.geometry.out.pixel()) &&
            (panels() == 1 || on_lines(width_)) && (d_.groups == 1 || on_lines(d_.out));
   }
   const kernel (*kernels_of(index images, const void* c) const noexcept)[2] {
@@ -345,12 +352,13 @@ class conv_pass {
   }
   /// Where several tasks read the same lines, or caches do not keep all images until the next panel reads them again,
   /// panels go together over a band that stays in L2.
-  void sum_by_bands(loops::executor_ref threads, index images, index chosen, const tensors& of_call) const noexcept {
+  void sum_by_bands(loops::executor_ref threads, index first, index images, index chosen,
+                    const tensors& of_call) const noexcept {
     const index bands = std::min(std::max(chosen, bands_of(threads, images)), pieces_);
     loops::parallel_for(threads, {images, bands, d_.groups, panels()},
                         [&](index image, index band, index group, index panel) {
                           const index next = (group * panels() + panel + 1) % all_panels();
-                          sum_band({group, panel, image, 1, band, bands, next}, of_call);
+                          sum_band({group, panel, first + image, 1, band, bands, next}, of_call);
                         });
   }
 
@@ -379,10 +387,6 @@ class conv_pass {
     index calls = (image - t.image) * (end - first);
     for (index i = first; i < end; ++i) {
       const planned_piece& p = piece_.get()[i];
-      if (is_zero(p)) {  // all of its channels by one task
-        if (s == 0 && t.group == 0 && i % panels() == t.panel) clear(p, image, of_call.c);
-        continue;
-      }
       call.a = from + p.place.a * size_of(d_.data);
       call.c = to + p.place.c * size_of(d_.c);
       call.lda = p.place.lda;
@@ -409,8 +413,9 @@ class conv_pass {
   index panel_ = 0;   ///< elements of a panel
   index chunk_ = 64;  ///< channels
   index boxes_ = 0;
-  bool lines_ = false;  ///< pieces are lines, whose outputs need not see the same taps
-  index prefetch_ = 0;  ///< desc::prefetch
+  bool clears_ = false;  ///< some outputs see no tap: all are 0 before sums, in the order of memory, and have no piece
+  bool lines_ = false;   ///< pieces are lines, whose outputs need not see the same taps
+  index prefetch_ = 0;   ///< desc::prefetch
   int steps_ = 0;
   step step_[most_steps];
   index pieces_ = 0;
@@ -581,6 +586,11 @@ inline result<void> conv_pass::plan_pieces() noexcept {
       list(box, piece > first && joins_taps(piece_.get()[first].place));
     });
   }
+  planned_piece* const zeros = std::stable_partition(piece_.get(), piece_.get() + pieces_,
+                                                     [this](const planned_piece& p) { return !is_zero(p); });
+  const bool all_is_written = g.out.count % g.out.pixel() == 0;  // no part of a block stays as it is
+  clears_ = all_is_written && zeros != piece_.get() && zeros != piece_.get() + pieces_;
+  if (clears_) pieces_ = zeros - piece_.get();
   plan_prefetch();
   // Else all outputs of a box, then those of the next one, whose weights change with it.
   if (panel_ * size_of(d_.data) <= weights_in_l1) {

@@ -55,7 +55,7 @@ inline std::vector<conv_update_schedule> update_candidates(const nn::conv_desc& 
   if (nn::conv::is_depthwise(d)) return all;
   for (const int pixels : {128, 256, 1024}) all.push_back({.pixels = pixels});
   for (const int band : {128, 2048}) all.push_back({.band = band, .copies = 1});
-  if (d.data == type::f32) all.push_back({.copies = -1});
+  if (d.data == type::f32) all.push_back({.copies = 1}), all.push_back({.copies = -1});
   return all;
 }
 
@@ -75,6 +75,7 @@ result<found_schedule<Schedule>> search(const std::string& file, const std::stri
                                         const std::vector<Schedule>& all, const Run& run) {
   found_schedule<Schedule> f;
   Schedule& s = f.schedule;
+  if (all.size() == 1) return f;
   if (!file.empty()) {
     std::istringstream text(loops::tuning_of(file, key));
     text.imbue(std::locale::classic());

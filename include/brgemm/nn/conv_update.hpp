@@ -34,7 +34,7 @@ struct conv_update_desc {
   conv_geometry forward;
   type data = type::f32;  ///< of x and dz: f32 or bf16
   order sums = order::machine;
-  conv_update_schedule schedule;
+  conv_update_schedule schedule = {};
   bool turned = false;  ///< bf16: copies of x are transposed, which tiles read, else pairs of pixels as those of dz
 };
 
@@ -374,17 +374,30 @@ inline void run_update::join_taps(const conv_run& run) noexcept {
   first_w_ = run.tap * in_ * out_;
   tap_step_ *= axes_[2].kernel;
   in_ *= run.taps;
+  x_.block = in_;
   width_in_ = nn::block_width(in_);
   x_.from_pixel *= axes_[2].stride;
   axes_[2] = {run.count};
 }
 
-/// A dW of few blocks has smaller ones, so that two or four threads have as many each: of the channels that are more.
+/// A dW of few blocks has smaller ones, so that four threads, or two, have as many each: of the channels that are more
+/// where both do. A block of the layout is a whole number of them.
 inline void run_update::narrow_panels() noexcept {
   const index products = groups_ * panels(true) * panels(false) * taps();
   if (products >= few_products || products % 4 == 0) return;
-  index& width = in_ >= out_ && width_in_ > narrow_width ? width_in_ : width_out_;
-  width = std::min(width, narrow_width);
+  index of_threads = 0;  // 2: as many for four threads, 1: for two
+  index* narrowed = nullptr;
+  const auto consider = [&](bool of_x) {
+    const index block = (of_x ? x_ : z_).block;
+    const bool whole = block >= channels(of_x) || block % narrow_width == 0;
+    if (width(of_x) <= narrow_width || !whole) return;
+    const index count = products / panels(of_x) * ((channels(of_x) + narrow_width - 1) / narrow_width);
+    const index good = count % 4 == 0 ? 2 : count % 2 == 0 ? 1 : 0;
+    if (narrowed == nullptr || good > of_threads) of_threads = good, narrowed = of_x ? &width_in_ : &width_out_;
+  };
+  consider(in_ >= out_);
+  consider(in_ < out_);
+  if (narrowed != nullptr) *narrowed = narrow_width;
 }
 
 /// Where each pixel of y sees just one of x, rows that follow each other are one: longer sums a batch entry. Copies
