@@ -209,6 +209,7 @@ class jit_generator : public jit_steps {
           condition::greater, [&] { store_c(k); }, [&] { end(k); });
     }
     if (one_row_) return;
+    if (prefetches()) add(rbx, static_cast<std::uint32_t>(ldb_));  // another row of each desc::prefetch
     if (lda_in_register_ && a_rows_) {
       imul(rax, r9, k.rows);
       with_a_offset([&](const Operand& offset) { add(offset, rax); });

@@ -93,19 +93,25 @@ class run_update {
     dz = static_cast<const char*>(dz) + first_z_ * size;
     dw += first_w_;
     if (!copies_) return add_products(threads, {0, rows}, {x, dz, continues}, dw, db);
+    const index most = threads.threads() == 1 ? own_band_rows_ : band_rows_;
     for (index first = 0, end = 0; first < rows; first = end) {
-      end = end_of(first, band_rows_, rows);
+      end = end_of(first, most, rows);
       const box z = box_of(first, end);
       const box b = seen_by(z);
       auto* const copy = static_cast<char*>(workspace);
       char* const copy_of_z = copy + groups_ * panels(true) * x_.panel * size;
       copy_band(threads, b, static_cast<const char*>(x), copy, z, static_cast<const char*>(dz), copy_of_z);
-      const operands from{copy,
-                          copy_of_z,
-                          continues,
-                          z.image,
-                          b.depth * x_.depth + b.row * x_.row,
-                          z.depth * z_.depth + z.row * z_.row};
+      operands from{copy,
+                    copy_of_z,
+                    continues,
+                    z.image,
+                    b.depth * x_.depth + b.row * x_.row,
+                    z.depth * z_.depth + z.row * z_.row};
+      if (end < rows) {
+        const box next = box_of(end, end_of(end, most, rows));
+        from.panel_bytes = z.count() * z_.row * size;
+        from.next[0] = region_of(true, seen_by(next), x), from.next[1] = region_of(false, next, dz);
+      }
       add_products(threads, {first, end}, from, dw, db);
     }
   }
@@ -116,11 +122,14 @@ class run_update {
   static constexpr index few_channels = 16;
   static constexpr index few_products = 8;
   static constexpr index narrow_width = 32;
-  static constexpr index band_bytes = index{512} << 10;  ///< of copies
-  static constexpr index least_band = 256;               ///< pixels
+  static constexpr index band_bytes = index{512} << 10;      ///< of copies
+  static constexpr index large_band_bytes = index{2} << 20;  ///< where dW does not stay in L2
+  static constexpr index dw_in_l2 = index{512} << 10;        ///< bytes
+  static constexpr index least_band = 256;                   ///< pixels
   static constexpr index joined_pixels = 128;
-  static constexpr index panels_at_once = 4;  ///< copied from the same pixels
-  static constexpr index far_apart = 8192;    ///< bytes
+  static constexpr std::uint16_t prefetched = 2;  ///< one row of a copy of so many
+  static constexpr index panels_at_once = 4;      ///< copied from the same pixels
+  static constexpr index far_apart = 8192;        ///< bytes
 
   /// Rows of y, counted through all images; within one depth of an image, or whole images.
   struct stretch {
@@ -145,6 +154,11 @@ class run_update {
     index from_block = 0;
     constexpr index channel(index c) const noexcept { return c / block * from_block + c % block; }
   };
+  /// Memory that is copied next; none: 0 bytes.
+  struct region {
+    index first = 0;  ///< address
+    index bytes = 0;
+  };
   /// What kernels read: x and dz from image `image` on, the first elements being the origins.
   struct operands {
     const void* x;
@@ -153,6 +167,8 @@ class run_update {
     index image = 0;
     index x_origin = 0;
     index z_origin = 0;
+    region next[2] = {};
+    index panel_bytes = 0;  ///< of dz
   };
   /// What a copy of a row has: `count` pixels from `first`; of x every stride-th one.
   struct row_copy {
@@ -277,10 +293,32 @@ class run_update {
     const index channel_out = panel_out * width(false);
     call.a = static_cast<const char*>(call.a) + panel_at(true, group, panel_in) * size_of(data_);
     call.b = static_cast<const char*>(call.b) + panel_at(false, group, panel_out) * size_of(data_);
+    if (tap == 0) {
+      const index panel = address_of(from.z) + panel_at(false, group, panel_out) * size_of(data_);
+      call.prefetch = to_next((group * panels(true) + panel_in) * panels(false) + panel_out, from, panel);
+    }
     call.c = dw + (group * taps() + tap) * tap_step_ + channel_in * out_ + channel_out;
     const bool full_in = channel_in + width(true) <= in_;
     const bool full_out = channel_out + width(false) <= out_;
     kernels_[at(tap % axes_[2].kernel)][full_in][full_out](call);
+  }
+
+  /// Where pixels, lines and images follow each other without gaps.
+  region region_of(bool of_x, const box& b, const void* tensor) const noexcept {
+    const placement& p = of_x ? x_ : z_;
+    if (groups_ * channels(of_x) > p.block || p.from_pixel > p.block || p.from_line > p.line * p.from_pixel) return {};
+    const index first = b.image * p.from_image + b.depth * p.from_depth + b.row * p.from_row;
+    const index size = (b.images - 1) * p.from_image + (b.depths - 1) * p.from_depth + b.rows * p.from_row;
+    return {address_of(tensor) + first * size_of(data_), size * size_of(data_)};
+  }
+  /// From the panel of dz that a product reads to what it is to fetch, as much as that: of x first, then of dz.
+  static index to_next(index product, const operands& from, index panel) noexcept {
+    index at = product * from.panel_bytes;
+    for (const region& r : from.next) {
+      if (at < r.bytes) return r.first + at - panel;
+      at -= r.bytes;
+    }
+    return 0;
   }
 
   void add_sum(index i, stretch s, const operands& from, float* db) const noexcept {
@@ -299,6 +337,7 @@ class run_update {
     const placement& p = of_x ? x_ : z_;
     return copies_ ? (group * panels(of_x) + panel) * p.panel : p.channel(group * channels(of_x) + panel * width(of_x));
   }
+  static index address_of(const void* p) noexcept { return static_cast<index>(reinterpret_cast<std::uintptr_t>(p)); }
   static std::size_t at(index i) noexcept { return static_cast<std::size_t>(i); }
 
   void copy_band(loops::executor_ref threads, const box& bx, const char* x, char* x_copy, const box& bz, const char* z,
@@ -347,6 +386,7 @@ class run_update {
   index tap_step_ = 0;  ///< of dW
   index step_rows_ = 1;
   index band_rows_ = 1;
+  index own_band_rows_ = 1;  ///< of one thread, which need not wait for others between copies and products
   placement x_;
   placement z_;
   row_copies copies_of_x_;
@@ -434,12 +474,15 @@ inline void run_update::plan_bands(index images) noexcept {
   step_rows_ = rows_of(schedule_.pixels > 0  ? schedule_.pixels
                        : in_ <= few_channels ? std::max<index>(cached_bytes / pixel, 1)
                                              : step_pixels);
-  // dW is read and written once a band: of one that does not stay in L2 there are fewer.
-  const index bytes = groups_ * taps() * in_ * out_ * 4 <= band_bytes ? band_bytes : 4 * band_bytes;
   if (!copies_) return;
+  // dW is read and written once a band: of one that does not stay in L2 there are fewer.
+  const bool stays = groups_ * taps() * in_ * out_ * 4 <= dw_in_l2;
   const index copied = groups_ * (copies_of_x_.count * in_ + copies_of_z_.count * out_) * size_of(data_);
-  const index planned = std::max(bytes / copied, least_band);
-  band_rows_ = rows_of(schedule_.band > 0 ? (index{schedule_.band} << 10) / copied : planned);
+  const auto band_of = [&](index bytes) {
+    return rows_of(schedule_.band > 0 ? (index{schedule_.band} << 10) / copied : std::max(bytes / copied, least_band));
+  };
+  band_rows_ = band_of(stays ? band_bytes : large_band_bytes);
+  own_band_rows_ = band_of(stays ? band_bytes / 2 : large_band_bytes);
 }
 
 inline void run_update::place_tensors() noexcept {
@@ -652,6 +695,7 @@ inline desc run_update::product_desc(index tap_w, index m, index n) const noexce
   desc d = sum_desc(n);
   d.m = m;
   d.k = std::max<index>(outputs_through(axes_[2], tap_w).count, 1);
+  if (copies_) d.prefetch = prefetched;
   if (data_ == type::f32) d.layout_a = layout::transposed;
   if (data_ != type::f32 && !turned_) d.layout_a = layout::interleaved;
   d.lda = x_.ld >= m || data_ != type::f32 ? x_.ld : at_call;  // rows that share taps overlap
