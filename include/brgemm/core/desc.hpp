@@ -167,9 +167,9 @@ struct desc {
   write_kind write_c = write_kind::cached;
   std::uint8_t epilogue_size = 0;  ///< entries of `epilogue` in use
   /// 1, 2 or 4: with one of so many steps of k what lies arguments.prefetch bytes beyond its rows of B is prefetched,
-  /// into L2, and a row further with each further block of rows of C; 0: nothing is. A hint, without a bit that depends on it: no memory need be there, and a backend may leave
-  /// it out; generated code does where ldb is given at the call or reaches beyond 2^31 bytes, where B is transposed or
-  /// A depthwise, and with tiles.
+  /// into L2, and a row further with each further block of rows of C; 0: nothing is. A hint, without a bit that depends
+  /// on it: no memory need be there, and a backend may leave it out; generated code does where ldb is given at the call
+  /// or reaches beyond 2^31 bytes, where B is transposed or A depthwise, and with tiles.
   std::uint16_t prefetch = 0;
   /// Rows of C that entries add to, and of A that are read: entry i those of rows[i % the number of them], which end
   /// before the first that is empty. None: all rows. The batch of a call counts a multiple of their number. A plain, m
