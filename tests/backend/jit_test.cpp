@@ -47,7 +47,8 @@ std::vector<float> random_floats(std::size_t count, unsigned seed) {
 
 /// Runs d by this backend and by the reference, both from the same C, and compares bits. `operand_is_c`: step 0's
 /// operand.
-void expect_equal_bits(const desc& d, std::string_view name, brgemm::index batch, bool operand_is_c = false) {
+void expect_equal_bits(const desc& d, std::string_view name, brgemm::index batch, bool operand_is_c = false,
+                       double beta = 0.5) {
   const auto a = random_floats(static_cast<std::size_t>(std::max(d.m * d.k, d.stride_a * batch)), 1);
   const auto b = random_floats(static_cast<std::size_t>(std::max(d.k * d.n, d.stride_b * batch)), 2);
   const auto start = random_floats(static_cast<std::size_t>(d.m * d.ldc), 3);
@@ -60,7 +61,7 @@ void expect_equal_bits(const desc& d, std::string_view name, brgemm::index batch
     arguments x;
     x.a = a.data(), x.b = b.data(), x.c = result[i].data();
     x.batch = batch;
-    x.beta = 0.5;
+    x.beta = beta;
     x.operand[0] = operand_is_c ? static_cast<void*>(result[i].data()) : const_cast<float*>(bias.data());
     const auto called = kernel->call(x);
     ASSERT_TRUE(called) << called.error().message();
@@ -244,14 +245,21 @@ TEST(Jit, FarRowsArePrefetched) {
       EXPECT_EQ(code->text().find("Far rows of B") != std::string_view::npos, c.b) << made->name().c_str();
       EXPECT_EQ(code->text().find("C is prefetched") != std::string_view::npos, c.c) << made->name().c_str();
     }
+    for (const double beta : {0.0, -0.0, 2.0}) {
+      for (const brgemm::index k : {3, 64}) {
+        desc d = f32_desc(48, 64, k);
+        d.ldc = 256, d.beta = beta_kind::at_call;
+        for (const brgemm::index batch : {0, 1, 7, 8, 9}) expect_equal_bits(d, e->name, batch, false, beta);
+      }
+    }
     const desc row = f32_desc(1, 256, 64);  // a single row follows no other
     desc turned = f32_desc(48, 64, 64);     // tiles of B take four steps at once
     turned.layout_a = turned.layout_b = layout::transposed, turned.lda = 256;
     for (const desc& d : {row, turned}) {
       const auto code = dump(*make_kernel(d, {.backend = e->name}));
       ASSERT_TRUE(code);
-      EXPECT_EQ(code->text().find("C is prefetched"), std::string_view::npos);
       EXPECT_EQ(code->text().find("A is prefetched"), std::string_view::npos);
+      EXPECT_EQ(code->text().find("C is prefetched"), std::string_view::npos);
     }
   }
 }
@@ -418,8 +426,20 @@ TEST(Jit, AllRowsBesideRowsOfBInPairs) {
     d.rows[0] = {0, 3};
     for (const backend::entry* e : generating()) {
       if (e->name != "avx512" || !cpu().has(feature::avx512_bf16)) continue;
-      EXPECT_TRUE(e->supports(d)) << m;
+      ASSERT_TRUE(e->supports(d)) << m;
       EXPECT_EQ(backend::choose_blocking(d, backend::vector_unit{true, cpu()}).permutes_pairs, m == 29);
+      std::vector<bf16> a, b;
+      for (const float x : random_floats(static_cast<std::size_t>(m * 64), 1)) a.push_back(to_bf16(x));
+      for (const float x : random_floats(std::size_t{64} * 16, 2)) b.push_back(to_bf16(x));
+      const offset_pair pairs[2] = {};
+      std::vector<float> c[2];
+      for (int i = 0; i < 2; ++i) {
+        c[i].resize(static_cast<std::size_t>(m * 16));
+        const auto kernel = make_kernel(d, {.backend = i == 0 ? "reference" : e->name});
+        ASSERT_TRUE(kernel);
+        (*kernel)({.a = a.data(), .b = b.data(), .c = c[i].data(), .pairs = pairs, .batch = 2});
+      }
+      EXPECT_EQ(c[0], c[1]) << m;
     }
   }
 }

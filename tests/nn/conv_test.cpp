@@ -93,6 +93,42 @@ TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
   }
 }
 
+// Gradients by data of which most is 0, of more images than caches keep: as of each image alone.
+TEST(Conv, StridedImagesPastTheCaches) {
+  conv_desc d;
+  d.images = 4, d.in = 128, d.out = 8, d.training = true, d.input_mask = true;
+  d.axes[1] = {101, 1, 2}, d.axes[2] = {100, 1, 2};  // two images of dx at once
+  const auto one = conv::plan(d);
+  ASSERT_TRUE(one) << one.error().message();
+  const index x_image = one->x_bytes() / 4 / d.images, z_image = one->y_bytes() / 4 / d.images;
+  const index mask_image = one->input_mask_bytes() / d.images;
+  std::vector<float> dz(static_cast<std::size_t>(z_image * d.images)), w(static_cast<std::size_t>(one->weights()));
+  for (std::size_t i = 0; i < dz.size(); ++i) dz[i] = static_cast<float>(i * 7919 % 2003) / 1001 - 1;
+  for (std::size_t i = 0; i < w.size(); ++i) w[i] = static_cast<float>(i * 7907 % 1999) / 999 - 1;
+  std::vector<std::uint8_t> mask(static_cast<std::size_t>(mask_image * d.images));
+  for (std::size_t i = 0; i < mask.size(); ++i) mask[i] = static_cast<std::uint8_t>(i * 2654435761u >> 24);
+  const auto by = [&](int band, int threads, index at_once) {
+    const auto layer = conv::plan(d, {}, {.forward = {}, .backward_data = {.band = band}});
+    const auto pool = loops::thread_pool::make(threads);
+    std::vector<float> weights(static_cast<std::size_t>(layer->weights_bytes() / 4));
+    std::vector<float> transposed(static_cast<std::size_t>(layer->transposed_bytes() / 4));
+    EXPECT_TRUE(layer->pack_weights(*pool, w.data(), nn::conv_weights::out_first, weights.data(), transposed.data()));
+    std::vector<float> dx(static_cast<std::size_t>(x_image * d.images), 7.0f);
+    for (index i = 0; i < d.images; i += at_once) {
+      EXPECT_TRUE(layer->backward_data(*pool, std::min(at_once, d.images - i), dz.data() + i * z_image,
+                                       transposed.data(), dx.data() + i * x_image, mask.data() + i * mask_image));
+    }
+    return dx;
+  };
+  const auto right = by(0, 1, 1);
+  EXPECT_EQ(std::count(right.begin(), right.end(), 7.0f), 0);
+  for (const int band : {-1, 0, 1}) {
+    for (const int threads : {1, 3}) {
+      for (const index at_once : {3, 4}) EXPECT_TRUE(by(band, threads, at_once) == right) << band << ' ' << threads;
+    }
+  }
+}
+
 // The channels of all taps of a row, in more than one panel.
 TEST(Conv, UpdateOfJoinedTapsInNarrowPanels) {
   expect_pairs();

@@ -588,11 +588,8 @@ inline void try_heights(const desc& d, const vector_unit& unit, blocking& b, int
 
 }  // namespace detail
 
-/// The division with the fewest predicted cycles; of equals the one with fewer rows of code. Blocks have at most
-/// `limit` vectors; m at the call: so many rows, or groups of rows that share a vector. A test shows that blocks of
-/// some size always fit; if none did, accumulators() would be 0.
 namespace detail {
-/// Of all divisions of C; none if none fits the registers.
+/// The cheapest of all divisions of C; cost 0 if none fits the registers.
 inline cheapest search_divisions(const desc& d, const vector_unit& unit, blocking b) {
   const index vectors = (d.n - 1) / b.lanes + 1;
   const index width = width_for_masks(d, unit);
@@ -611,14 +608,18 @@ inline cheapest search_divisions(const desc& d, const vector_unit& unit, blockin
 }
 }  // namespace detail
 
+/// The division with the fewest predicted cycles; of equals the one with fewer rows of code. Blocks have at most
+/// `limit` vectors; m at the call: so many rows, or groups of rows that share a vector. A test shows that blocks of
+/// some size always fit; if none did, accumulators() would be 0.
 inline blocking choose_blocking(const desc& d, const vector_unit& unit, int limit = 30) {
   blocking b = detail::undivided(d, unit);
   b.limit = limit;
   const int rows_at_call = std::min(limit, detail::most_rows_at_call(d, b));
   detail::cheapest best = detail::search_divisions(d, unit, b);
-  if (best.cost == 0 && b.permutes_pairs) {  // without the register that the order takes
+  if (b.permutes_pairs) {  // their order takes a register, which larger blocks may be worth more
     b.permutes_pairs = false;
-    best = detail::search_divisions(d, unit, b);
+    const detail::cheapest without = detail::search_divisions(d, unit, b);
+    if (best.cost == 0 || (without.cost != 0 && without.cost < best.cost)) best = without;
   }
   b = best.division;
   if (best.cost == 0) return b;

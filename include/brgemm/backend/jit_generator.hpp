@@ -258,8 +258,8 @@ class jit_generator : public jit_steps {
     std::size_t few = 0;
     const index steps = b_.steps + (b_.rest != 0);
     if (steps < least_steps) {
-      cmp(argument(&arguments::batch), static_cast<std::uint32_t>(least_steps / std::max<index>(steps, 1)));
-      few = jump_forward(condition::less_or_equal);
+      cmp(argument(&arguments::batch), static_cast<std::uint32_t>((least_steps + steps - 1) / steps));
+      few = jump_forward(condition::less);
     }
     rows_of_c(k, [&](int, const RegExp& row) {
       for (int j = 0; j < k.columns; ++j) {

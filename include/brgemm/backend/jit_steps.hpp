@@ -172,8 +172,8 @@ class jit_steps : public jit_operands {
   void prefetch_far_rows(const block& k, int s) {
     const int then = s + detail::prefetched_steps;
     if (detail::prefetches_rows_of_a(d_)) {
-      prefetcht0(ptr[a_at(0, then)]);
-      if (k.rows * lane_a_ > 32) prefetcht0(ptr[a_at(k.rows - 1, then)]);  // few are likely to be on one line
+      for (int r = 0; r < k.rows; r += static_cast<int>(64 / lane_a_)) prefetcht0(ptr[a_at(r, then)]);
+      if (k.rows * lane_a_ % 64 > 32) prefetcht0(ptr[a_at(k.rows - 1, then)]);  // likely on a further line
     }
     if (!detail::prefetches_rows_of_b(d_)) return;
     for (int j = 0; j < k.columns; ++j) {

@@ -146,9 +146,11 @@ class conv_pass {
   void operator()(loops::executor_ref threads, index images, const void* a, const void* b, void* c,
                   void* const (&operands)[max_epilogue], std::int32_t zero_a = 0) const noexcept {
     const tensors of_call{a, b, c, operands, zero_a, kernels_of(images, c)};
-    const index most = clears_ ? std::max<index>(cached_bytes / bytes_of_image(), 1) : images;
-    for (index first = 0; first < images; first += most) {
-      const index count = std::min(most, images - first);
+    const index most = clears_ ? cached_bytes / bytes_of_image() : images;
+    const index chunks = (images + most - 1) / most;
+    for (index i = 0; i < chunks; ++i) {
+      const index first = images * i / chunks;
+      const index count = images * (i + 1) / chunks - first;
       if (clears_) clear(threads, first, count, c);
       sum_images(threads, first, count, of_call);
     }
@@ -287,6 +289,15 @@ class conv_pass {
     return p.taps == 0 && std::all_of(d_.epilogue, d_.epilogue + d_.steps,
                                       [](const epilogue_op& o) { return o.kind == op_kind::multiply_mask; });
   }
+  /// Half of the outputs or more, in blocks that are written whole, of images that caches keep until sums come to them.
+  bool mostly_zero() const noexcept {
+    index zeros = 0;
+    for (index i = 0; i < pieces_; ++i) zeros += is_zero(piece_.get()[i]) ? piece_.get()[i].place.m : 0;
+    const index all = d_.geometry.pixels_out();
+    const conv_channels& channels = d_.geometry.out;
+    return 2 * zeros >= all && zeros < all && channels.count % channels.pixel() == 0 &&
+           bytes_of_image() <= cached_bytes;
+  }
   void clear(loops::executor_ref threads, index first, index images, void* c) const noexcept {
     const index bytes = images * image_out() * size_of(d_.c);
     auto* const to = static_cast<char*>(c) + first * image_out() * size_of(d_.c);
@@ -413,7 +424,7 @@ class conv_pass {
   index panel_ = 0;   ///< elements of a panel
   index chunk_ = 64;  ///< channels
   index boxes_ = 0;
-  bool clears_ = false;  ///< some outputs see no tap: all are 0 before sums, in the order of memory, and have no piece
+  bool clears_ = false;  ///< all outputs become 0 before sums; those that see no tap have no piece
   bool lines_ = false;   ///< pieces are lines, whose outputs need not see the same taps
   index prefetch_ = 0;   ///< desc::prefetch
   int steps_ = 0;
@@ -586,11 +597,11 @@ inline result<void> conv_pass::plan_pieces() noexcept {
       list(box, piece > first && joins_taps(piece_.get()[first].place));
     });
   }
-  planned_piece* const zeros = std::stable_partition(piece_.get(), piece_.get() + pieces_,
-                                                     [this](const planned_piece& p) { return !is_zero(p); });
-  const bool all_is_written = g.out.count % g.out.pixel() == 0;  // no part of a block stays as it is
-  clears_ = all_is_written && zeros != piece_.get() && zeros != piece_.get() + pieces_;
-  if (clears_) pieces_ = zeros - piece_.get();
+  clears_ = mostly_zero();
+  if (clears_) {
+    const auto zero = [this](const planned_piece& p) { return is_zero(p); };
+    pieces_ = std::remove_if(piece_.get(), piece_.get() + pieces_, zero) - piece_.get();
+  }
   plan_prefetch();
   // Else all outputs of a box, then those of the next one, whose weights change with it.
   if (panel_ * size_of(d_.data) <= weights_in_l1) {

@@ -75,7 +75,8 @@ result<found_schedule<Schedule>> search(const std::string& file, const std::stri
                                         const std::vector<Schedule>& all, const Run& run) {
   found_schedule<Schedule> f;
   Schedule& s = f.schedule;
-  if (all.size() == 1) return f;
+  f.how.measured = all.size() > 1;
+  if (!f.how.measured) return f;
   if (!file.empty()) {
     std::istringstream text(loops::tuning_of(file, key));
     text.imbue(std::locale::classic());

@@ -420,23 +420,21 @@ inline void run_update::join_taps(const conv_run& run) noexcept {
   axes_[2] = {run.count};
 }
 
-/// A dW of few blocks has smaller ones, so that four threads, or two, have as many each: of the channels that are more
-/// where both do. A block of the layout is a whole number of them.
+/// A dW of few blocks has smaller ones where four threads, or two, then have as many each: of the channels that are
+/// more where both do. A block of the layout is a whole number of them.
 inline void run_update::narrow_panels() noexcept {
   const index products = groups_ * panels(true) * panels(false) * taps();
-  if (products >= few_products || products % 4 == 0) return;
-  index of_threads = 0;  // 2: as many for four threads, 1: for two
+  if (products >= few_products) return;
+  const auto worth = [](index count) { return count % 4 == 0 ? 2 : count % 2 == 0 ? 1 : 0; };
+  int best = worth(products);
   index* narrowed = nullptr;
-  const auto consider = [&](bool of_x) {
+  for (const bool of_x : {in_ >= out_, in_ < out_}) {
     const index block = (of_x ? x_ : z_).block;
-    const bool whole = block >= channels(of_x) || block % narrow_width == 0;
-    if (width(of_x) <= narrow_width || !whole) return;
-    const index count = products / panels(of_x) * ((channels(of_x) + narrow_width - 1) / narrow_width);
-    const index good = count % 4 == 0 ? 2 : count % 2 == 0 ? 1 : 0;
-    if (narrowed == nullptr || good > of_threads) of_threads = good, narrowed = of_x ? &width_in_ : &width_out_;
-  };
-  consider(in_ >= out_);
-  consider(in_ < out_);
+    const bool whole = channels(of_x) % narrow_width == 0 && (block >= channels(of_x) || block % narrow_width == 0);
+    if (width(of_x) <= narrow_width || !whole) continue;
+    const int worth_then = worth(products / panels(of_x) * (channels(of_x) / narrow_width));
+    if (worth_then > best) best = worth_then, narrowed = of_x ? &width_in_ : &width_out_;
+  }
   if (narrowed != nullptr) *narrowed = narrow_width;
 }
 
