@@ -11,6 +11,7 @@
 #include "kernel/dump.hpp"
 #include "kernel/kernel.hpp"
 #include "kernel/pack.hpp"
+#include "kernel/tile_scope.hpp"
 #include "loops/gemm.hpp"
 #include "loops/parallel_for.hpp"
 #include "nn/conv.hpp"

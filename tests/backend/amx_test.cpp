@@ -42,10 +42,7 @@ desc bf16_tiles(index m, index n, index k) { return tiles_of(type::bf16, type::b
 
 class Amx : public testing::Test {
  protected:
-  static void SetUpTestSuite() {
-    emulated_ = show_tiles();
-    ASSERT_TRUE(backend::register_amx());
-  }
+  static void SetUpTestSuite() { emulated_ = show_tiles(); }
   static void TearDownTestSuite() {
     std::printf("[tiles] %s, %llu instructions emulated\n", emulated_ ? "emulated" : "the CPU's own",
                 static_cast<unsigned long long>(emulated_tile_instructions()));
@@ -248,16 +245,32 @@ TEST(TileBlocking, BlocksFitTheTilesAndTheStack) {
   }
 }
 
-TEST_F(Amx, IsTakenWhereItIsNamed) {
-  const desc d = bf16_tiles(5, 6, 7);
-  ASSERT_TRUE(backend::register_amx()) << "a second time";
-  const auto named = make_kernel(d, {.backend = "amx"});
-  ASSERT_TRUE(named) << named.error().message();
-  EXPECT_EQ(named->backend(), "amx");
-  EXPECT_EQ(named->order(), order::tile);
-  const auto any = make_kernel(d);
-  ASSERT_TRUE(any);
-  EXPECT_EQ(any->backend(), "avx512");
+TEST(TileBlocking, RowsThatDivideEvenlyNeedOneConfiguration) {
+  for (const index m : {7, 14, 20, 28, 56, 60}) {  // widths of images; 60 = 4 x 15
+    EXPECT_EQ(backend::choose_tile_blocking(bf16_tiles(m, 64, 64)).areas(), 1) << m;
+  }
+  EXPECT_EQ(backend::choose_tile_blocking(bf16_tiles(53, 64, 64)).areas(), 2) << "a prime number of rows";
+}
+
+TEST_F(Amx, ComesFirstAndOrderMachineIsItsOwn) {
+  desc d = bf16_tiles(5, 6, 7);
+  d.sums = order::machine;
+  const auto on_tiles = make_kernel(d);
+  ASSERT_TRUE(on_tiles) << on_tiles.error().message();
+  EXPECT_EQ(on_tiles->backend(), "amx");
+  EXPECT_EQ(on_tiles->order(), order::tile);
+  d.layout_a = layout::interleaved;  // columns of A: for vectors
+  const auto on_vectors = make_kernel(d);
+  ASSERT_TRUE(on_vectors) << on_vectors.error().message();
+  EXPECT_EQ(on_vectors->backend(), "avx512");
+  EXPECT_EQ(on_vectors->order(), order::tile) << "of all shapes on such a machine";
+  hide_features("-amx");
+  d.layout_a = layout::plain;
+  const auto without = make_kernel(d);
+  hide_features("");
+  ASSERT_TRUE(without) << without.error().message();
+  EXPECT_EQ(without->backend(), "avx512");
+  EXPECT_EQ(without->order(), order::pair);
 }
 
 // ---- configurations ----
@@ -268,9 +281,6 @@ backend::tile_configuration loaded_configuration() {
   return c;
 }
 void load(const backend::tile_configuration& c) { __asm__ volatile("ldtilecfg %0" ::"m"(c)); }
-bool operator==(const backend::tile_configuration& x, const backend::tile_configuration& y) {
-  return std::equal(std::begin(x.words), std::end(x.words), y.words);
-}
 
 /// A kernel with matrices of ones and its calls; on emulated tiles it counts the configurations that they load.
 struct caller {

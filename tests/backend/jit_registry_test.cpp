@@ -19,7 +19,6 @@
 #include <vector>
 
 #include "kernel/fake_backend.hpp"
-#include "support/backends.hpp"
 #include "support/features.hpp"
 
 namespace {
@@ -319,14 +318,13 @@ TEST_F(JitRegistry, UnwindsFromEveryInstructionOfRealKernels) {
 #endif
   registry::set_targets("gdb");
   brgemm_test::show_tiles();
-  ASSERT_TRUE(backend::register_amx());
   std::vector<float> a(64 * 64, 0.5f), b(64 * 64, 0.25f), c(64 * 64);
   arguments x;
   x.a = a.data(), x.b = b.data(), x.c = c.data(), x.batch = 1;
   x.lda = x.ldb = x.ldc = 64;
   std::set<std::size_t> saved;  // how many registers kernels saved
   int kernels = 0;
-  for (const backend::entry& e : brgemm_test::backends()) {
+  for (const backend::entry& e : backend::built_in()) {
     if (!e.runs_here() || e.name == "reference") continue;
     for (int kind = 0; kind < 4; ++kind) {
       for (brgemm::index m : {1, 7, 14, 20}) {

@@ -92,6 +92,8 @@ TEST(Desc, MachineOrderIsFixedByTypesNotByShape) {
     d.m = d.n = d.k = size;
     EXPECT_EQ(machine_order(d), fixed);
   }
+  d.chains = 2;
+  EXPECT_EQ(machine_order(d), order::pair) << "order::tile has one chain";
   for (const order asked : {order::pair, order::tile}) {
     d.sums = asked;
     EXPECT_EQ(machine_order(d), asked);

@@ -2,7 +2,8 @@
 // bits.
 #pragma once
 
-#include "support/backends.hpp"
+#include <brgemm/backend/list.hpp>
+
 #include "support/code_runner.hpp"
 #include "support/features.hpp"
 #include "support/problem.hpp"
@@ -57,7 +58,7 @@ class backend_fuzzer {
   /// Backends that can do it make it; nothing is called, as the sizes may be anything.
   std::string run_damaged(const desc& d) {
     if (!validate(d)) return {};  // make_kernel asks no backend then
-    for (const auto& backend : backends()) {
+    for (const auto& backend : brgemm::backend::built_in()) {
       if (!backend.runs_here()) continue;
       const bool can = static_cast<bool>(backend.supports(d));
       if (can != static_cast<bool>(runner_.make(backend, d)))
@@ -76,8 +77,8 @@ class backend_fuzzer {
     if (const auto r = validate(p.d); !r) return text_of(p, batch, side) + ": " + std::string(r.error().message());
     if (const auto r = validate(p.d, x); !r) return text_of(p, batch, side) + ": " + std::string(r.error().message());
     outputs expected;
-    for (std::size_t i = backends().size(); i-- > 0;) {  // the last one is the reference
-      const auto& backend = backends()[i];
+    for (std::size_t i = brgemm::backend::built_in().size(); i-- > 0;) {  // the last one is the reference
+      const auto& backend = brgemm::backend::built_in()[i];
       if (!backend.runs_here() || !backend.supports(p.d)) continue;
       if (backend.name == "amx" && !with_tiles_) continue;
       const auto made = runner_.make(backend, p.d);

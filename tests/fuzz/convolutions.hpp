@@ -40,6 +40,7 @@ inline brgemm::nn::conv_desc draw_conv(entropy& e) {
          e.one_in(3) ? 2 : 1, draw_size(e, 0, 3), draw_size(e, 0, 3)};
   }
   d.data = e.pick({type::f32, type::bf16, type::u8, type::s8, type::f32, type::bf16, type::f16});
+  if (e.one_in(d.data == type::bf16 ? 2 : 32)) d.sums = e.pick({brgemm::order::pair, brgemm::order::tile});
   d.y = e.one_in(2) ? d.data : e.pick({type::f32, type::bf16, type::s32, type::u8, type::s8});
   d.act =
       static_cast<brgemm::nn::activation>(e.one_in(4) ? e.between(0, brgemm::nn::activation_count) : e.between(0, 1));

@@ -8,11 +8,11 @@
 #include <sys/wait.h>
 
 #include <atomic>
+#include <brgemm/backend/list.hpp>
 #include <charconv>
 #include <cstdio>
 #include <thread>
 
-#include "support/backends.hpp"
 #include "support/code_runner.hpp"
 #include "support/features.hpp"
 #include "support/problem.hpp"
@@ -140,7 +140,7 @@ T* share(std::size_t count = 1) {
 std::string words(const position& at) {
   const problem p = problem_of(at.number);
   std::string text = "case " + std::to_string(at.number) + " ";
-  if (at.backend >= 0) text += std::string(backends()[static_cast<std::size_t>(at.backend)].name);
+  if (at.backend >= 0) text += std::string(brgemm::backend::built_in()[static_cast<std::size_t>(at.backend)].name);
   text += std::string(" [") + feature_sets[at.features].hidden + "] ";
   return text + text_of(p, at.batch, at.side);
 }
@@ -184,7 +184,7 @@ class worker {
     combination_ =
         number < small_cases ? number % type_combination_count : (number - small_cases) % type_combination_count;
     hide_features("");
-    const auto& reference = backends().back();
+    const auto& reference = brgemm::backend::built_in().back();
     const auto expected_by = runner_.make(reference, p.d);
     if (!expected_by) return fail(expected_by.error().message());
     std::vector<candidate> candidates = make_candidates(p, *expected_by);
@@ -208,7 +208,7 @@ class worker {
 
  private:
   void make_for(const problem& p, int backend, int features, const runnable& reference, std::vector<candidate>& all) {
-    const auto& entry = backends()[static_cast<std::size_t>(backend)];
+    const auto& entry = brgemm::backend::built_in()[static_cast<std::size_t>(backend)];
     row& r = shared_.rows[backend][features];
     if (!entry.runs_here()) return;
     at_.backend = backend, at_.features = features;
@@ -245,7 +245,7 @@ class worker {
     std::vector<candidate> all;
     for (int features = 0; features < feature_set_count; ++features) {
       hide_features(feature_sets[features].hidden);
-      for (int backend = 0; backend < std::ssize(backends()); ++backend) {
+      for (int backend = 0; backend < std::ssize(brgemm::backend::built_in()); ++backend) {
         make_for(p, backend, features, reference, all);
       }
     }
@@ -304,8 +304,8 @@ void run_workers(int count, shared_state& shared, position* at) {
 void print_and_check(const shared_state& shared) {
   std::printf("%-10s %-16s %12s %12s %12s  compared, by types\n", "backend", "features hidden", "compared", "same code",
               "unsupported");
-  for (int b = 0; b < std::ssize(backends()); ++b) {
-    const auto& entry = backends()[static_cast<std::size_t>(b)];
+  for (int b = 0; b < std::ssize(brgemm::backend::built_in()); ++b) {
+    const auto& entry = brgemm::backend::built_in()[static_cast<std::size_t>(b)];
     for (int f = 0; f < feature_set_count; ++f) {
       const row& r = shared.rows[b][f];
       const auto& [hidden, changes] = feature_sets[f];

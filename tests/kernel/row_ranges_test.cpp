@@ -9,7 +9,6 @@
 #include <string>
 #include <vector>
 
-#include "support/backends.hpp"
 #include "support/code_runner.hpp"
 #include "support/expect_error.hpp"
 #include "support/features.hpp"
@@ -69,7 +68,7 @@ line draw_line(std::mt19937& random, type data, index m, index n, index k, int t
   d.a = d.b = data, d.c = size_of(data) == 1 ? type::s32 : type::f32;
   if (size_of(data) == 1) d.b = type::s8;
   if (data != type::f32) d.layout_b = layout::interleaved;
-  if (data == type::bf16 && random() % 2 == 0) d.sums = order::tile;
+  if (data == type::bf16) d.sums = random() % 2 == 0 ? order::tile : order::pair;
   d.batch = batch_kind::offsets;
   d.beta = random() % 2 == 0 ? beta_kind::one : beta_kind::zero;
   const index group = k_group_of(data);

@@ -7,7 +7,6 @@
 #include <random>
 #include <vector>
 
-#include "support/backends.hpp"
 #include "support/features.hpp"
 
 namespace {

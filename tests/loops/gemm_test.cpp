@@ -200,7 +200,6 @@ float sum_of_pieces_at(const product& p, index i, index j, float c) {
 
 TEST(Gemm, PiecesAreSummedAsDocumented) {
   const bool emulated = show_tiles();
-  ASSERT_TRUE(backend::register_amx());
   std::vector<std::string_view> backends = {""};
   if (backend::amx.runs_here()) backends.push_back(backend::amx.name);
   for (const backend::entry& e : backend::built_in()) {
@@ -220,6 +219,17 @@ TEST(Gemm, PiecesAreSummedAsDocumented) {
       EXPECT_TRUE(same_bits(result_of(p, {"", 2, layout::transposed}), right));
       EXPECT_TRUE(same_bits(result_of(p, {"", 3, layout::plain}), right));
     }
+  }
+}
+
+TEST(Gemm, TilesStayConfiguredFromCallToCall) {
+  if (!show_tiles()) GTEST_SKIP() << "configurations are counted where tiles are emulated";
+  for (const int threads : {1, 2}) {
+    const product p({.m = 192, .n = 128, .k = 40, .compute = math::bf16x3}, 3);
+    const std::uint64_t before = tiles::loads_of_configuration;
+    result_of(p, {backend::amx.name, threads, layout::plain});
+    // Six kernels a call of the plan, which there are two of; each thread loads one and, at the end, that before it.
+    EXPECT_EQ(tiles::loads_of_configuration - before, static_cast<std::uint64_t>(2 * threads * 2));
   }
 }
 
@@ -355,6 +365,12 @@ TEST(Gemm, EveryFieldOfTheDesc) {
       {"c", {"bf16", "f32"}, [](auto& d) { d.c = type::bf16; }, errc::unsupported},
       {"c", {"c is bf16"}, [](auto& d) { d.c = type::bf16, d.compute = math::bf16x2; }, errc::unsupported},
       {"compute", {"compute is 3"}, [](auto& d) { d.compute = static_cast<math>(3); }},
+      {"sums", {"pair", "f32"}, [](auto& d) { d.sums = order::pair; }, errc::unsupported},
+      {"sums", {"sums is 9"}, [](auto& d) { d.sums = static_cast<order>(9); }},
+      {"sums",
+       {"pieces", "order::tile"},
+       [](auto& d) { d.compute = math::bf16x3, d.sums = order::pair; },
+       errc::unsupported},
   };
   std::set<std::string> with_cases;
   for (const auto& c : cases) {
@@ -363,7 +379,7 @@ TEST(Gemm, EveryFieldOfTheDesc) {
     expect_error(loops::gemm::plan(d), c.code, c.field, c.words);
     with_cases.insert(c.field);
   }
-  expect_a_case_for_each(NAMES_OF(right, m, n, k, lda, ldc, a, b, c, accumulate, compute), with_cases);
+  expect_a_case_for_each(NAMES_OF(right, m, n, k, lda, ldc, a, b, c, accumulate, compute, sums), with_cases);
 }
 
 TEST(Gemm, ArgumentsOfItsCalls) {

@@ -54,6 +54,7 @@ template <class Make>
 int fail_in_turn(const backend::entry& e, Make make) {
   const bool keeps_contexts = e.name == "reference";  // a kernel without code is a `new` of the cache
   int failed = 0;
+  EXPECT_TRUE(make(0, options{.backend = e.name}));  // what is asked for once a process
   for (int n = 1; n < 1000; ++n) {
     const long before = alive - (keeps_contexts ? static_cast<long>(code_cache_stats().kernels) : 0);
     bool made = false;
@@ -83,12 +84,20 @@ int fail_in_turn(const backend::entry& e, Make make) {
   return failed;
 }
 
+type data_for(const options& how) { return how.backend == "amx" ? type::bf16 : type::f32; }
+
 TEST(Allocation, FailuresOfLinearAreTypedAndLeakNothing) {
   for (const backend::entry& e : backend::built_in()) {
     if (!e.runs_here()) continue;
     const int failed = fail_in_turn(e, [](int n, const options& how) {
-      return nn::linear::plan(
-          {.rows = 8, .in = 20 + n, .out = 70, .act = nn::activation::silu, .training = true, .ldy = 100 + n}, how);
+      return nn::linear::plan({.rows = 8,
+                               .in = 20 + n,
+                               .out = 70,
+                               .data = data_for(how),
+                               .act = nn::activation::silu,
+                               .training = true,
+                               .ldy = 100 + n},
+                              how);
     });
     EXPECT_GE(failed, 5) << e.name;
   }
@@ -99,7 +108,7 @@ TEST(Allocation, FailuresOfMlpAreTypedAndLeakNothing) {
     if (!e.runs_here()) continue;
     const int failed = fail_in_turn(e, [](int n, const options& how) {
       const index sizes[] = {200 + n, 70, 10 + n};
-      return nn::mlp::make({.rows = 8, .sizes = sizes}, how);
+      return nn::mlp::make({.rows = 8, .sizes = sizes, .data = data_for(how)}, how);
     });
     EXPECT_GE(failed, 7) << e.name;
   }

@@ -55,7 +55,7 @@ TEST(Conv, UpdateHasTheBitsOfThePlainLoops) {
     ASSERT_TRUE(same_bits(update_of(p, 1 + i % 4), right)) << text_of(p.d);
     if (i % 8 != 0) continue;
     backend::for_each([&](const backend::entry& e) {
-      if (!e.runs_here()) return;
+      if (!does(e, p.d)) return;
       EXPECT_TRUE(same_bits(update_of(p, 2, e.name), right)) << text_of(p.d) << ' ' << e.name;
     });
   }
@@ -76,7 +76,6 @@ TEST(Conv, UpdateOfLargerImages) {
 }
 
 TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
-  expect_pairs();
   std::mt19937 random(7);
   for (int i = 0; i < 200; ++i) {
     const problem p = draw(random, type::bf16);
@@ -87,7 +86,7 @@ TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
     }
     if (i % 8 != 0) continue;
     backend::for_each([&](const backend::entry& e) {
-      if (!e.runs_here()) return;
+      if (!does(e, p.d)) return;
       EXPECT_TRUE(same_bits(update_of(p, 2, e.name), right)) << text_of(p.d) << ' ' << e.name;
     });
   }
@@ -131,7 +130,6 @@ TEST(Conv, StridedImagesPastTheCaches) {
 
 // The channels of all taps of a row, in more than one panel.
 TEST(Conv, UpdateOfJoinedTapsInNarrowPanels) {
-  expect_pairs();
   std::mt19937 random(16);
   for (const type data : {type::f32, type::bf16}) {
     for (const auto& [in, kernel] : {std::pair<index, index>{16, 3}, {12, 5}, {32, 2}, {20, 3}}) {
@@ -148,7 +146,6 @@ TEST(Conv, UpdateOfJoinedTapsInNarrowPanels) {
 
 // Layers whose blocks are copied: several bands, images that end within an entry, fewer images than planned.
 TEST(Conv, UpdateByCopies) {
-  expect_pairs();
   std::mt19937 random(6);
   struct shape {
     type data;
@@ -177,14 +174,13 @@ TEST(Conv, UpdateByCopies) {
     }
     if (s.in > 1000) continue;
     backend::for_each([&](const backend::entry& e) {
-      if (!e.runs_here()) return;
+      if (!does(e, p.d)) return;
       EXPECT_TRUE(same_bits(update_of(p, 2, e.name), right)) << text_of(d) << ' ' << e.name;
     });
   }
 }
 
 TEST(Conv, Bf16HasTheBitsOfThePlainLoops) {
-  expect_pairs();
   std::mt19937 random(2);
   for (int i = 0; i < 200; ++i) {
     const problem p = draw(random, type::bf16);
@@ -230,7 +226,6 @@ TEST(Conv, TransposedIsTheGradientByData) {
 }
 
 TEST(Conv, BlocksHaveTheBitsOfThePlainLoops) {
-  expect_pairs();
   std::mt19937 random(12);
   int blocked = 0;
   for (int i = 0; i < 400; ++i) {
@@ -325,7 +320,6 @@ conv_desc draw_lines(std::mt19937& random) {
 
 // Layers of any size whose y and dx go past the caches because a schedule says so.
 TEST(Conv, PastTheCaches) {
-  expect_pairs();
   std::mt19937 random(15);
   const nn::conv_schedules past = {{.streaming = 1}, {.streaming = 1}}, never = {{.streaming = -1}, {.streaming = -1}};
   int streamed = 0;
@@ -408,7 +402,7 @@ TEST(Conv, EveryBackendAndNumberOfThreads) {
     const problem p = draw(random, i % 2 == 0 ? type::f32 : type::bf16);
     run(p, p.y, p.dx, 1);
     backend::for_each([&](const backend::entry& e) {
-      if (!e.runs_here()) return;
+      if (!does(e, p.d)) return;
       const tensor y(conv::plan(p.d)->y_bytes(), guard::before);
       const tensor dx(conv::plan(p.d)->x_bytes(), guard::before);
       run(p, y, dx, 2 + i % 3, e.name);
@@ -653,10 +647,28 @@ TEST(Conv, WrongArgumentsOfTheUpdate) {
   EXPECT_EQ(dw, std::vector<float>(dw.size(), 7.0f));
 }
 
+TEST(Conv, TilesStayConfiguredFromCallToCall) {
+  if (!show_tiles()) GTEST_SKIP() << "configurations are counted where tiles are emulated";
+  conv_desc d;
+  d.images = 2, d.in = 64, d.out = 128, d.data = type::bf16, d.sums = order::tile, d.training = true;
+  d.axes[1] = {16}, d.axes[2] = {16};
+  std::mt19937 random(11);
+  const problem p = draw_data(random, d);
+  const tensor y(conv::plan(d)->y_bytes(), guard::before), dx(conv::plan(d)->x_bytes(), guard::before);
+  const auto loads = [](auto&& call) {
+    const std::uint64_t before = tiles::loads_of_configuration;
+    call();
+    return tiles::loads_of_configuration - before;
+  };
+  // Sixteen kernels forward, eight back, for dW one a block and for db two: a thread loads each configuration once, and
+  // at the end that which was there before.
+  EXPECT_EQ(loads([&] { run(p, y, dx, 1, "amx"); }), 4u);
+  EXPECT_EQ(loads([&] { update_of(p, 1, "amx"); }), 3u);
+}
+
 // The last test of this file: from here on the list of backends has tiles, emulated where the CPU has none.
 TEST(Conv, OrderOfTilesOnEveryBackend) {
   show_tiles();
-  ASSERT_TRUE(backend::register_amx());
   std::mt19937 random(10);
   for (int i = 0; i < 12; ++i) {
     conv_desc d;
@@ -669,7 +681,7 @@ TEST(Conv, OrderOfTilesOnEveryBackend) {
     for (index k = 0; k < d.out; ++k) p.z.set(d.data, (d.axes[2].out() - 1) * d.out + k, HUGE_VALF);
     std::vector<float> right;
     backend::for_each([&](const backend::entry& e) {
-      if (!e.runs_here()) return;
+      if (!does(e, p.d)) return;
       const tensor y(conv::plan(d)->y_bytes(), guard::before), dx(conv::plan(d)->x_bytes(), guard::before);
       run(p, y, dx, 2, e.name);
       auto sums = update_of(p, 2, e.name);

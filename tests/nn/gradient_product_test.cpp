@@ -9,6 +9,8 @@
 #include <memory>
 #include <vector>
 
+#include "support/tile_order.hpp"
+
 namespace brgemm {
 namespace {
 
@@ -19,9 +21,12 @@ float power_at(index r, index i) { return std::ldexp(1.0f, static_cast<int>((r *
 float x_at(index r, index i) { return static_cast<float>((r * 31 + i * 7) % 61 - 30) * power_at(r, i); }
 float z_at(index r, index j) { return static_cast<float>((r * 17 + j * 11) % 53 - 26) * power_at(r + 4, j); }
 
-/// In the contract's order: one fma a row, ascending; bf16 in pairs of rows, the second one first.
+/// In the contract's order: one fma a row, ascending; bf16 in pairs of rows, the second one first, or as tiles do.
 template <class X, class Z>
 float sum_of(type data, index rows, X&& x, Z&& z) {
+  if (data == type::bf16 && brgemm_test::machine_sums_in_tiles()) {
+    return brgemm_test::sum_in_tiles(rows, x, z, brgemm_test::rows_of_entry);
+  }
   float sum = 0;
   for (index r = 0; r < rows; r += data == type::f32 ? 1 : 2) {
     if (data != type::f32 && r + 1 < rows) sum = std::fma(x(r + 1), z(r + 1), sum);

@@ -73,6 +73,10 @@ TEST(LinearErrors, EveryFieldOfTheDesc) {
        [](auto& d) { d.compute = math::bf16x3; },
        errc::unsupported},
       {"compute", {"compute is 1", "u8"}, quantised(), [](auto& d) { d.compute = math::bf16x2; }, errc::unsupported},
+      {"sums", {"pair", "f32"}, training, [](auto& d) { d.sums = order::pair; }, errc::unsupported},
+      {"sums", {"chain", "bf16"}, bf16_training(), [](auto& d) { d.sums = order::chain; }, errc::unsupported},
+      {"sums", {"sums is 9"}, training, [](auto& d) { d.sums = static_cast<order>(9); }},
+      {"sums", {"pieces"}, by_pieces(), [](auto& d) { d.sums = order::pair; }, errc::unsupported},
       {"act", {"act is 8", "0..7"}, training, [](auto& d) { d.act = static_cast<activation>(8); }},
       {"act", {"act is 1", "s32"}, exact_sums(), [](auto& d) { d.act = activation::relu; }, errc::unsupported},
       {"bias", {"true", "s32"}, exact_sums(), [](auto& d) { d.bias = true; }, errc::unsupported},
@@ -100,8 +104,8 @@ TEST(LinearErrors, EveryFieldOfTheDesc) {
     expect_error(nn::linear::plan(d), c.code, c.field, c.words);
     seen.insert(c.field);
   }
-  expect_a_case_for_each(NAMES_OF(training, rows, in, out, data, y, compute, act, bias, training, input_act, x_storage,
-                                  y_storage, ldx, ldy),
+  expect_a_case_for_each(NAMES_OF(training, rows, in, out, data, y, compute, sums, act, bias, training, input_act,
+                                  x_storage, y_storage, ldx, ldy),
                          seen);
   expect_error(nn::linear::plan(training, {.backend = "none such"}), errc::forbidden, "backend", {"none such"});
 }

@@ -11,9 +11,9 @@
 #include <vector>
 
 #include "npz.hpp"
-#include "support/backends.hpp"
 #include "support/features.hpp"
 #include "support/pieces.hpp"
+#include "support/tile_order.hpp"
 
 namespace brgemm {  // so that index is not the one of <strings.h>
 namespace {
@@ -54,11 +54,18 @@ float chain_of_pairs(index count, A&& a, B&& b) {
   return sum;
 }
 
-/// sum over k of a(k) * b(k) in the order of the contract: one chain, for bf16 in pairs, of pieces as documented.
-template <class A, class B>
-float sum_of(const nn::linear_desc& d, index count, A&& a, B&& b) {
+/// k of an entry where rows of `features` lie in a storage.
+index entry_of(storage s, index features) {
+  return s == storage::blocked ? nn::block_width(features) : std::max<index>(features, 1);
+}
+
+/// sum over k of a(k) * b(k) in the order of the contract: one chain, for bf16 in pairs or as tiles sum entries, of
+/// pieces as documented.
+template <class A, class B, class Entry>
+float sum_of(const nn::linear_desc& d, index count, A&& a, B&& b, Entry&& entry) {
   if (d.compute != math::f32) return brgemm_test::sum_of_pieces(d.compute, count, 0, a, b);
-  if (d.data != type::f32) return chain_of_pairs(count, a, b);
+  const bool tiles = d.sums == order::machine ? brgemm_test::machine_sums_in_tiles() : d.sums == order::tile;
+  if (d.data != type::f32) return tiles ? brgemm_test::sum_in_tiles(count, a, b, entry) : chain_of_pairs(count, a, b);
   float sum = 0;
   for (index i = 0; i < count; ++i) sum = std::fma(a(i), b(i), sum);
   return sum;
@@ -158,14 +165,16 @@ outcome wanted(const problem& p) {
   for (index r = 0; r < d.rows; ++r) {
     for (index j = 0; j < d.out; ++j) {
       float z = sum_of(
-          d, d.in, [&](index k) { return p.x(r, k); }, [&](index k) { return w(k, j); });
+          d, d.in, [&](index k) { return p.x(r, k); }, [&](index k) { return w(k, j); },
+          [&d](index) { return entry_of(d.x_storage, d.in); });
       if (d.bias) z += p.bias(0, j);
       if (d.act == activation::relu) z = z < 0 ? 0 : z;
       o.y(r, j) = round_to(d.y, activate(nn::op_of(d.act), z));
     }
     for (index i = 0; i < d.in; ++i) {
       float g = sum_of(
-          d, d.out, [&](index k) { return p.dz(r, k); }, [&](index k) { return w(i, k); });
+          d, d.out, [&](index k) { return p.dz(r, k); }, [&](index k) { return w(i, k); },
+          [&d](index) { return entry_of(d.y_storage, d.out); });
       if (d.input_act == activation::relu) g = p.input_z(r, i) > 0 ? g : 0.0f;
       if (d.input_act != activation::relu) g *= nn::derivative(d.input_act, p.input_z(r, i));
       o.dx(r, i) = round_to(d.data, g);
@@ -174,10 +183,11 @@ outcome wanted(const problem& p) {
   for (index j = 0; j < d.out; ++j) {
     for (index i = 0; i < d.in; ++i) {
       o.dw(i, j) = sum_of(
-          d, d.rows, [&](index k) { return p.x(k, i); }, [&](index k) { return p.dz(k, j); });
+          d, d.rows, [&](index k) { return p.x(k, i); }, [&](index k) { return p.dz(k, j); },
+          brgemm_test::rows_of_entry);
     }
     o.db[static_cast<std::size_t>(j)] = sum_of(
-        d, d.rows, [&](index) { return 1.0f; }, [&](index k) { return p.dz(k, j); });
+        d, d.rows, [&](index) { return 1.0f; }, [&](index k) { return p.dz(k, j); }, brgemm_test::rows_of_entry);
   }
   return o;
 }
@@ -266,19 +276,22 @@ void expect_right(const nn::linear_desc& d, unsigned seed) {
 constexpr struct {
   type data, y;
   math how;
+  order sums = order::machine;
 } types[] = {{type::f32, type::f32, math::f32},
-             {type::bf16, type::bf16, math::f32},
+             {type::bf16, type::bf16, math::f32, order::pair},
+             {type::bf16, type::f32, math::f32, order::tile},
              {type::bf16, type::f32, math::f32},
              {type::f32, type::f32, math::bf16x3},
              {type::f32, type::f32, math::bf16x2}};
 
 TEST(Linear, EqualsPlainLoopsForAnySizes) {
   unsigned seed = 1;
-  for (const auto& [data, y, how] : types) {
+  for (const auto& [data, y, how, sums] : types) {
     for (const index rows : {1, 3, 64, 77, 130}) {
       for (const auto& [in, out] : {std::pair<index, index>{1, 1}, {10, 70}, {33, 64}, {112, 10}, {130, 100}}) {
-        expect_right({.rows = rows, .in = in, .out = out, .data = data, .y = y, .compute = how, .training = true},
-                     seed++);
+        expect_right(
+            {.rows = rows, .in = in, .out = out, .data = data, .y = y, .compute = how, .sums = sums, .training = true},
+            seed++);
       }
     }
   }
@@ -286,10 +299,11 @@ TEST(Linear, EqualsPlainLoopsForAnySizes) {
 
 TEST(Linear, EqualsPlainLoopsForEachActivation) {
   unsigned seed = 100;
-  for (const auto& [data, y, how] : types) {
+  for (const auto& [data, y, how, sums] : types) {
     for (int a = 0; a < nn::activation_count; ++a) {
       for (const bool training : {false, true}) {
-        nn::linear_desc d{.rows = 70, .in = 40, .out = 90, .data = data, .y = y, .compute = how, .training = training};
+        nn::linear_desc d{
+            .rows = 70, .in = 40, .out = 90, .data = data, .y = y, .compute = how, .sums = sums, .training = training};
         d.act = static_cast<activation>(a);
         d.bias = a % 2 == 0;
         if (training) d.input_act = static_cast<activation>(nn::activation_count - 1 - a);
@@ -301,14 +315,21 @@ TEST(Linear, EqualsPlainLoopsForEachActivation) {
 
 TEST(Linear, EqualsPlainLoopsForEachStorage) {
   unsigned seed = 200;
-  for (const auto& [data, y, how] : types) {
+  for (const auto& [data, y, how, sums] : types) {
     for (const storage xs : {storage::plain, storage::blocked}) {
       for (const storage ys : {storage::plain, storage::blocked}) {
         for (const activation a : {activation::relu, activation::tanh}) {
           if (how != math::f32 && a == activation::tanh) continue;
           for (const auto& [in, out] : {std::pair<index, index>{50, 112}, {192, 112}, {144, 240}}) {  // last: 48 wide
-            nn::linear_desc d{
-                .rows = 100, .in = in, .out = out, .data = data, .y = y, .compute = how, .act = a, .training = true};
+            nn::linear_desc d{.rows = 100,
+                              .in = in,
+                              .out = out,
+                              .data = data,
+                              .y = y,
+                              .compute = how,
+                              .sums = sums,
+                              .act = a,
+                              .training = true};
             d.input_act = a;
             d.x_storage = xs;
             d.y_storage = ys;
@@ -324,7 +345,7 @@ TEST(Linear, EqualsPlainLoopsForEachStorage) {
 
 TEST(Linear, SameBitsForAnyThreads) {
   unsigned seed = 300;
-  for (const auto& [data, y, how] : types) {
+  for (const auto& [data, y, how, sums] : types) {
     for (const storage s : {storage::plain, storage::blocked}) {
       const problem p = draw({.rows = 150,
                               .in = 128,
@@ -332,6 +353,7 @@ TEST(Linear, SameBitsForAnyThreads) {
                               .data = data,
                               .y = y,
                               .compute = how,
+                              .sums = sums,
                               .act = activation::relu,
                               .training = true,
                               .input_act = activation::relu,
@@ -357,26 +379,27 @@ bool permitted(const backend::entry& e) {
 
 TEST(Linear, SameBitsOnEveryBackend) {
   brgemm_test::show_tiles();
-  ASSERT_TRUE(backend::register_amx());
   int compared = 0;
-  for (const auto& [data, y, how] : types) {
+  for (const auto& [data, y, how, sums] : types) {
     const problem p = draw({.rows = 75,
                             .in = 128,
                             .out = 70,
                             .data = data,
                             .y = y,
                             .compute = how,
+                            .sums = sums,
                             .act = activation::relu,
                             .training = true,
                             .input_act = activation::silu,
                             .x_storage = storage::blocked},
                            350);
     const outcome right = wanted(p);
-    for (const backend::entry& e : brgemm_test::backends()) {
+    for (const backend::entry& e : backend::built_in()) {
       if (!permitted(e)) continue;
       const auto plan = nn::linear::plan(p.d, {.backend = e.name});
       if (!plan) {
-        EXPECT_TRUE(how == math::f32 && e.name == backend::amx.name) << "by pieces every backend for bf16 does all";
+        EXPECT_TRUE(e.name == backend::amx.name && how == math::f32 && (data == type::f32 || sums == order::pair))
+            << e.name << ": a backend for bf16 does all in order::tile, by pieces f32 too";
         EXPECT_EQ(plan.error().code(), errc::unsupported) << e.name << ": " << plan.error().message();
         continue;
       }
@@ -389,9 +412,16 @@ TEST(Linear, SameBitsOnEveryBackend) {
 }
 
 TEST(Linear, SameBitsForARowAloneOrInABatch) {
-  for (const auto& [data, y, how] : types) {
-    const problem p = draw(
-        {.rows = 130, .in = 70, .out = 100, .data = data, .y = y, .compute = how, .act = activation::gelu_erf}, 400);
+  for (const auto& [data, y, how, sums] : types) {
+    const problem p = draw({.rows = 130,
+                            .in = 70,
+                            .out = 100,
+                            .data = data,
+                            .y = y,
+                            .compute = how,
+                            .sums = sums,
+                            .act = activation::gelu_erf},
+                           400);
     const outcome batch = computed(p, alone);
     for (const index r : {0, 63, 64, 129}) {
       problem one = p;
@@ -473,7 +503,7 @@ TEST(Linear, PreparesWeightsThatAreLargerThanTheCaches) {
 }
 
 TEST(Linear, BackwardActivationMultipliesByTheDerivative) {
-  for (const auto& [data, y, how] : types) {
+  for (const auto& [data, y, how, sums] : types) {
     if (how != math::f32) continue;  // no product is made
     for (int i = 0; i < 2 * nn::activation_count; ++i) {
       const auto a = static_cast<activation>(i / 2);

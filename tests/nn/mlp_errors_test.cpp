@@ -47,6 +47,7 @@ TEST(MlpErrors, EveryFieldOfTheDesc) {
       {"data", "data", {"u8", "f32 or bf16"}, {.rows = 1, .sizes = sizes, .data = type::u8}},
       {"data", "data", {"data is 99"}, {.rows = 1, .sizes = sizes, .data = static_cast<type>(99)}},
       {"hidden", "hidden", {"hidden is 9"}, {.rows = 1, .sizes = sizes, .hidden = static_cast<nn::activation>(9)}},
+      {"sums", "sums", {"pair", "f32"}, {.rows = 1, .sizes = sizes, .sums = order::pair}, errc::unsupported},
   };
   std::set<std::string> seen;
   for (const auto& c : cases) {
@@ -54,7 +55,7 @@ TEST(MlpErrors, EveryFieldOfTheDesc) {
     expect_error(nn::mlp::make(c.d), c.code, c.error_field, c.words);
     seen.insert(c.field);
   }
-  expect_a_case_for_each(NAMES_OF(training, rows, sizes, data, hidden, training), seen, {"training"});
+  expect_a_case_for_each(NAMES_OF(training, rows, sizes, data, hidden, training, sums), seen, {"training"});
   expect_error(nn::mlp::make(training, {.backend = "none such"}), errc::forbidden, "backend", {"none such"});
 }
 

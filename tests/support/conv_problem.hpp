@@ -314,7 +314,9 @@ inline conv_desc draw_desc(std::mt19937& random) {
   return d;
 }
 
-inline problem draw_data(std::mt19937& random, const conv_desc& d) {
+/// bf16 in order::pair, which the plain loops follow, where `d` says nothing else.
+inline problem draw_data(std::mt19937& random, conv_desc d) {
+  if (d.data == type::bf16 && d.sums == order::machine) d.sums = order::pair;
   const type data = d.data;
   const auto layer = conv::plan(d);
   EXPECT_TRUE(layer) << text_of(d) << ": " << layer.error().message();
@@ -441,7 +443,8 @@ inline std::vector<float> update_of(const problem& p, int threads, std::string_v
 }
 
 /// p, whose channels are adjacent, with tensors in the blocks of `d`.
-inline problem in_blocks(const problem& p, const conv_desc& d) {
+inline problem in_blocks(const problem& p, conv_desc d) {
+  d.sums = p.d.sums;
   const auto layer = conv::plan(d);
   EXPECT_TRUE(layer) << text_of(d) << ": " << layer.error().message();
   const guard side = guard::after;
@@ -474,12 +477,9 @@ inline problem with_adjacent_channels(const problem& p, const problem& blocked) 
   return adjacent;
 }
 
-inline void expect_pairs() {  // what the plain loops follow
-  desc d;
-  d.a = d.b = type::bf16;
-  const auto kernel = make_kernel(d);
-  ASSERT_TRUE(kernel);
-  ASSERT_EQ(kernel->order(), order::pair);
+/// Whether the backend runs here and does such layers; tiles do those of matrices in order::tile alone.
+inline bool does(const backend::entry& e, const conv_desc& d) {
+  return e.runs_here() && (e.name != "amx" || conv::plan(d, {.backend = e.name}));
 }
 
 }  // namespace brgemm_test::convolution

@@ -112,7 +112,8 @@ inline void draw_sums(entropy& e, desc& d) {
   using brgemm::order;
   const bool bytes = brgemm::detail::is_8bit(d.a);
   d.chains = static_cast<std::uint8_t>(e.one_in(2) ? 1 : e.pick({2, 4, 8}));
-  if (d.a == brgemm::type::bf16 && e.one_in(2)) d.sums = d.chains == 1 ? order::tile : order::pair;
+  // Never order::machine of bf16, which features that a test hides can change.
+  if (d.a == brgemm::type::bf16) d.sums = e.one_in(2) && d.chains == 1 ? order::tile : order::pair;
   if (d.a != brgemm::type::bf16 && e.one_in(4)) d.sums = order::chain;
   if (bytes) {
     if (e.one_in(2)) d.zero_a = brgemm::zero_point::at_call;

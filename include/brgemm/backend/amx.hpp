@@ -1,16 +1,9 @@
 // The backend `amx`: kernels on AMX tiles, for bf16 and 8-bit types. What tiles leave to vectors is AVX-512.
-//
-// Opt-in until it is measured on CPUs that have tiles: it is taken only where it is registered and named.
-//
-//   #include <brgemm/backend/amx.hpp>
-//   brgemm::backend::register_amx();
-//   auto kernel = brgemm::make_kernel(d, {.backend = "amx"});
 #pragma once
 
 #include "avx512.hpp"
 #include "executable_memory.hpp"
 #include "jit_tiles.hpp"
-#include "list.hpp"
 
 namespace brgemm::inline abi_0::backend {
 namespace detail {
@@ -39,12 +32,13 @@ inline result<void> request_tiles() noexcept {
                reason_of_refusal(-answer));
 }
 
+/// What vectors refuse is refused in their words.
 inline result<void> supported_by_tiles(const desc& d) noexcept {
+  if (result<void> yes = supported(d, avx512_unit()); !yes) return yes;
   if (d.layout_a == layout::transposed || d.layout_a == layout::interleaved) {
     return error(errc::unsupported, "layout_a", "tiles take rows of A, not columns: use pack_a and layout::plain");
   }
   if (row_ranges(d) != 0) return error(errc::unsupported, "rows", "tiles sum all rows of every entry");
-  if (result<void> yes = supported(d, avx512_unit()); !yes) return yes;
   if (is_depthwise(d.layout_a)) {
     return error(errc::unsupported, "layout_a", "tiles multiply matrices: a depthwise product is for other backends");
   }
@@ -74,7 +68,9 @@ inline result<program> generate_tiles(const desc& d, std::span<std::uint8_t> buf
     t.most_rows_of_part = rows;
     const result<std::size_t> bytes = write_code<jit_tiles>(d, buffer, avx512_unit(), t);
     if (!bytes) return bytes.error();
-    if (*bytes != 0) return program{.code_bytes = *bytes, .sums = machine_order(d)};
+    if (*bytes != 0) {
+      return program{.code_bytes = *bytes, .sums = machine_order(d), .tiles = configuration_of(d, t)};
+    }
   }
   return too_long(d).error();
 }
@@ -135,6 +131,8 @@ inline std::size_t explain_tiles(const desc& d, char* text, std::size_t size) no
 
 }  // namespace detail
 
+/// Of bf16 in order::tile, and u8 and s8, with A in rows and B plain or interleaved (pack_b), on CPUs with AVX-512 and
+/// AMX where the system grants the state of tiles.
 inline constexpr entry amx{
     "amx",
     []() noexcept {
@@ -144,10 +142,5 @@ inline constexpr entry amx{
     [](const desc& d, std::span<std::uint8_t> buffer) noexcept { return detail::generate_tiles(d, buffer); },
     [](const desc& d, char* text, std::size_t size) noexcept { return detail::explain_tiles(d, text, size); },
 };
-
-/// Makes `options::backend` and BRGEMM_BACKEND understand "amx". Its kernels take bf16 in order::tile, and u8 and s8,
-/// with A in rows and B plain or interleaved (pack_b), on CPUs with AVX-512 and AMX where the system grants the state
-/// of tiles. Thread-safe; a second call does nothing. Errors: invalid_argument where the list of backends is full.
-inline result<void> register_amx() noexcept { return register_backend(amx); }
 
 }  // namespace brgemm::inline abi_0::backend

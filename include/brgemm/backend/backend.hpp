@@ -9,6 +9,12 @@
 
 namespace brgemm::inline abi_0::backend {
 
+/// What ldtilecfg loads: palette 1, bytes of a row of each AMX tile from byte 16, its rows from byte 48. Zeros: none.
+struct tile_configuration {
+  std::uint64_t words[8] = {};
+  friend bool operator==(const tile_configuration&, const tile_configuration&) = default;
+};
+
 /// What a backend made for a desc. Either generated code, `code_bytes` of it at the start of the buffer that `make` was
 /// given (position-independent; the entry point is its first byte), or a function of the library with its own context.
 struct program {
@@ -18,6 +24,7 @@ struct program {
   void (*release)(void* context) noexcept = nullptr;  ///< frees the context; nullptr where there is nothing to free
   order sums = order::chain;                          ///< what kernel.order() answers
   std::size_t context_bytes = 0;                      ///< memory behind the context, for the bound on the code cache
+  tile_configuration tiles = {};                      ///< the only one that the code loads; zeros: none, or several
 };
 
 /// One backend. `supports` says why not; `make` fails only for lack of memory, or what `supports` said.

@@ -6,6 +6,9 @@
 #include <span>
 
 #include "backend.hpp"
+#if __has_include("amx.hpp")
+#include "amx.hpp"
+#endif
 #if __has_include("avx512.hpp")
 #include "avx512.hpp"
 #endif
@@ -19,6 +22,9 @@ namespace brgemm::inline abi_0::backend {
 namespace entries {
 
 inline constexpr entry built_in_list[] = {
+#if __has_include("amx.hpp")
+    amx,
+#endif
 #if __has_include("avx512.hpp")
     avx512,
 #endif

@@ -1,13 +1,14 @@
 // How a kernel on AMX tiles divides its work: which tiles hold C, A and B, and in which order products use them. Found
 // by a small search over a cost model; `explain` prints the same figures.
 //
-// C is divided into at most 2 x 2 areas, each of blocks of equal size, so that an area needs one tile configuration. A
-// block rests in tiles while all entries of the batch pass.
+// C is divided into at most 2 x 2 areas, each of blocks of equal size, so that an area needs one tile configuration. 56
+// rows are one area as 2 x 28, and two as 48 and 8. A block rests in tiles while all entries of the batch pass.
 #pragma once
 
 #include <algorithm>
 #include <iterator>
 
+#include "backend.hpp"
 #include "jit_blocking.hpp"
 
 namespace brgemm::inline abi_0::backend {
@@ -47,10 +48,6 @@ struct tile_assignment {
   int used = 0;  ///< more than tile_count: it does not fit
 };
 
-/// What ldtilecfg loads: palette 1, bytes of a row of each tile from byte 16, its rows from byte 48.
-struct alignas(64) tile_configuration {
-  std::uint64_t words[8] = {};
-};
 constexpr tile_configuration configuration_of(const tile_assignment& tiles) {
   tile_configuration c{{1}};
   for (int i = 0; i < tiles.used; ++i) {
@@ -106,6 +103,17 @@ constexpr void divide_into_strips(index total, int tiles, strip (&to)[2]) {
   const strip last{left != 0 ? 1 : 0, (left + tile_rows - 1) / tile_rows, (left + tile_rows - 1) % tile_rows + 1};
   to[0] = whole != 0 ? strip{whole, tiles, tile_rows} : last;
   to[1] = whole != 0 ? last : strip{};
+}
+
+/// As many blocks of up to `tiles` tiles, of equal size; false where it cannot be divided so.
+constexpr bool divide_evenly(index total, int tiles, strip (&to)[2]) {
+  const index most = tiles * tile_rows;
+  const index count = (total + most - 1) / most;
+  if (total % count != 0) return false;
+  const auto size = static_cast<int>(total / count);
+  to[0] = {count, (size + tile_rows - 1) / tile_rows, (size - 1) % tile_rows + 1};
+  to[1] = {};
+  return true;
 }
 
 /// Tiles of equal size share one where there are not enough; B's get their own first, then A's.
@@ -198,6 +206,26 @@ inline bool stores_tiles(const desc& d) {
          d.zero_a == zero_point::none && d.zero_b == zero_point::none && d.write_c == write_kind::cached;
 }
 
+/// C in strips of at most height x width tiles, of rows of equal size where `even`; false where that cannot be, or an
+/// area's tiles do not fit. Columns are never even, because vectors that end a block find its tail at n % 16.
+inline bool divide(tile_blocking& b, const desc& d, int height, int width, bool even) {
+  if (d.m_extent == extent_kind::at_call) {
+    if (height > 1 || even) return false;
+    divide_rows_at_call(d.m, b.rows);
+  } else if (!even) {
+    divide_into_strips(d.m, height, b.rows);
+  } else if (!divide_evenly(d.m, height, b.rows)) {
+    return false;
+  }
+  divide_into_strips(d.n, width, b.columns);
+  for (const strip& r : b.rows) {
+    for (const strip& c : b.columns) {
+      if (r.count != 0 && c.count != 0 && !weigh_area(b, r, c)) return false;
+    }
+  }
+  return true;
+}
+
 }  // namespace detail
 
 /// The division with the fewest predicted cycles for a batch of 16 in L2, where blocks read A and B again and again.
@@ -205,30 +233,21 @@ inline tile_blocking choose_tile_blocking(const desc& d) {
   const auto bytes = static_cast<int>(size_of(d.a));
   const index chunk = tile_bytes / bytes;
   const auto rest = static_cast<int>(d.k % chunk);
+  tile_blocking none;
+  none.chunks = d.k / chunk;
+  if (none.chunks != 0) none.depth[0] = {static_cast<int>(chunk), tile_bytes};
+  if (rest != 0) none.depth[1] = {rest, (rest * bytes + 3) / 4 * 4};
+  none.direct = detail::stores_tiles(d);
   tile_blocking best;
   double least = 0;
   for (int height = 1; height <= 3; ++height) {
-    if (height > 1 && d.m_extent == extent_kind::at_call) break;
     for (int width = 1; width <= 4 && height * width <= 6; ++width) {
-      tile_blocking b;
-      b.chunks = d.k / chunk;
-      if (b.chunks != 0) b.depth[0] = {static_cast<int>(chunk), tile_bytes};
-      if (rest != 0) b.depth[1] = {rest, (rest * bytes + 3) / 4 * 4};
-      b.direct = detail::stores_tiles(d);
-      if (d.m_extent == extent_kind::at_call) {
-        detail::divide_rows_at_call(d.m, b.rows);
-      } else {
-        detail::divide_into_strips(d.m, height, b.rows);
+      for (const bool even : {false, true}) {
+        tile_blocking b = none;
+        if (!detail::divide(b, d, height, width, even)) continue;
+        const double cost = 16 * std::max(b.cycles, b.bytes / detail::l2_bytes_a_cycle) + b.block_cycles;
+        if (least == 0 || cost < least) best = b, least = cost;
       }
-      detail::divide_into_strips(d.n, width, b.columns);
-      bool fits = true;
-      for (const strip& r : b.rows) {
-        for (const strip& c : b.columns) {
-          if (r.count != 0 && c.count != 0) fits = fits && detail::weigh_area(b, r, c);
-        }
-      }
-      const double cost = 16 * std::max(b.cycles, b.bytes / detail::l2_bytes_a_cycle) + b.block_cycles;
-      if (fits && (least == 0 || cost < least)) best = b, least = cost;
     }
   }
   return best;

@@ -187,10 +187,13 @@ inline result<void> hide_cpu_features(std::string_view list) noexcept {
 }
 
 /// The order in which a kernel of this desc sums on this machine: what was asked for, or what `order::machine` stands
-/// for, fixed by types and machine and never by shape.
+/// for, fixed by types, chains and machine and never by shape: of bf16 that of AMX tiles where the CPU has them and one
+/// chain is wanted.
 inline order machine_order(const desc& d) noexcept {
   if (d.sums != order::machine) return d.sums;
-  return d.a == type::bf16 && !is_depthwise(d.layout_a) ? order::pair : order::chain;
+  if (d.a != type::bf16 || is_depthwise(d.layout_a)) return order::chain;
+  const bool has_tiles = cpu().has(feature::avx512) && cpu().has(feature::amx_bf16);
+  return has_tiles && d.chains == 1 ? order::tile : order::pair;
 }
 
 }  // namespace brgemm::inline abi_0

@@ -54,7 +54,7 @@ enum class place : std::uint8_t { cpu, gpu };
 
 /// The order of sums. For f32, f64 and f16 it is always `chain`; 8-bit sums are exact, so any order is `chain`.
 enum class order : std::uint8_t {
-  machine,  ///< bf16: pair or tile, whichever the types and the machine fix; kernel.order() tells
+  machine,  ///< bf16: tile in one chain on CPUs with AMX, else pair; kernel.order() tells
   chain,    ///< one fma a term in ascending k; of bf16 only that of depthwise layouts
   pair,     ///< bf16: what vdpbf16ps does, pairs of k
   tile,     ///< bf16: what AMX tiles do, chunks of 32 k

@@ -81,6 +81,7 @@ class kernel {
 struct kernel_access {
   static kernel make(detail::record* pinned) noexcept { return kernel(pinned); }
   static const detail::record& record_of(const kernel& k) noexcept { return *k.record_; }
+  static const backend::tile_configuration& tiles_of(const kernel& k) noexcept { return k.record_->program.tiles; }
 };
 
 /// How make_kernel may choose.

@@ -1,47 +1,53 @@
-// Many calls of kernels on AMX tiles with one tile configuration, which costs as much as a small kernel. Opt-in, as the
-// backend is.
+// Many calls of kernels on AMX tiles with one tile configuration, which costs as much as a small kernel.
 #pragma once
 
-#include "../backend/amx.hpp"
 #include "kernel.hpp"
 
 namespace brgemm::inline abi_0 {
 
-/// While it lives, this thread has the tile configuration of a kernel loaded. Kernels called in it that take the same
-/// one, because they divide C and k into tiles of the same sizes, load and release none; any other kernel loads its own
-/// and brings this one back.
+/// Keeps a tile configuration loaded in this thread from one call to the next. Kernels that take the loaded one,
+/// because they divide C and k into tiles of the same sizes, load and release none; any other kernel loads its own and
+/// brings the loaded one back.
 ///
-/// The end brings back the configuration that was there at the beginning, and zeros in the tiles. Scopes of a thread
-/// may be nested. A kernel of another backend, or one that takes several configurations or one that a call's m decides,
-/// has nothing to share: the scope then does nothing, and `loaded` says so.
+/// The end brings back the configuration that was there before the first `load`, and zeros in the tiles. Scopes of a
+/// thread may be nested, and each belongs to the thread that made it. The loops of this library have their own.
 ///
-///     brgemm::tile_scope scope(*kernel);
-///     for (const brgemm::arguments& x : calls) (*kernel)(x);
+///     brgemm::tile_scope tiles;
+///     for (const auto& [kernel, x] : calls) {
+///       tiles.load(kernel);
+///       kernel(x);
+///     }
 class tile_scope {
  public:
-  explicit tile_scope(const kernel& k) noexcept {
-    if (k.backend() != backend::amx.name) return;
-    const desc& d = k.description();
-    const backend::tile_configuration own = backend::configuration_of(d, backend::choose_tile_blocking(d));
-    loaded_ = own.words[0] != 0;
-    if (!loaded_) return;
-    __asm__ volatile("sttilecfg %0" : "=m"(before_));
-    load(own);
-  }
+  tile_scope() noexcept = default;
+  explicit tile_scope(const kernel& k) noexcept { load(k); }
   ~tile_scope() {
-    if (loaded_) load(before_);
+    if (loaded()) configure(before_);
   }
   tile_scope(const tile_scope&) = delete;
   tile_scope& operator=(const tile_scope&) = delete;
 
-  bool loaded() const noexcept { return loaded_; }
+  /// From here on this thread has the configuration of `k`, which must outlive the next `load`. A kernel of another
+  /// backend, or one that takes several configurations or one that a call's m decides, has none to share: that which is
+  /// loaded stays.
+  void load(const kernel& k) noexcept {
+    const backend::tile_configuration& own = kernel_access::tiles_of(k);
+    if (own.words[0] != 0 && &own != now_) change(own);
+  }
+  /// Whether any configuration was loaded.
+  bool loaded() const noexcept { return now_ != nullptr; }
 
  private:
+  [[gnu::noinline]] void change(const backend::tile_configuration& own) noexcept {
+    if (!loaded()) __asm__ volatile("sttilecfg %0" : "=m"(before_));
+    if (!loaded() || own != *now_) configure(own);
+    now_ = &own;
+  }
   /// Zeros release the tiles.
-  static void load(const backend::tile_configuration& c) noexcept { __asm__ volatile("ldtilecfg %0" ::"m"(c)); }
+  static void configure(const backend::tile_configuration& c) noexcept { __asm__ volatile("ldtilecfg %0" ::"m"(c)); }
 
+  const backend::tile_configuration* now_ = nullptr;
   backend::tile_configuration before_;
-  bool loaded_ = false;
 };
 
 }  // namespace brgemm::inline abi_0

@@ -22,6 +22,8 @@ struct gemm_desc {
   bool accumulate = false;  ///< C += A * B: C begins each sum (desc.beta = one)
   /// f32 only: by products of bf16 pieces.
   math compute = math::f32;
+  /// Of bf16: one order for a cluster of mixed machines. All of k is one entry.
+  order sums = order::machine;
 };
 
 /// The plan of one product: immutable, so any number of threads may call it at once with different memory. It owns
@@ -159,6 +161,7 @@ class gemm {
       return error(errc::unsupported, t.name, "%s is %s; products of pieces are of f32", t.name,
                    name_of(t.value).data());
     }
+    if (auto r = detail::check_order_of_pieces(d.compute, d.sums); !r) return r;
     if (d.accumulate && detail::is_8bit(d.c)) {
       return error(errc::unsupported, "accumulate", "accumulate is true and c is %s", name_of(d.c).data());
     }
@@ -224,6 +227,7 @@ class gemm {
     p.k = d_.k;
     p.k_entry = std::max<index>(d_.k, 1);
     p.compute = d_.compute;
+    p.sums = d_.sums;
     p.beta = d_.accumulate ? beta_kind::one : beta_kind::zero;
     p.a = d_.compute == math::f32 ? d_.a : type::bf16;
     p.b = d_.compute == math::f32 ? d_.b : type::bf16;

@@ -222,8 +222,9 @@ class executor_ref {
 
 /// Calls f(i, j, ...) once for every point of the box 0 <= i < extents[0], 0 <= j < extents[1], ..., spread over the
 /// executor's threads: each range runs through neighbouring points, the last index fastest. Allocates nothing. The
-/// caller's MXCSR (rounding, flushing of subnormals) holds in every task. f must not throw.
-template <int Rank, class F>
+/// caller's MXCSR (rounding, flushing of subnormals) holds in every task. f must not throw. With a State each range
+/// makes one, and f(state, i, j, ...) is called with it.
+template <class State = void, int Rank, class F>
 void parallel_for(executor_ref threads, const index (&extents)[Rank], F&& f) {
   struct job {
     std::remove_reference_t<F>* f;
@@ -243,12 +244,20 @@ void parallel_for(executor_ref threads, const index (&extents)[Rank], F&& f) {
         std::array<index, Rank> at{};
         index rest = begin;
         for (std::size_t d = Rank; d-- > 0; rest /= all.extents[d]) at[d] = rest % all.extents[d];
-        for (index i = begin; i < end; ++i) {
-          std::apply(*all.f, at);
-          for (std::size_t d = Rank; d-- > 0;) {
-            if (++at[d] < all.extents[d]) break;
-            at[d] = 0;
+        const auto each = [&](auto&... state) {
+          for (index i = begin; i < end; ++i) {
+            std::apply([&](auto... point) { (*all.f)(state..., point...); }, at);
+            for (std::size_t d = Rank; d-- > 0;) {
+              if (++at[d] < all.extents[d]) break;
+              at[d] = 0;
+            }
           }
+        };
+        if constexpr (std::is_void_v<State>) {
+          each();
+        } else {
+          State state;
+          each(state);
         }
         if (own != all.mxcsr) _mm_setcsr(own);
       },

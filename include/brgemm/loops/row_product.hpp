@@ -7,6 +7,7 @@
 
 #include "../kernel/kernel.hpp"
 #include "../kernel/pack.hpp"
+#include "../kernel/tile_scope.hpp"
 #include "blocks.hpp"
 #include "parallel_for.hpp"
 #include "split.hpp"
@@ -46,6 +47,7 @@ struct row_product_desc {
   index k_entry = 1;  ///< k of one batch entry: k itself, or a block of A, which divides k
   math compute =
       math::f32;  ///< else A and B are pieces of f32 (split.hpp), and a and b are bf16; k_entry does not count
+  order sums = order::machine;  ///< of pieces always order::tile
   beta_kind beta = beta_kind::zero;
   type a = type::f32;
   type c = type::f32;
@@ -139,7 +141,7 @@ class row_product {
   /// One task a block of 64 rows and a panel; neighbouring tasks share the panel, which then stays in L2.
   void operator()(loops::executor_ref threads, index rows, const row_product_arguments& x) const noexcept {
     const index full_panels = d_.n / width_;
-    loops::parallel_for(threads, {loops::panels(d_.n), loops::row_blocks(rows)}, [&](index panel, index block) {
+    const auto product = [&](tile_scope& tiles, index panel, index block) {
       const index first = block * loops::block_rows;
       const index here = rows - first < loops::block_rows ? rows - first : loops::block_rows;
       arguments call;
@@ -158,8 +160,11 @@ class row_product {
       }
       call.zero_a = x.zero_a;
       if (x.column_sums != nullptr) call.column_sums = x.column_sums + panel * width_;
-      kernels_[here == loops::block_rows][panel < full_panels](call);
-    });
+      const kernel& k = kernels_[here == loops::block_rows][panel < full_panels];
+      tiles.load(k);
+      k(call);
+    };
+    loops::parallel_for<tile_scope>(threads, {loops::panels(d_.n), loops::row_blocks(rows)}, product);
   }
 
   const row_product_desc& description() const noexcept { return d_; }
@@ -180,6 +185,7 @@ class row_product {
     k.ldb = width_;
     k.ldc = d_.c_tiles.ld;
     if (d_.compute == math::f32) {
+      k.sums = d_.sums;
       k.stride_a = d_.a_tiles.column_step;
       k.stride_b = d_.k_entry * width_;
     } else {

@@ -33,6 +33,14 @@ inline constexpr index split_chunk = 32;
 constexpr index chunks_of(index k) noexcept { return (k + split_chunk - 1) / split_chunk; }
 constexpr index pieces_of(math how) noexcept { return how == math::f32 ? 1 : how == math::bf16x2 ? 2 : 3; }
 
+/// Error: unsupported "sums".
+inline result<void> check_order_of_pieces(math how, order sums) noexcept {
+  if (how == math::f32 || sums == order::machine || sums == order::tile) return {};
+  return error(errc::unsupported, "sums",
+               "sums is %d, and compute %d: products of pieces are summed in order::tile, %d", static_cast<int>(sums),
+               static_cast<int>(how), static_cast<int>(order::tile));
+}
+
 /// Elements of bf16 that k elements of f32 become: (ceil(k/32), pieces, 32), the missing ones of the last chunk zero.
 constexpr index split_elements(index k, math how) noexcept { return chunks_of(k) * split_chunk * pieces_of(how); }
 

@@ -94,7 +94,7 @@ class conv_pass {
     p.lines_ = p.has_lines();
     if (auto r = p.plan_pieces(); !r) return r.error();
     auto r = p.plan_kernels(how);
-    if (!r && p.lines_ && r.error().code() == errc::unsupported) {  // this backend sums all rows of every entry
+    if (p.lines_ && (r ? p.lines_miss_a_backend(how) : r.error().code() == errc::unsupported)) {
       p.lines_ = false;
       if (auto again = p.plan_pieces(); !again) return again.error();
       r = p.plan_kernels(how);
@@ -262,6 +262,14 @@ class conv_pass {
            entry_channels(std::min(chunk_, d_.in)) == std::min(chunk_, d_.in) &&
            (rest == 0 || entry_channels(rest) == rest);
   }
+  /// Whether another backend is best for sums of all rows of every entry, as tiles are.
+  bool lines_miss_a_backend(const options& how) const noexcept {
+    const kernel& line = kernels_[0][0] ? kernels_[0][0] : kernels_[0][1];
+    desc d = line.description();
+    std::fill(std::begin(d.rows), std::end(d.rows), row_range{});
+    const auto all = make_kernel(d, how);
+    return all && all->backend() != line.backend();
+  }
   const tap_row* row_of(const conv_run& run) const noexcept {
     const auto sees = [&](const tap_row& r) { return r.taps == run.taps && (run.taps == 0 || r.tap == run.tap); };
     const tap_row* const end = rows_.get() + rows_count_;
@@ -351,34 +359,34 @@ class conv_pass {
     const index each = images_at_once(threads, images);
     const index sets = (images + each - 1) / each;
     const index bands = std::min(bands_of(threads, all_panels() * sets), pieces_);
-    loops::parallel_for(threads, {d_.groups, panels(), sets, bands},
-                        [&](index group, index panel, index set, index band) {
-                          const index begin = images * set / sets;
-                          const index count = images * (set + 1) / sets - begin;
-                          const index own = group * panels() + panel;
-                          const bool last = steps_ == 1 || (set + 1 == sets && band + 1 == bands);
-                          const index next = last ? (own + 1) % all_panels() : own;
-                          sum_band({group, panel, first + begin, count, band, bands, next}, of_call);
-                        });
+    const auto sum = [&](tile_scope& tiles, index group, index panel, index set, index band) {
+      const index begin = images * set / sets;
+      const index count = images * (set + 1) / sets - begin;
+      const index own = group * panels() + panel;
+      const bool last = steps_ == 1 || (set + 1 == sets && band + 1 == bands);
+      const index next = last ? (own + 1) % all_panels() : own;
+      sum_band({group, panel, first + begin, count, band, bands, next}, of_call, tiles);
+    };
+    loops::parallel_for<tile_scope>(threads, {d_.groups, panels(), sets, bands}, sum);
   }
   /// Where several tasks read the same lines, or caches do not keep all images until the next panel reads them again,
   /// panels go together over a band that stays in L2.
   void sum_by_bands(loops::executor_ref threads, index first, index images, index chosen,
                     const tensors& of_call) const noexcept {
     const index bands = std::min(std::max(chosen, bands_of(threads, images)), pieces_);
-    loops::parallel_for(threads, {images, bands, d_.groups, panels()},
-                        [&](index image, index band, index group, index panel) {
-                          const index next = (group * panels() + panel + 1) % all_panels();
-                          sum_band({group, panel, first + image, 1, band, bands, next}, of_call);
-                        });
+    const auto sum = [&](tile_scope& tiles, index image, index band, index group, index panel) {
+      const index next = (group * panels() + panel + 1) % all_panels();
+      sum_band({group, panel, first + image, 1, band, bands, next}, of_call, tiles);
+    };
+    loops::parallel_for<tile_scope>(threads, {images, bands, d_.groups, panels()}, sum);
   }
 
-  void sum_band(const part& t, const tensors& of_call) const noexcept {
+  void sum_band(const part& t, const tensors& of_call, tile_scope& tiles) const noexcept {
     for (int s = 0; s < steps_; ++s) {
-      for (index i = 0; i < t.images; ++i) sum_step(s, t, t.image + i, of_call);
+      for (index i = 0; i < t.images; ++i) sum_step(s, t, t.image + i, of_call, tiles);
     }
   }
-  void sum_step(int s, const part& t, index image, const tensors& of_call) const noexcept {
+  void sum_step(int s, const part& t, index image, const tensors& of_call, tile_scope& tiles) const noexcept {
     const index channel = t.group * d_.out + t.panel * width_;
     const index panel = t.group * panels() + t.panel;
     const index read = d_.geometry.channel_in(d_.depthwise ? channel : t.group * d_.in);
@@ -406,7 +414,9 @@ class conv_pass {
       call.prefetch = to_next + (calls++ & (prefetch_ - 1)) * row;
       if (is_8bit()) call.column_sums = sums_in(of_call.b) + p.box * sums_of_box() + panel * width_;
       d_.place_operands(of_call.operands, image, p.place.c, channel, call);
-      of_call.kernels[p.kernels + s][full](call);
+      const kernel& k = of_call.kernels[p.kernels + s][full];
+      tiles.load(k);
+      k(call);
     }
   }
 

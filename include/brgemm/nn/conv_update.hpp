@@ -246,11 +246,11 @@ class run_update {
     const index products = groups_ * panels(true) * panels(false) * taps();
     const index blocks = products + (db != nullptr ? groups_ * panels(false) : 0);
     const index parts = std::min<index>(blocks, threads.threads());
-    loops::parallel_for(threads, {parts}, [&](index part) {
+    loops::parallel_for<tile_scope>(threads, {parts}, [&](tile_scope& tiles, index part) {
       for (stretch s{band.first, band.first}; s.first < band.end; s.first = s.end) {
         s.end = end_of(s.first, step_rows_, band.end);
         for (index i = blocks * part / parts; i < blocks * (part + 1) / parts; ++i) {
-          i < products ? add_product(i, s, from, dw) : add_sum(i - products, s, from, db);
+          i < products ? add_product(i, s, from, dw, tiles) : add_sum(i - products, s, from, db, tiles);
         }
       }
     });
@@ -280,7 +280,7 @@ class run_update {
     return call.batch > 0 || begins;
   }
 
-  void add_product(index i, stretch s, const operands& from, float* dw) const noexcept {
+  void add_product(index i, stretch s, const operands& from, float* dw, tile_scope& tiles) const noexcept {
     const index tap = i % taps();
     i /= taps();
     const index panel_out = i % panels(false);
@@ -300,7 +300,9 @@ class run_update {
     call.c = dw + (group * taps() + tap) * tap_step_ + channel_in * out_ + channel_out;
     const bool full_in = channel_in + width(true) <= in_;
     const bool full_out = channel_out + width(false) <= out_;
-    kernels_[at(tap % axes_[2].kernel)][full_in][full_out](call);
+    const kernel& k = kernels_[at(tap % axes_[2].kernel)][full_in][full_out];
+    tiles.load(k);
+    k(call);
   }
 
   /// Where pixels, lines and images follow each other without gaps.
@@ -321,7 +323,7 @@ class run_update {
     return 0;
   }
 
-  void add_sum(index i, stretch s, const operands& from, float* db) const noexcept {
+  void add_sum(index i, stretch s, const operands& from, float* db, tile_scope& tiles) const noexcept {
     const index panel = i % panels(false);
     const index group = i / panels(false);
     const index channel = panel * width(false);
@@ -330,7 +332,9 @@ class run_update {
     call.a = ones_.get();
     call.b = static_cast<const char*>(call.b) + panel_at(false, group, panel) * size_of(data_);
     call.c = db + group * out_ + channel;
-    sums_[channel + width(false) <= out_](call);
+    const kernel& k = sums_[channel + width(false) <= out_];
+    tiles.load(k);
+    k(call);
   }
 
   index panel_at(bool of_x, index group, index panel) const noexcept {

@@ -27,14 +27,21 @@ inline constexpr auto ones_bf16 = make_ones(to_bf16(1.0f));
 /// sums the pieces of each chunk, small ones first.
 class gradient_product {
  public:
+  struct arithmetic {
+    type data = type::f32;
+    math compute = math::f32;
+    order sums = order::machine;
+  };
   /// At most `rows` rows. Block (r, c) of x and of dz is where `x` and `z` say.
-  static result<gradient_product> make(index rows, index in, index out, type data, math compute, const nn::tiling& x,
+  static result<gradient_product> make(index rows, index in, index out, const arithmetic& of, const nn::tiling& x,
                                        const nn::tiling& z, const options& how) noexcept {
+    const math compute = of.compute;
     gradient_product p;
     p.in_ = in;
     p.out_ = out;
-    p.data_ = data;
+    p.data_ = of.data;
     p.compute_ = compute;
+    p.sums_order_ = of.sums;
     p.x_ = x;
     p.z_ = z;
     if (compute != math::f32) {
@@ -69,7 +76,7 @@ class gradient_product {
                          reinterpret_cast<std::uintptr_t>(dw) % static_cast<std::uintptr_t>(streaming_alignment) == 0;
     const auto& kernels = streams ? streaming_ : kernels_;
     const void* const ones = data_ == type::f32 ? static_cast<const void*>(&ones_f32) : &ones_bf16;
-    const auto tile = [&](index panel, index block) {
+    const auto tile = [&](tile_scope& tiles, index panel, index block) {
       const bool full_n = (panel + 1) * z_.ld <= out_;
       const bool full_m = (block + 1) * x_.ld <= in_;
       const index element = compute_ == math::f32 ? size_of(data_) : size_of(type::bf16);
@@ -80,20 +87,20 @@ class gradient_product {
       const auto product = [full_m, full_n, &kernels](int part) { return &kernels[part][full_m][full_n]; };
       float* const sums = block == 0 && db != nullptr ? db + panel * z_.ld : nullptr;
       if (compute_ == math::f32) {
-        if (sums != nullptr) sum_rows(rows, sum_of_z, ones, false, first_z, sums);
-        sum_rows(rows, product, first_x, true, first_z, c);
+        if (sums != nullptr) sum_rows(tiles, rows, sum_of_z, ones, false, first_z, sums);
+        sum_rows(tiles, rows, product, first_x, true, first_z, c);
       } else {
-        if (sums != nullptr) sum_pieces(rows, *sum_of_z(0), sums_list_, ones_bf16.data(), first_z, sums);
-        sum_pieces(rows, *product(0), products_, first_x, first_z, c);
+        if (sums != nullptr) sum_pieces(tiles, rows, *sum_of_z(0), sums_list_, ones_bf16.data(), first_z, sums);
+        sum_pieces(tiles, rows, *product(0), products_, first_x, first_z, c);
       }
       if (!full_n) clear_beyond(c, full_m ? x_.ld : in_ % x_.ld);
     };
     // What is split between the threads, the larger of x and dz, is read by one of them; the other by all.
     if (in_ > out_ && !streams) {
-      loops::parallel_for(threads, {nn::panels(in_), nn::panels(out_)},
-                          [&](index block, index panel) { tile(panel, block); });
+      loops::parallel_for<tile_scope>(threads, {nn::panels(in_), nn::panels(out_)},
+                                      [&](tile_scope& tiles, index block, index panel) { tile(tiles, panel, block); });
     } else {
-      loops::parallel_for(threads, {nn::panels(out_), nn::panels(in_)}, tile);
+      loops::parallel_for<tile_scope>(threads, {nn::panels(out_), nn::panels(in_)}, tile);
     }
   }
 
@@ -109,7 +116,8 @@ class gradient_product {
   }
 
   template <class Kernel>
-  void sum_rows(index rows, Kernel&& kernel_of, const void* x, bool x_moves, const char* z, float* c) const noexcept {
+  void sum_rows(tile_scope& tiles, index rows, Kernel&& kernel_of, const void* x, bool x_moves, const char* z,
+                float* c) const noexcept {
     index done = 0;
     for (int part = 0; part < 3; ++part) {
       const index entry = entry_rows(part);
@@ -120,6 +128,7 @@ class gradient_product {
       call.a = static_cast<const char*>(x) + (x_moves ? x_row(done) * size_of(data_) : 0);
       call.b = z + (done / nn::block_rows * z_.row_step + done % nn::block_rows * z_.ld) * size_of(data_);
       call.c = c;
+      tiles.load(*kernel_of(part));
       (*kernel_of(part))(call);
       done += call.batch * entry;
     }
@@ -130,14 +139,15 @@ class gradient_product {
     std::unique_ptr<offset_pair[]> pairs;
     index of_chunk = 0;
   };
-  static void sum_pieces(index rows, const kernel& sum, const piece_list& list, const void* x, const void* z,
-                         float* c) noexcept {
+  static void sum_pieces(tile_scope& tiles, index rows, const kernel& sum, const piece_list& list, const void* x,
+                         const void* z, float* c) noexcept {
     arguments call;
     call.batch = chunks_of(rows) * list.of_chunk;
     call.pairs = list.pairs.get();
     call.a = x;
     call.b = z;
     call.c = c;
+    tiles.load(sum);
     sum(call);
   }
 
@@ -186,6 +196,7 @@ class gradient_product {
       d.sums = order::tile;
       return d;
     }
+    d.sums = sums_order_;
     d.k = entry_rows(part);
     d.stride_b = part == 0 ? z_.row_step : d.k * z_.ld;
     d.beta = part == 0 ? beta_kind::zero : beta_kind::at_call;
@@ -214,6 +225,7 @@ class gradient_product {
   index out_ = 0;
   type data_ = type::f32;
   math compute_ = math::f32;
+  order sums_order_ = order::machine;
   nn::tiling x_;
   nn::tiling z_;
   piece_list products_;

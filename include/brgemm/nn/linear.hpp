@@ -24,6 +24,9 @@ struct linear_desc {
   type y = type::f32;
   /// f32 only: by products of bf16 pieces, in every direction.
   math compute = math::f32;
+  /// Of bf16: one order for a cluster of mixed machines. In order::tile an entry is a row of x (of dz), or what is in
+  /// one block of it; of the gradient of weights 64 rows, of those that are left 8, then 2.
+  order sums = order::machine;
   activation act = activation::none;
   bool bias = true;
   bool training = false;                    ///< plan the backward passes; forward then writes `saved` for them

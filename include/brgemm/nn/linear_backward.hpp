@@ -109,6 +109,7 @@ inline detail::row_product_desc linear::backward_desc() const noexcept {
   b.k = d_.out;
   b.k_entry = d_.y_storage == storage::blocked && d_.out > block_width(d_.out) ? block_width(d_.out) : d_.out;
   b.a = b.b = b.c = d_.data;
+  b.sums = d_.sums;
   b.a_tiles = y_tiles();
   if (has_pieces()) {
     b.compute = d_.compute;

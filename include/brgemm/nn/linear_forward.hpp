@@ -17,6 +17,7 @@ inline detail::row_product_desc linear::forward_desc() const noexcept {
   f.a = d_.data;
   f.b = is_8bit() ? type::s8 : d_.data;
   f.c = d_.y;
+  f.sums = d_.sums;
   f.zero_a = is_8bit() ? zero_point::at_call : zero_point::none;
   f.a_tiles = x_tiles();
   f.c_tiles = y_tiles();

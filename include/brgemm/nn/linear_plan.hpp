@@ -71,6 +71,7 @@ inline result<void> linear::check_types(const linear_desc& d) noexcept {
     return error(errc::unsupported, "compute", "compute is %d and data is %s; products of pieces are of f32",
                  static_cast<int>(d.compute), name_of(d.data).data());
   }
+  if (auto r = detail::check_order_of_pieces(d.compute, d.sums); !r) return r;
   if (d.y == type::s32 && d.bias) {
     return error(errc::unsupported, "bias", "bias is true and y is s32, which is stored as summed");
   }
@@ -102,7 +103,7 @@ inline result<linear> linear::plan(const linear_desc& d, const options& how) noe
     l.activation_.emplace(std::move(*step));
   }
   auto gradient =
-      detail::gradient_product::make(d.rows, d.in, d.out, d.data, d.compute, l.x_blocks(), l.z_blocks(), how);
+      detail::gradient_product::make(d.rows, d.in, d.out, {d.data, d.compute, d.sums}, l.x_blocks(), l.z_blocks(), how);
   if (!gradient) return gradient.error();
   l.gradient_.emplace(std::move(*gradient));
   return l;

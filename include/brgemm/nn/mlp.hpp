@@ -19,6 +19,7 @@ struct mlp_desc {
   type data = type::f32;                 ///< of activations and of the weights that kernels read: f32 or bf16
   activation hidden = activation::relu;  ///< after every layer but the last
   bool training = true;                  ///< false: forward only, less memory
+  order sums = order::machine;           ///< of bf16: one order for a cluster of mixed machines
 };
 
 /// A multilayer perceptron: owns its parameters (f32), their gradients and all activations of a step, in one allocation
@@ -134,6 +135,7 @@ inline linear_desc mlp::layer_desc(const mlp_desc& d, index l) noexcept {
   layer.in = size(l);
   layer.out = size(l + 1);
   layer.data = d.data;
+  layer.sums = d.sums;
   layer.y = last ? type::f32 : d.data;
   layer.act = last ? activation::none : d.hidden;
   layer.training = d.training;

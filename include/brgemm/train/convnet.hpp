@@ -34,6 +34,7 @@ struct convnet_desc {
   /// Of activations, their gradients and the weights that kernels read: f32 or bf16; all else is f32. In bf16
   /// `channels` and each stage's `out` are 64 or fewer, or multiples of 64.
   type data = type::f32;
+  order sums = order::machine;  ///< of bf16: one order for a cluster of mixed machines
 };
 
 /// A convolutional network: owns its parameters, their gradients, running statistics and all activations of a step, in
@@ -146,6 +147,7 @@ class convnet {
   index statistics_ = 0;  ///< floats
   index parameters_at_ = 0, gradients_at_ = 0, statistics_at_ = 0, workspace_at_ = 0;
   type data_ = type::f32;
+  order sums_ = order::machine;
   index last_at_ = 0;                            ///< the last layer's, from the start of all parameters
   index x_at_ = 0, dz_at_ = 0, weights_at_ = 0;  ///< bf16: x, the gradient by the logits, the last layer's weights
   index transposed_at_ = 0, features_at_ = 0, logits_at_ = 0;
@@ -160,7 +162,7 @@ inline result<void> convnet::plan_stage(part& p, const convnet_stage& s, index c
   c.images = images_, c.in = channels, c.out = s.out;
   c.axes[1] = {height, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
   c.axes[2] = {width, s.kernel, s.stride, 1, s.kernel / 2, s.kernel / 2};
-  c.data = c.y = data_, c.bias = false, c.training = true;
+  c.data = c.y = data_, c.sums = sums_, c.bias = false, c.training = true;
   auto conv = nn::conv::plan(c, how);
   if (!conv) return conv.error();
   p.conv.emplace(*std::move(conv));
@@ -201,7 +203,7 @@ inline result<void> convnet::plan(const convnet_desc& d, const options& how) noe
   if (!mean) return mean.error();
   mean_.emplace(*mean);
   nn::linear_desc l;
-  l.rows = images_, l.in = channels, l.out = d.classes, l.data = data_, l.training = true;
+  l.rows = images_, l.in = channels, l.out = d.classes, l.data = data_, l.sums = sums_, l.training = true;
   auto classifier = nn::linear::plan(l, how);
   if (!classifier) return classifier.error();
   classifier_.emplace(*std::move(classifier));
@@ -218,6 +220,7 @@ inline result<convnet> convnet::make(const convnet_desc& d, const options& how) 
   }
   convnet n;
   n.data_ = d.data;
+  n.sums_ = d.sums;
   n.images_ = d.images, n.channels_ = d.channels, n.height_ = d.height, n.width_ = d.width;
   n.count_ = static_cast<index>(d.stages.size());
   n.parts_.reset(new (std::nothrow) part[d.stages.size()]);
