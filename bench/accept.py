@@ -27,8 +27,10 @@ FILES = {
     "primitive": ["ceilings.txt", "kernels.txt", "epilogues.txt", "calls.txt", "shapes.txt", "linear.txt"],
     "conv": ["conv.txt"],
     "conv_more": ["conv_more.txt"],
+    "tiles": ["tiles.txt"],
     "train": ["train.txt"],
 }
+WITHOUT_TILES = ("primitive", "conv", "conv_more")  # AVX-512 against AVX-512, on CPUs with AMX too
 
 
 # ---- measuring ----------------------------------------------------------------------------------------------------
@@ -72,6 +74,15 @@ class Results:
         return found
 
 
+def environment_of(suite):
+    """Where the suite leaves AMX out, BRGEMM_CPU says so, to ours and through it to the peers."""
+    environment = dict(os.environ)
+    if suite in WITHOUT_TILES:
+        hidden = environment.get("BRGEMM_CPU", "")
+        environment["BRGEMM_CPU"] = f"{hidden},-amx" if hidden else "-amx"
+    return environment
+
+
 class Driver:
     def __init__(self, options):
         self.options = options
@@ -89,7 +100,8 @@ class Driver:
                     file.write("\n".join(only) + "\n")
                 command.append(f"--only={names}")
             quiet = None if self.options.verbose else subprocess.PIPE
-            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=quiet, text=True)
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=quiet, text=True,
+                                  env=environment_of(self.options.suite))
             if done.returncode != 0:
                 sys.exit(f"{self.options.bench} ended with {done.returncode}\n{(done.stderr or '').strip()[-2000:]}")
             with open(out) as file:
@@ -191,7 +203,7 @@ def shape_of(name):
     return tuple(int(x) for x in name.split("/")[2].split("x"))
 
 
-def libxsmm_rows(suite, results, label, names, batch):
+def libxsmm_rows(suite, results, label, names, batch, mean_limit=1.05):
     """Geometric mean and least of the speed against LIBXSMM, with each version of it; the worst version counts."""
     versions = {p for name in names for p in results.peers(name) if p.startswith("LIBXSMM")}
     alone = [n for n in names if not versions or not versions <= set(results.peers(n))]
@@ -199,7 +211,7 @@ def libxsmm_rows(suite, results, label, names, batch):
         f"LIBXSMM is missing: {len(alone)} shapes without it" if alone or not names else "")
     mean_case, least_case = f"{label}, batch {batch}, geometric mean", f"{label}, batch {batch}, least of the shapes"
     if reason:
-        return [row(suite, mean_case, "ours/LIBXSMM >= 1.05", reason=reason, cases=names),
+        return [row(suite, mean_case, text_of("ours/LIBXSMM", ">=", mean_limit), reason=reason, cases=names),
                 row(suite, least_case, "ours/LIBXSMM >= 0.95", reason=reason, cases=names)]
     means, least = {}, {}
     for version in versions:
@@ -212,8 +224,8 @@ def libxsmm_rows(suite, results, label, names, batch):
     slow = {n: r for n, (r, _) in least.items() if r < 0.95}
     worst = min(least, key=least.get)
     m, n, k = shape_of(worst)
-    return [row(suite, mean_case, "ours/LIBXSMM >= 1.05", ours=rate, unit="GFLOP/s", peer=rate / means[version],
-                peer_name=version, ratio=means[version], met=means[version] >= 1.05, cases=names),
+    return [row(suite, mean_case, text_of("ours/LIBXSMM", ">=", mean_limit), ours=rate, unit="GOP/s" if "/u8s8/" in names[0] else "GFLOP/s", peer=rate / means[version],
+                peer_name=version, ratio=means[version], met=means[version] >= mean_limit, cases=names),
             row(suite, least_case, "ours/LIBXSMM >= 0.95", peer_name=least[worst][1], ratio=least[worst][0],
                 **{key: value for key, value in measured(results, worst).items() if key in ("ours", "unit", "share")},
                 met=not slow, reason="" if not slow else f"{len(slow)} shapes; the slowest is {m}x{n}x{k}",
@@ -332,10 +344,10 @@ def conv_case(name):
             parts[4].startswith("3to"), any(part.startswith("stride") for part in parts))
 
 
-def mean_row(suite, case, cases, ratios, limit):
-    """The geometric mean of ours/oneDNN over cases, all of which must have been compared."""
+def mean_row(suite, case, cases, ratios, limit, peer="oneDNN, the quicker version"):
+    """The geometric mean of ours/peer over cases, all of which must have been compared."""
     mean = geometric_mean(ratios.values()) if cases and len(ratios) == len(cases) else None
-    return row(suite, case, text_of("ours/peer", ">=", limit), ratio=mean, peer_name="oneDNN, the quicker version",
+    return row(suite, case, text_of("ours/peer", ">=", limit), ratio=mean, peer_name=peer,
                met=compare(mean, ">=", limit), reason="" if mean else "rows or their peer are missing", cases=cases)
 
 
@@ -448,6 +460,76 @@ def train_rows(results):
     return rows
 
 
+TILE_KERNELS = {"64x64x64": 1.2, "128x128x128": 1.2, "64x64x256": 1.2, "32x32x32": 1.1, "64x28x64": 1.1,
+                "48x28x64": 1.1, "23x23x24": 1.1, "16x16x16": 1.1}  # over LIBXSMM
+TILE_LAYERS = {("linear", "bf16", "forward"): 1.3, ("linear", "bf16", "backward_data"): 1.3,
+               ("linear", "bf16", "backward_weights"): 1.5, ("linear", "bf16x3", "forward"): 2,
+               ("linear", "bf16x3", "backward_data"): 2, ("linear", "bf16x3", "backward_weights"): 2,
+               ("linear", "bf16x2", "forward"): 3, ("linear", "bf16x2", "backward_data"): 3,
+               ("linear", "bf16x2", "backward_weights"): 3, ("conv", "bf16", "forward"): 1.4,
+               ("conv", "bf16", "backward_data"): 1.7, ("conv", "bf16", "backward_weights"): 3,
+               ("conv", "u8s8", "forward"): 1.3, ("conv", "f32", "forward"): 1.04,
+               ("conv", "f32", "backward_data"): 1.15, ("conv", "f32", "backward_weights"): 1.12}
+
+
+def ratio_row(suite, results, name, limit, accepted=lambda peer: True):
+    """ours/peer >= limit, the quickest of the peers that are accepted."""
+    reason = failed(results, [name])
+    found = {} if reason else measured(results, name)
+    best = fastest(results, name, accepted)
+    if not reason and best is None:
+        reason = results.labels.get(name, "") or "no peer"
+    if best:
+        found.update(peer_name=best[0], ratio=best[1],
+                     peer=results.get(name, "work") / results.get(name, "seconds " + best[0]) * 1e-9)
+    return row(suite, name, text_of("ours/peer", ">=", limit), reason=reason, cases=[name],
+               met=not reason and compare(found.get("ratio"), ">=", limit), **found)
+
+
+def tile_kernel_rows(suite, results):
+    def is_libxsmm(peer):
+        return peer.startswith("LIBXSMM")
+
+    rows = []
+    for kind in ("bf16", "u8s8"):
+        rows += [ratio_row(suite, results, f"gemm/{kind}/{shape}/batch16", limit, is_libxsmm)
+                 for shape, limit in TILE_KERNELS.items()]
+        name = f"hot/{kind}/64x64x64/batch16"
+        reason = failed(results, [name])
+        found = {} if reason else measured(results, name)
+        rows.append(row(suite, name, "ours/ceiling >= 0.85", met=compare(found.get("share"), ">=", 0.85), reason=reason,
+                        cases=[name], **found))
+        shapes = [n for n in results.names() if n.startswith(f"shapes_1000/{kind}/")]
+        rows += libxsmm_rows(suite, results, f"{kind}, {len(shapes):,} different shapes", shapes, 16, 1.15)
+    return rows
+
+
+def tile_rows(results):
+    """With AMX: kernels over LIBXSMM, products by pieces and layers over the quickest peer."""
+    suite = "tiles"
+    rows = tile_kernel_rows(suite, results)
+    for name in [n for n in results.names() if n.startswith("product/")]:
+        limits = {"bf16x3": (2.4, 2.0), "bf16x2": (4.0, 3.0)}[name.split("/")[1]]
+        rows.append(ratio_row(suite, results, name, limits[0 if name.endswith("/pieces_given") else 1]))
+    for (layer, kind, direction), limit in TILE_LAYERS.items():
+        by_images = {}
+        for name in results.names():
+            if not name.startswith(f"{layer}/{kind}/") or not name.endswith("/" + direction):
+                continue
+            if results.get(name, "reading") == 1:
+                found = measured(results, name)
+                rows.append(row(suite, name, "ours/ceiling >= 0.9", met=compare(found.get("share"), ">=", 0.9),
+                                cases=[name], **found))
+            elif layer == "conv" or not name.split("/")[2].startswith("1x"):
+                by_images.setdefault(name.split("/")[2] if layer == "conv" else "", []).append(name)
+        for images, names in by_images.items():
+            layers = [ratio_row(suite, results, n, 1.0 if layer == "linear" else 0.97) for n in names]
+            ratios = {r["case"]: r["ratio"] for r in layers if r["ratio"]}
+            label = ", ".join(filter(None, [layer, kind, direction, images])) + ", geometric mean"
+            rows += layers + [mean_row(suite, label, names, ratios, limit, "the quickest of each row")]
+    return rows
+
+
 def void_cases(results):
     """Cases in which ours or a peer ran above its ceiling."""
     found = {}
@@ -483,6 +565,11 @@ def machine():
     vendor = facts.get("vendor_id", "?")
     name = names.get((vendor, family, model)) or names.get((vendor, family)) or "code name not known"
     return f"{vendor} family {family} model {model} ({name}), {facts.get('model name', '?')}, {os.cpu_count()} cores"
+
+
+def has_tiles():
+    with open("/proc/cpuinfo") as file:
+        return any(line.startswith("flags") and " amx_tile" in line for line in file)
 
 
 def number(value):
@@ -586,7 +673,7 @@ def primitive_files(options, folder):
     fresh = draw(20 if options.quick else 200, options.seed)
     write_shapes(os.path.join(folder, "shapes_fresh.txt"), fresh, f"seed {options.seed}")
     with open(os.path.join(folder, "fresh.txt"), "w") as file:
-        file.write("shapes shapes_fresh.txt 16\nshapes shapes_fresh.txt 1\n")
+        file.write("shapes f32 shapes_fresh.txt 16\nshapes f32 shapes_fresh.txt 1\n")
     files.append(os.path.join(folder, "fresh.txt"))
     if options.quick:  # the first 100 shapes of the list, under the same name
         files.remove(os.path.join(PROBLEMS, "shapes.txt"))
@@ -595,7 +682,7 @@ def primitive_files(options, folder):
         with open(os.path.join(folder, "shapes_1000.txt"), "w") as file:
             file.writelines(lines)
         with open(os.path.join(folder, "shapes.txt"), "w") as file:
-            file.write("shapes shapes_1000.txt 16\nshapes shapes_1000.txt 1\n")
+            file.write("shapes f32 shapes_1000.txt 16\nshapes f32 shapes_1000.txt 1\n")
         files.append(os.path.join(folder, "shapes.txt"))
     return files
 
@@ -628,9 +715,11 @@ def measure_pytorch(options, results, only):
 
 def measure_suite(options, driver, results, folder):
     """All cases once; those of rows that fail, and those above their ceiling, twice more."""
+    if options.suite == "tiles" and not has_tiles():
+        return [row("tiles", "tiles", "AMX", met=None, reason="this CPU has no AMX, or the system hides it")]
     files = suite_files(options, folder)
     rows_of = {"primitive": primitive_rows, "conv": conv_rows, "conv_more": conv_more_rows,
-               "train": train_rows}[options.suite]
+               "tiles": tile_rows, "train": train_rows}[options.suite]
     only, begin = None, time.monotonic()
     for attempt in range(3):
         started = time.monotonic()

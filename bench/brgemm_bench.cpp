@@ -82,7 +82,7 @@ int main(int argc, char** argv) try {
   // OpenBLAS's idle threads look for work for 2^26 cycles before they sleep, on the cores that others are measured on;
   // 2^16 cycles last from one call to the next (docs of OpenBLAS: runtime variables).
   setenv("OPENBLAS_THREAD_TIMEOUT", "16", 0);
-  settings.peers = bench::load_peers(peers);
+  settings.peers = bench::load_peers(peers, bench::has_tiles());
   if (list_peers) {
     for (const auto* peer : settings.peers) std::printf("%s\n", peer->name);
     return 0;

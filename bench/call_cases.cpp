@@ -149,8 +149,9 @@ std::vector<brgemm::desc> unseen(const std::string& file, std::int64_t count) {
 
 // What two threads reach on this machine where they share nothing: each generates code into a buffer of its own.
 double unshared_speedup(const std::vector<brgemm::desc>& descs) {
-  const brgemm::backend::entry& backend = brgemm::backend::built_in()[0];
-  if (!backend.runs_here()) return 0;
+  const auto made = brgemm::make_kernel(descs[0]);
+  if (!made) return 0;
+  const brgemm::backend::entry& backend = *brgemm::backend::find(made->backend());
   std::vector<std::uint8_t> room[2];
   for (auto& r : room) r.resize(brgemm::backend::max_code_bytes);
   const auto generate = [&](int threads) {  // all of the list in each thread

@@ -5,6 +5,7 @@
 
 #include <omp.h>
 
+#include <brgemm/backend/amx.hpp>
 #include <brgemm/core/cpu.hpp>
 #include <cstdint>
 #include <string>
@@ -55,11 +56,37 @@ BENCH_LOOP(fma_f32_256, "avx2,fma", 12, BENCH_12, "", "ymm", "vfmadd231ps", "15"
 BENCH_LOOP(fma_f64_256, "avx2,fma", 12, BENCH_12, "", "ymm", "vfmadd231pd", "15")
 BENCH_LOOP(dot_u8s8_256, "avx2,fma", 12, BENCH_12, "", "ymm", "%{vex%} vpdpbusd", "15")
 
+// Six sums in tiles of 16 rows of 64 bytes: a chain of products into one tile runs at the full rate too.
+inline constexpr int tile_sums = 6;
+#define BENCH_TILES(name, instruction)                                                                                 \
+  [[gnu::noinline]] inline void name(std::int64_t times) {                                                             \
+    std::int64_t trips = times * loop_length;                                                                          \
+    brgemm::backend::tile_configuration all{{1, 0, 0x0040004000400040, 0x0040004000400040, 0, 0, 0x1010101010101010}}; \
+    __asm__ volatile(                                                                                                  \
+        "ldtilecfg %1\n"                                                                                               \
+        "tilezero %%tmm0\ntilezero %%tmm1\ntilezero %%tmm2\ntilezero %%tmm3\n"                                         \
+        "tilezero %%tmm4\ntilezero %%tmm5\ntilezero %%tmm6\ntilezero %%tmm7\n1:\n" instruction                         \
+        " %%tmm7,%%tmm6,%%tmm0\n" instruction " %%tmm7,%%tmm6,%%tmm1\n" instruction                                    \
+        " %%tmm7,%%tmm6,%%tmm2\n" instruction " %%tmm7,%%tmm6,%%tmm3\n" instruction                                    \
+        " %%tmm7,%%tmm6,%%tmm4\n" instruction " %%tmm7,%%tmm6,%%tmm5\ndec %0\njnz 1b\ntilerelease\n"                   \
+        : "+r"(trips)                                                                                                  \
+        : "m"(all)                                                                                                     \
+        : "cc", "memory");                                                                                             \
+  }
+BENCH_TILES(dot_bf16_tiles, "tdpbf16ps")
+BENCH_TILES(dot_u8s8_tiles, "tdpbusd")
+
+/// Whether kernels use AMX: the CPU has it, BRGEMM_CPU does not hide it, and the system grants it.
+inline bool has_tiles() {
+  return brgemm::cpu().has(brgemm::feature::amx_bf16) && brgemm::cpu().has(brgemm::feature::amx_int8) &&
+         brgemm::backend::detail::request_tiles().has_value();
+}
+
 /// The greatest rate of a type on this machine: `operations` (flops; 2 a multiply-add) in one call of `run`.
 struct ceiling {
   std::string name;
   double operations = 0;
-  double instructions = 0;  ///< in one call, as many as the unit issues; two a cycle where the CPU has two units
+  double cycles = 0;  ///< of one call, where the CPU has two vector units, or a tile unit as Sapphire Rapids
   void (*run)(std::int64_t times) = nullptr;
 };
 
@@ -68,16 +95,22 @@ inline ceiling ceiling_of(peer_type type) {
   const brgemm::cpu_features cpu = brgemm::detail::detect_cpu();
   const auto made = [](const char* name, int accumulators, double per_instruction, void (*run)(std::int64_t)) {
     const double instructions = static_cast<double>(accumulators) * static_cast<double>(loop_length);
-    return ceiling{name, instructions * per_instruction, instructions, run};
+    return ceiling{name, instructions * per_instruction, instructions / 2, run};
+  };
+  const auto tiles = [](const char* name, double per_product, void (*run)(std::int64_t)) {
+    const double products = tile_sums * static_cast<double>(loop_length);
+    return ceiling{name, products * per_product, products * 16, run};
   };
   const bool wide = cpu.has(feature::avx512);
   switch (type) {
     case peer_type::f64:
       return wide ? made("FMA f64, 512 bits", 24, 16, fma_f64_512) : made("FMA f64, 256 bits", 12, 8, fma_f64_256);
     case peer_type::bf16:  // without the instruction: widen and use FMA f32
+      if (has_tiles()) return tiles("tdpbf16ps", 2 * 16 * 16 * 32, dot_bf16_tiles);
       if (cpu.has(feature::avx512_bf16)) return made("vdpbf16ps, 512 bits", 24, 64, dot_bf16_512);
       break;
     case peer_type::u8s8:
+      if (has_tiles()) return tiles("tdpbusd", 2 * 16 * 16 * 64, dot_u8s8_tiles);
       if (cpu.has(feature::avx512_vnni)) return made("vpdpbusd, 512 bits", 24, 128, dot_u8s8_512);
       if (cpu.has(feature::avx_vnni)) return made("vpdpbusd, 256 bits", 12, 64, dot_u8s8_256);
       break;

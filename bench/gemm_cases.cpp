@@ -1,7 +1,9 @@
 // Kernels:
 //
 //   gemm TYPE M N K BATCH                     f32, f64, bf16, u8s8; against the peers
-//   shapes FILE BATCH                         the f32 shapes of a file, one "M N K" a line, as gemm; with dump's cycles
+//   hot TYPE M N K BATCH                      one entry again and again, which L1 holds; against the ceiling alone
+//   shapes TYPE FILE BATCH                    the shapes of a file, one "M N K" a line, as gemm, k rounded up to what
+//                                             the peers need; with dump's cycles
 //   epilogue TYPE M N K BATCH STEP,STEP,...   against the plain kernel: bias, relu, gelu_erf, gelu_tanh, requantise
 //   at_call TYPE M N K BATCH                  m (of a kernel for up to the next multiple of 64) and the leading
 //                                             dimensions given at the call, against the plain kernel
@@ -10,6 +12,7 @@
 // fit.
 #include <brgemm/kernel/dump.hpp>
 #include <brgemm/kernel/kernel.hpp>
+#include <brgemm/kernel/tile_scope.hpp>
 #include <cmath>
 #include <memory>
 
@@ -25,6 +28,7 @@ struct gemm {
   std::string steps;     // of the epilogue
   bool at_call = false;  // m and the leading dimensions
   int chains = 1;        // of the sums
+  bool hot = false;      // all entries are one
 };
 
 struct element_types {
@@ -64,16 +68,22 @@ void append_step(brgemm::desc& d, const std::string& step) {
   }
 }
 
+// In whole groups of what an instruction takes.
+std::int64_t rows_of_b(const gemm& g) {
+  const std::int64_t group = brgemm::k_group_of(types_of(g.type).a);
+  return (g.k + group - 1) / group * group;
+}
+
 brgemm::desc desc_of(const gemm& g) {
   const element_types t = types_of(g.type);
   brgemm::desc d;
   d.m = g.m, d.n = g.n, d.k = g.k;
   d.lda = g.k, d.ldb = g.n, d.ldc = g.n;
   d.a = t.a, d.b = t.b, d.c = t.c;
-  const std::int64_t group = brgemm::k_group_of(t.a);
-  if (group > 1) d.layout_b = brgemm::layout::interleaved;
+  if (brgemm::k_group_of(t.a) > 1) d.layout_b = brgemm::layout::interleaved;
   d.stride_a = g.m * g.k;
-  d.stride_b = (g.k + group - 1) / group * group * g.n;
+  d.stride_b = rows_of_b(g) * g.n;
+  if (g.hot) d.stride_a = d.stride_b = 0;
   std::istringstream steps(g.steps);
   for (std::string step; std::getline(steps, step, ',');) append_step(d, step);
   d.chains = static_cast<std::uint8_t>(g.chains);
@@ -93,12 +103,12 @@ struct operands {
 
   explicit operands(const gemm& g)
       : d(desc_of(g)),
-        a(g.batch * d.stride_a * brgemm::size_of(d.a)),
-        b(g.batch * d.stride_b * brgemm::size_of(d.b)),
+        a(g.batch * g.m * g.k * brgemm::size_of(d.a)),
+        b(g.batch * rows_of_b(g) * g.n * brgemm::size_of(d.b)),
         c(g.m * g.n * 8),
         vectors(g.n * 4) {
-    fill(a, d.a, g.batch * d.stride_a, 1);
-    fill(b, d.b, g.batch * d.stride_b, 2);
+    fill(a, d.a, g.batch * g.m * g.k, 1);
+    fill(b, d.b, g.batch * rows_of_b(g) * g.n, 2);
     fill(vectors, brgemm::type::f32, g.n, 3);
     arguments.a = a.data(), arguments.b = b.data(), arguments.c = c.data();
     arguments.batch = g.batch;
@@ -110,6 +120,7 @@ struct operands {
 
 contestant ours_of(const brgemm::kernel& kernel, const brgemm::arguments& arguments, const char* name = "ours") {
   return {name, [kernel, &arguments](std::int64_t times) {
+            const brgemm::tile_scope tiles(kernel);
             for (std::int64_t i = 0; i < times; ++i) kernel(arguments);
           }};
 }
@@ -143,15 +154,18 @@ void run_gemm(benchmark::State& state, const gemm& g, const settings& s) {
     buffer result(count * 8);
     std::memcpy(result.data(), o.c.data(), static_cast<std::size_t>(count * brgemm::size_of(o.d.c)));
     const peer_gemm problem{g.type, g.m, g.n, g.k, g.batch, o.a.data(), o.b.data(), o.c.data()};
+    const auto make = [&](const peer_api& peer, char* reason, std::size_t size) -> peer_task* {
+      if (!g.hot) return peer.make_gemm(problem, reason, size);
+      std::snprintf(reason, size, "entries lie apart");
+      return nullptr;
+    };
     add_peers(
-        state, s,
-        [&](const peer_api& peer, char* reason, std::size_t size) { return peer.make_gemm(problem, reason, size); },
-        [&] { return agrees(result, o.c, o.d.c, count, g.type == peer_type::u8s8 ? 0 : 1e-4); }, tasks, contestants);
+        state, s, make, [&] { return agrees(result, o.c, o.d.c, count, g.type == peer_type::u8s8 ? 0 : 1e-4); }, tasks,
+        contestants);
     const auto seconds = interleave(contestants, s.kernels);
     const double work = 2.0 * static_cast<double>(g.m * g.n * g.k * g.batch);
     report(state, contestants, seconds, work, limit.operations);
-    // The loop beside the case is the clock: two instructions a cycle.
-    state.counters["cycles"] = limit.instructions / 2 * median_ratio(seconds[1], seconds[0]);
+    state.counters["cycles"] = limit.cycles * median_ratio(seconds[1], seconds[0]);  // the loop beside it is the clock
     add_dump(state, *kernel);
   }
 }
@@ -182,10 +196,13 @@ std::string name_of(const gemm& g, const std::string& type) {
 }
 
 void add_shapes(const problem& p, const settings& s) {
-  for (const problem& line : read_shapes(p.folder + p.words.at(1))) {
-    gemm g{peer_type::f32, line.number(0), line.number(1), line.number(2), p.number(2), "", false};
-    if (g.m * ((g.n + 15) / 16) < 8) g.chains = 2;  // too few sums to hide their latency: we ask to split them
-    add_case(s, line.file + "/" + name_of(g, "f32"), [g, &s](benchmark::State& state) { run_gemm(state, g, s); });
+  for (const problem& line : read_shapes(p.folder + p.words.at(2))) {
+    gemm g{peer_type::f32, line.number(0), line.number(1), line.number(2), p.number(3), "", false};
+    parse_type(p.words[1], g.type);
+    g.k = rows_of_b(g);
+    // Too few sums of vectors to hide their latency: we ask to split them.
+    if (g.type == peer_type::f32 && g.m * ((g.n + 15) / 16) < 8) g.chains = 2;
+    add_case(s, line.file + "/" + name_of(g, p.words[1]), [g, &s](benchmark::State& state) { run_gemm(state, g, s); });
   }
 }
 
@@ -194,12 +211,13 @@ void add_shapes(const problem& p, const settings& s) {
 bool add_gemm(const problem& p, const settings& s) {
   if (p.words[0] == "shapes") return add_shapes(p, s), true;
   const std::string& kind = p.words[0];
-  if (kind != "gemm" && kind != "epilogue" && kind != "at_call") return false;
+  if (kind != "gemm" && kind != "hot" && kind != "epilogue" && kind != "at_call") return false;
   gemm g{peer_type::f32, p.number(2), p.number(3), p.number(4), p.number(5), "", kind == "at_call"};
   if (!parse_type(p.words.at(1), g.type)) return false;
   if (kind == "epilogue") g.steps = p.words.at(6);
   const std::string name = kind + "/" + name_of(g, p.words[1]) + (g.steps.empty() ? "" : "/" + g.steps);
-  const auto run = kind == "gemm" ? run_gemm : run_against_plain;
+  g.hot = kind == "hot";
+  const auto run = kind == "gemm" || g.hot ? run_gemm : run_against_plain;
   add_case(s, name, [g, run, &s](benchmark::State& state) { run(state, g, s); });
   return true;
 }

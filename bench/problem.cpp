@@ -12,7 +12,8 @@ namespace {
 // A word in capitals stands for a value; "..." behind the last one: it may come again.
 constexpr const char* forms[] = {
     "gemm TYPE M N K BATCH",
-    "shapes FILE BATCH",
+    "hot TYPE M N K BATCH",
+    "shapes TYPE FILE BATCH",
     "epilogue TYPE M N K BATCH STEPS",
     "at_call TYPE M N K BATCH",
     "handle_call",

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs what the benchmark needs (Debian, and PyPI into a virtual environment), builds it, and runs a suite.
 #
-#   scripts/bench.sh primitive|conv|conv_more|train [--libxsmm PATH] [--onednn PATH] [accept.py's options]
+#   scripts/bench.sh primitive|conv|conv_more|tiles|train [--libxsmm PATH] [--onednn PATH] [accept.py's options]
 #
 #   primitive       kernels, handles and layers against LIBXSMM, oneDNN, OpenBLAS and BLIS: at most 25 minutes on two
 #                   cores, with --quick at most 3
 #   conv            ResNet-50's convolutions in three directions against oneDNN
 #   conv_more       depthwise, grouped and other networks' layers against oneDNN; Winograd's algorithm against direct
+#   tiles           kernels and layers on AMX tiles, where the CPU has them; the suites above leave them out
 #   train           the demo's training steps against PyTorch, which it installs (PyPI's wheel: 5 GB with its libraries)
 #   --libxsmm PATH  measure a LIBXSMM 2.x too: a folder with include/ and lib/ (or LIBXSMM_ROOT)
 #   --onednn PATH   measure another oneDNN too, as PyPI's onednn-devel installs it into a virtual environment: a folder
@@ -19,11 +20,11 @@ from=$PWD  # paths of the user's are relative to this
 cd "$(dirname "$0")/.."
 root=$PWD
 
-usage() { sed -n '2,17s/^# \{0,1\}//p' scripts/bench.sh; }
+usage() { sed -n '2,18s/^# \{0,1\}//p' scripts/bench.sh; }
 path() { (cd "$from" && realpath -ms "$1"); }
 suite="${1:-}"
 case "$suite" in
-  primitive | conv | conv_more | train) shift ;;
+  primitive | conv | conv_more | tiles | train) shift ;;
   -h | --help) usage; exit 0 ;;
   *) usage >&2; exit 2 ;;
 esac

@@ -121,7 +121,7 @@ bench::peer_task* make_conv(const bench::peer_conv&, char* reason, std::size_t s
 
 }  // namespace
 
-extern "C" const bench::peer_api* brgemm_bench_peer() {
+extern "C" const bench::peer_api* brgemm_bench_peer(bool) {
   static const bench::peer_api api{name(), make_gemm, make_linear, make_conv};
   return &api;
 }

@@ -36,10 +36,9 @@ inline peer_task* make_conv(const peer_conv&, char* reason, std::size_t size) {
 
 }  // namespace bench
 
-extern "C" const bench::peer_api* brgemm_bench_peer() {
+extern "C" const bench::peer_api* brgemm_bench_peer(bool tiles) {
   libxsmm_init();
-  // The suite compares AVX-512 with AVX-512; tiles have a suite of their own.
-  if (libxsmm_get_target_archid() > LIBXSMM_X86_AVX512_CPX) libxsmm_set_target_archid(LIBXSMM_X86_AVX512_CPX);
+  if (!tiles && libxsmm_get_target_archid() > LIBXSMM_X86_AVX512_CPX) libxsmm_set_target_archid(LIBXSMM_X86_AVX512_CPX);
   static const bench::peer_api api{"LIBXSMM " LIBXSMM_CONFIG_VERSION, bench::make_gemm, bench::make_linear,
                                    bench::make_conv};
   return &api;

@@ -13,8 +13,9 @@
 
 namespace bench {
 
-/// Every peer that loads; of those that do not, a line on stderr says why. Modules stay loaded.
-inline std::vector<const peer_api*> load_peers(const std::string& folder) {
+/// Every peer that loads, held to what ours may use; of those that do not, a line on stderr says why. Modules stay
+/// loaded.
+inline std::vector<const peer_api*> load_peers(const std::string& folder, bool tiles) {
   std::vector<std::filesystem::path> modules;
   std::error_code failed;
   for (const auto& entry : std::filesystem::directory_iterator(folder, failed)) {
@@ -28,8 +29,8 @@ inline std::vector<const peer_api*> load_peers(const std::string& folder) {
       std::fprintf(stderr, "peer left out: %s\n", dlerror());
       continue;
     }
-    const auto entry = reinterpret_cast<const peer_api* (*)()>(dlsym(module, "brgemm_bench_peer"));
-    const peer_api* api = entry != nullptr ? entry() : nullptr;
+    const auto entry = reinterpret_cast<const peer_api* (*)(bool)>(dlsym(module, "brgemm_bench_peer"));
+    const peer_api* api = entry != nullptr ? entry(tiles) : nullptr;
     if (api == nullptr) {
       std::fprintf(stderr, "peer left out: %s has nothing that runs here\n", path.c_str());
       continue;

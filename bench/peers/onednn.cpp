@@ -415,9 +415,8 @@ bench::peer_task* make_gemm([[maybe_unused]] const peer_gemm& p, char* reason, s
 
 }  // namespace
 
-extern "C" const bench::peer_api* brgemm_bench_peer() try {
-  // The suite compares AVX-512 with AVX-512; tiles have a suite of their own.
-  dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_bf16);
+extern "C" const bench::peer_api* brgemm_bench_peer(bool tiles) try {
+  if (!tiles) dnnl::set_max_cpu_isa(dnnl::cpu_isa::avx512_core_bf16);
   static char name[48];
   const dnnl_version_t* v = dnnl_version();
   std::snprintf(name, sizeof name, "oneDNN %d.%d", v->major, v->minor);

@@ -66,5 +66,5 @@ struct peer_api {
 
 }  // namespace bench
 
-/// The one symbol that a peer's module exports.
-extern "C" [[gnu::visibility("default")]] const bench::peer_api* brgemm_bench_peer();
+/// The one symbol that a peer's module exports. `tiles`: ours uses AMX, so the peer may too; else it stays at AVX-512.
+extern "C" [[gnu::visibility("default")]] const bench::peer_api* brgemm_bench_peer(bool tiles);

@@ -210,12 +210,11 @@ inline bool decode(const ucontext_t& context, instruction& x) {
   x.rm = at[4] & 7;
   x.length = 5;
   x.in_memory = mod != 3;
-  if (!x.in_memory) return index_high == 0 && base_high == 0;
+  if (!x.in_memory) return base_high == 0;  // the bit of the index counts for nothing
   x.has_index_byte = x.rm == 4;
   int base = x.rm + base_high;
-  bool has_base =
-      !(mod == 0 && x.rm == 5);  // else relative to the next instruction, which no tile instruction of ours is
-  if (!has_base) return false;
+  bool has_base = !(mod == 0 && x.rm == 5);  // else relative to the next instruction, as LIBXSMM's configurations are
+  const bool is_relative = !has_base;
   std::int64_t displacement = 0;
   if (x.has_index_byte) {
     const std::uint8_t sib = at[x.length++];
@@ -232,7 +231,8 @@ inline bool decode(const ucontext_t& context, instruction& x) {
     displacement = four;
     x.length += 4;
   }
-  const std::uint64_t start = has_base ? general(context, base) : 0;
+  const std::uint64_t next = reinterpret_cast<std::uintptr_t>(at) + static_cast<std::uint64_t>(x.length);
+  const std::uint64_t start = has_base ? general(context, base) : is_relative ? next : 0;
   x.address = reinterpret_cast<std::uint8_t*>(start + static_cast<std::uint64_t>(displacement));
   return true;
 }
