@@ -21,6 +21,7 @@ namespace demo {
 struct settings {
   std::vector<std::int64_t> layers;  ///< mlp: sizes of the hidden layers; cnn: channels of the convolutions
   std::string type = "f32";
+  std::string sums = "chain";  ///< bf16: the order of the machine that the run began on, pair or tile
   std::string network = "cnn";
   std::int64_t epochs = 0;
   std::int64_t batch = 128;
@@ -54,8 +55,8 @@ struct checkpoint {
 /// Calls f with every member: one list for writing and reading.
 template <class Checkpoint, class F>
 void each_member(Checkpoint& c, F&& f) {
-  f(c.chosen.layers), f(c.chosen.type), f(c.chosen.network), f(c.chosen.epochs), f(c.chosen.batch), f(c.chosen.seed),
-      f(c.chosen.learning_rate);
+  f(c.chosen.layers), f(c.chosen.type), f(c.chosen.sums), f(c.chosen.network), f(c.chosen.epochs), f(c.chosen.batch),
+      f(c.chosen.seed), f(c.chosen.learning_rate);
   f(c.done.epoch), f(c.done.batch), f(c.done.loss_sum), f(c.done.history);
   f(c.parameters), f(c.state), f(c.statistics), f(c.steps);
 }
@@ -65,7 +66,7 @@ concept container = requires(T t) {
   t.resize(1);
 };
 
-inline constexpr std::uint64_t checkpoint_magic = 0x33'6d'6d'65'67'72'62;  // "brgemm3"
+inline constexpr std::uint64_t checkpoint_magic = 0x34'6d'6d'65'67'72'62;  // "brgemm4"
 
 inline std::uint64_t checksum_of(std::span<const char> bytes) {
   return crc32_z(0, reinterpret_cast<const Bytef*>(bytes.data()), bytes.size());
@@ -148,6 +149,7 @@ inline void check(const checkpoint& c, std::size_t pictures) {
   expect(!s.layers.empty(), "hidden layers:", s.layers.size());
   expect(s.network == "cnn" || s.network == "mlp", "network", s.network);
   expect(s.type == "f32" || s.type == "bf16", "type", s.type);
+  expect(s.type == "f32" ? s.sums == "chain" : s.sums == "pair" || s.sums == "tile", "sums", s.sums);
   expect(s.epochs >= 1 && s.epochs <= 10'000, "epochs", s.epochs);
   expect(s.batch >= 1 && s.batch <= 60'000, "batch", s.batch);
   expect(s.learning_rate > 0 && std::isfinite(s.learning_rate), "learning rate", s.learning_rate);

@@ -140,11 +140,14 @@ float rate_at(const settings& s, std::int64_t step, std::int64_t steps) {
 template <class Network>
 Network make_network(const settings& s, const std::string& backend) {
   const auto data = s.type == "bf16" ? brgemm::type::bf16 : brgemm::type::f32;
+  const auto sums = s.sums == "tile"   ? brgemm::order::tile
+                    : s.sums == "pair" ? brgemm::order::pair
+                                       : brgemm::order::chain;
   if constexpr (std::is_same_v<Network, brgemm::nn::mlp>) {
     std::vector<index> sizes{picture_size};
     sizes.insert(sizes.end(), s.layers.begin(), s.layers.end());
     sizes.push_back(class_names.size());
-    return take(Network::make({.rows = s.batch, .sizes = sizes, .data = data}, {.backend = backend}));
+    return take(Network::make({.rows = s.batch, .sizes = sizes, .data = data, .sums = sums}, {.backend = backend}));
   } else {
     // 3 x 3 convolutions; behind the first two the largest of 2 x 2 pixels: 28 x 28, 14 x 14, 7 x 7.
     std::vector<train::convnet_stage> stages;
@@ -154,7 +157,8 @@ Network make_network(const settings& s, const std::string& backend) {
                                .width = picture_side,
                                .stages = stages,
                                .classes = class_names.size(),
-                               .data = data},
+                               .data = data,
+                               .sums = sums},
                               {.backend = backend}));
   }
 }
@@ -353,7 +357,7 @@ int run(int argc, char** argv) {
   app.add_option("--type", s.type, "f32, or bf16 with f32 parameters")
       ->capture_default_str()
       ->check(CLI::IsMember({"f32", "bf16"}));
-  app.add_option("--backend", backend, "reference, avx2, avx512, ...; the best one without it");
+  app.add_option("--backend", backend, "reference, avx2, avx512, amx, ...; the best one without it");
   app.add_option("--epochs", s.epochs, "passes over the training pictures [cnn 8, mlp 12]")
       ->check(CLI::Range(1, 10000));
   app.add_option("--layers", s.layers, "channels [32,64,128]; mlp: sizes of the hidden layers [512,512]")
@@ -364,7 +368,8 @@ int run(int argc, char** argv) {
   app.add_option("--seed", s.seed, "of the first weights and the orders of pictures")->capture_default_str();
   app.add_option("--data", data, "folder of the four IDX files")->capture_default_str();
   app.add_option("--output", output, "folder for the checkpoint and the results")->capture_default_str();
-  app.add_flag("--resume", resume, "go on from the checkpoint, with its settings (threads and backend may differ)");
+  app.add_flag("--resume", resume,
+               "go on from the checkpoint, with its settings (threads, backend and machine may differ)");
   CLI11_PARSE(app, argc, argv);
 
   if (!(s.learning_rate > 0) || !std::isfinite(static_cast<float>(s.learning_rate))) {
@@ -374,6 +379,11 @@ int run(int argc, char** argv) {
   const bool convolutions = s.network == "cnn";
   if (s.epochs == 0) s.epochs = convolutions ? 8 : 12;
   if (s.layers.empty()) s.layers = convolutions ? std::vector<index>{32, 64, 128} : std::vector<index>{512, 512};
+  if (s.type == "bf16") {
+    brgemm::desc product;
+    product.a = product.b = brgemm::type::bf16;
+    s.sums = brgemm::machine_order(product) == brgemm::order::tile ? "tile" : "pair";
+  }
   if (resume) {
     const settings asked = s;
     c = load_checkpoint(output + "/checkpoint");

@@ -26,13 +26,15 @@ namespace demo {
                      "xmm11")
 
 /// GFLOP/s that all threads together reach on a register-only loop of the widest product instruction for `data`: f32
-/// fused multiply-add, or pairs of bf16 where the CPU has them. The best of three rounds of about a millisecond.
+/// fused multiply-add, or pairs of bf16 where the CPU has them. The best of three rounds of about a millisecond. 0
+/// where products are those of AMX tiles.
 inline double measured_peak(brgemm::loops::executor_ref threads, brgemm::type data) {
   using brgemm::feature;
   const auto cpu = brgemm::cpu();
   const bool pairs = data == brgemm::type::bf16 && cpu.has(feature::avx512_bf16);
   const bool wide = cpu.has(feature::avx512);
   if (!wide && !cpu.has(feature::avx2)) return 0;
+  if (data == brgemm::type::bf16 && wide && cpu.has(feature::amx_bf16)) return 0;
   constexpr long loops = 500'000;
   const double operations = 10.0 * loops * (pairs ? 64 : wide ? 32 : 16) * threads.threads();
   double best = 0;

@@ -87,7 +87,7 @@ extern "C" unsigned long long USE_NAME() {
   int backends = 0;
   bool right = true;
   brgemm::backend::for_each([&](const brgemm::backend::entry& backend) {
-    if (!backend.runs_here()) return;
+    if (!backend.runs_here() || backend.name == "amx") return;  // tiles have neither f32 nor f64
     unsigned long long h = 0xcbf29ce484222325u;
     right &= run(desc_of(brgemm::type::f64, op_kind::none), backend.name, h);
     for (const op_kind step : {op_kind::none, op_kind::relu, op_kind::tanh, op_kind::gelu_erf, op_kind::silu}) {

@@ -14,8 +14,8 @@ import zlib
 
 PROGRAM, DATA = "", "/usr/share/datasets/fashion-mnist"
 SETTINGS = ["--network", "mlp", "--layers", "8", "--batch", "30000", "--epochs", "3", "--seed", "7"]  # two steps an epoch
-# Behind the magic: one size of layers, "f32", "mlp", and then, 8 bytes each:
-NUMBERS = {name: 8 + 16 + 11 + 11 + 8 * i for i, name in enumerate(
+# Behind the magic: one size of layers, "f32", "chain", "mlp", and then, 8 bytes each:
+NUMBERS = {name: 8 + 16 + 11 + 13 + 11 + 8 * i for i, name in enumerate(
     ["epochs", "batch", "seed", "rate", "done.epoch", "done.batch", "loss", "history"])}
 
 
@@ -74,6 +74,7 @@ class Checkpoint(unittest.TestCase):
         self.refused(sealed(self.body[:-1]), "no whole checkpoint")
         self.refused(sealed(self.body + b"x"), "bytes behind its end")
         self.refused(sealed(self.body.replace(b"f32", b"zzz", 1)), "type zzz")
+        self.refused(sealed(self.body.replace(b"chain", b"zzzzz", 1)), "sums zzzzz")
         self.refused(sealed(self.body.replace(b"mlp", b"abc", 1)), "network abc")
         self.refused(sealed(self.body.replace(b"mlp", b"cnn", 1)), "do not fit its layers")
         for value in (0, -4, 1 << 40):

@@ -647,6 +647,22 @@ TEST(Conv, WrongArgumentsOfTheUpdate) {
   EXPECT_EQ(dw, std::vector<float>(dw.size(), 7.0f));
 }
 
+TEST(Conv, TilesAreTakenWhereACpuHasThem) {
+  show_tiles();
+  if (!cpu().has(feature::amx_bf16) || !cpu().has(feature::avx512)) GTEST_SKIP() << "no AVX-512 on this CPU";
+  for (const index size : {7, 16}) {  // 7 pixels: on vectors kernels of ranges of rows, which tiles do not have
+    conv_desc d;
+    d.in = d.out = 128, d.data = d.y = type::bf16, d.training = true;
+    d.axes[1] = d.axes[2] = {size, 3, 1, 1, 1, 1};
+    EXPECT_EQ(conv::plan(d)->backend(), "amx") << size;
+    d.training = false, d.data = d.y = type::u8;
+    EXPECT_EQ(conv::plan(d)->backend(), "amx") << size;
+    d.sums = order::chain;
+    d.data = d.y = type::f32;
+    EXPECT_EQ(conv::plan(d)->backend(), "avx512") << size;
+  }
+}
+
 TEST(Conv, TilesStayConfiguredFromCallToCall) {
   if (!show_tiles()) GTEST_SKIP() << "configurations are counted where tiles are emulated";
   conv_desc d;

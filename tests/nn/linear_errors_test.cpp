@@ -76,6 +76,7 @@ TEST(LinearErrors, EveryFieldOfTheDesc) {
       {"sums", {"pair", "f32"}, training, [](auto& d) { d.sums = order::pair; }, errc::unsupported},
       {"sums", {"chain", "bf16"}, bf16_training(), [](auto& d) { d.sums = order::chain; }, errc::unsupported},
       {"sums", {"sums is 9"}, training, [](auto& d) { d.sums = static_cast<order>(9); }},
+      {"sums", {"sums is 9"}, by_pieces(), [](auto& d) { d.sums = static_cast<order>(9); }},
       {"sums", {"pieces"}, by_pieces(), [](auto& d) { d.sums = order::pair; }, errc::unsupported},
       {"act", {"act is 8", "0..7"}, training, [](auto& d) { d.act = static_cast<activation>(8); }},
       {"act", {"act is 1", "s32"}, exact_sums(), [](auto& d) { d.act = activation::relu; }, errc::unsupported},

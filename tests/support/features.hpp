@@ -4,6 +4,7 @@
 
 #include <brgemm/backend/executable_memory.hpp>
 #include <brgemm/core/cpu.hpp>
+#include <cstdlib>
 
 #include "support/tile_emulator.hpp"
 
@@ -23,8 +24,8 @@ inline void hide_features(std::string_view list) {
   brgemm::detail::visible_features().store(brgemm::detail::hide(all_features(), list).bits, std::memory_order_relaxed);
 }
 
-/// From now on, on a CPU with AVX-512, the CPU seems to have AMX too. Its instructions are emulated where it has none
-/// or the system does not grant them; returns whether they are.
+/// From now on, on a CPU with AVX-512, the CPU seems to have AMX too, but for what BRGEMM_CPU hides. Its instructions
+/// are emulated where it has none or the system does not grant them; returns whether they are.
 inline bool show_tiles() {
   using brgemm::feature;
   brgemm::cpu_features& all = features::all();
@@ -36,7 +37,8 @@ inline bool show_tiles() {
   for (const feature f : {feature::amx_tile, feature::amx_bf16, feature::amx_int8}) {
     all.bits |= static_cast<std::uint32_t>(f);
   }
-  hide_features("");
+  const char* hidden = std::getenv("BRGEMM_CPU");
+  hide_features(hidden != nullptr ? hidden : "");
   return true;
 }
 

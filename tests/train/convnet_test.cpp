@@ -376,6 +376,7 @@ TEST(Convnet, WrongDescs) {
       {"axes[1]", {"kernel of 10", "more than 9"}, [](auto& p) { p.stages[0].pool = 10; }},
       {"out", {"out is 0"}, [](auto& p) { p.d.classes = 0; }},
       {"data", {"data is s8"}, [](auto& p) { p.d.data = type::s8; }},
+      {"sums", {"sums is 9"}, [](auto& p) { p.d.sums = static_cast<order>(9); }},
   };
   for (const auto& c : cases) {
     problem p = small();

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <atomic>
 #include <cstdlib>
@@ -75,6 +77,13 @@ inline std::uint64_t xgetbv() noexcept {
   return (static_cast<std::uint64_t>(high) << 32) | low;
 }
 
+/// Whether the system can grant a process the state of tiles; it is not asked to.
+inline bool system_knows_tiles() noexcept {
+  constexpr int get_supported = 0x1021;  // ARCH_GET_XCOMP_SUPP, since Linux 5.16
+  std::uint64_t states = 0;
+  return syscall(SYS_arch_prctl, get_supported, &states) == 0 && (states >> 18 & 1) != 0;
+}
+
 inline cpu_features detect_cpu() noexcept {
   cpu_features f;
   unsigned a = 0, b = 0, c = 0, d = 0;
@@ -88,7 +97,7 @@ inline cpu_features detect_cpu() noexcept {
   const std::uint64_t saved = xgetbv();
   const bool ymm = (saved & 0x6) == 0x6;
   const bool zmm = ymm && (saved & 0xe0) == 0xe0;
-  const bool tiles = (saved & 0x60000) == 0x60000;
+  const bool tiles = (saved & 0x60000) == 0x60000 && system_knows_tiles();
   const bool fma = bit(c, 12);
   set(ymm && bit(c, 29), feature::f16c);
   if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return f;

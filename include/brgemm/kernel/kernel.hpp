@@ -58,7 +58,7 @@ class kernel {
     return call(*x);
   }
 
-  /// The backend that made it: "reference", "avx512".
+  /// The backend that made it: "reference", "avx512", "amx".
   std::string_view backend() const noexcept { return record_->maker->name; }
   /// The order of sums that it follows; never order::machine.
   brgemm::order order() const noexcept { return record_->program.sums; }

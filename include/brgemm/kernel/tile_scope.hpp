@@ -27,26 +27,25 @@ class tile_scope {
   tile_scope(const tile_scope&) = delete;
   tile_scope& operator=(const tile_scope&) = delete;
 
-  /// From here on this thread has the configuration of `k`, which must outlive the next `load`. A kernel of another
-  /// backend, or one that takes several configurations or one that a call's m decides, has none to share: that which is
-  /// loaded stays.
+  /// From here on this thread has the configuration of `k`. A kernel of another backend, or one that takes several
+  /// configurations or one that a call's m decides, has none to share: that which is loaded stays.
   void load(const kernel& k) noexcept {
     const backend::tile_configuration& own = kernel_access::tiles_of(k);
-    if (own.words[0] != 0 && &own != now_) change(own);
+    if (own.words[0] != 0 && own != now_) change(own);
   }
   /// Whether any configuration was loaded.
-  bool loaded() const noexcept { return now_ != nullptr; }
+  bool loaded() const noexcept { return now_.words[0] != 0; }
 
  private:
   [[gnu::noinline]] void change(const backend::tile_configuration& own) noexcept {
     if (!loaded()) __asm__ volatile("sttilecfg %0" : "=m"(before_));
-    if (!loaded() || own != *now_) configure(own);
-    now_ = &own;
+    configure(own);
+    now_ = own;
   }
   /// Zeros release the tiles.
   static void configure(const backend::tile_configuration& c) noexcept { __asm__ volatile("ldtilecfg %0" ::"m"(c)); }
 
-  const backend::tile_configuration* now_ = nullptr;
+  backend::tile_configuration now_;  ///< zeros: none
   backend::tile_configuration before_;
 };
 

@@ -15,7 +15,7 @@
 
 namespace brgemm::inline abi_0 {
 
-/// How loops multiply matrices of f32. Pieces are for AMX tiles (`options::backend` "amx"): on vectors alone they take
+/// How loops multiply matrices of f32. Pieces are for AMX tiles: on vectors alone they take
 /// at least six (three) times the products of f32, to the same bits. docs/numerics.md has their bounds and their range:
 /// an element that is not finite, or rounds to an infinity, gives NaN.
 enum class math : std::uint8_t {
@@ -35,6 +35,7 @@ constexpr index pieces_of(math how) noexcept { return how == math::f32 ? 1 : how
 
 /// Error: unsupported "sums".
 inline result<void> check_order_of_pieces(math how, order sums) noexcept {
+  if (auto r = check_enumerator("sums", static_cast<int>(sums), 5); !r) return r;
   if (how == math::f32 || sums == order::machine || sums == order::tile) return {};
   return error(errc::unsupported, "sums",
                "sums is %d, and compute %d: products of pieces are summed in order::tile, %d", static_cast<int>(sums),

@@ -267,8 +267,10 @@ class conv_pass {
     const kernel& line = kernels_[0][0] ? kernels_[0][0] : kernels_[0][1];
     desc d = line.description();
     std::fill(std::begin(d.rows), std::end(d.rows), row_range{});
-    const auto all = make_kernel(d, how);
-    return all && all->backend() != line.backend();
+    const auto named = permitted_number(how.backend);
+    if (!named) return false;
+    const auto all = choose_backend(d, static_cast<std::uint32_t>(*named));
+    return all && (*all)->name != line.backend();
   }
   const tap_row* row_of(const conv_run& run) const noexcept {
     const auto sees = [&](const tap_row& r) { return r.taps == run.taps && (run.taps == 0 || r.tap == run.tap); };

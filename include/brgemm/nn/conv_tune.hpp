@@ -35,9 +35,11 @@ inline std::string key_of(const nn::conv& plan, int threads, const char* pass) {
     key << '/' << a.in << 'k' << a.kernel << 's' << a.stride << 'd' << a.dilation << 'p' << a.pad_before << 'p'
         << a.pad_after;
   }
-  key << "/sums" << static_cast<int>(d.sums) << "act" << static_cast<int>(d.act) << 'b' << d.bias << 's' << d.scale
-      << 'r' << d.residual << 'c' << d.clamp << 'm' << d.mask << 'i' << d.input_mask << "/threads" << threads << '/'
-      << plan.backend() << '/' << loops::tuning_machine();
+  desc product;
+  product.a = d.data, product.sums = d.sums;
+  key << "/sums" << static_cast<int>(machine_order(product)) << "act" << static_cast<int>(d.act) << 'b' << d.bias << 's'
+      << d.scale << 'r' << d.residual << 'c' << d.clamp << 'm' << d.mask << 'i' << d.input_mask << "/threads" << threads
+      << '/' << plan.backend() << '/' << loops::tuning_machine();
   return key.str();
 }
 
