@@ -200,7 +200,7 @@ TEST(Conv, TransposedIsTheGradientByData) {
     gradient.training = true;
     const problem p = draw_data(random, gradient);
     run(p, p.y, p.dx, 1);
-    conv_desc d = gradient;
+    conv_desc d = p.d;
     d.transposed = true, d.training = false, d.act = nn::activation::none;
     std::swap(d.in, d.out);
     d.bias = i % 4 < 2;

@@ -8,6 +8,7 @@
 #include <brgemm/nn/conv.hpp>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 #include <random>
 #include <sstream>
 #include <vector>
@@ -76,21 +77,33 @@ void for_pixels(index images, const index (&sizes)[3], Each each) {
   }
 }
 
-/// A sum in the contract's order, one fma a term, and beside it in double: each fma rounds once, so they are apart by
-/// at most n u / (1 - n u) of the sum of the terms' magnitudes, u = 2^-24.
+/// A sum in the contract's order, one fma a term, and beside it in double: each operation rounds once, so they are
+/// apart by at most n u / (1 - n u) of the sum of the terms' magnitudes, u = 2^-24.
 struct checked_sum {
   float sum = 0;
   double exact = 0;
   double magnitude = 0;
-  double terms = 0;
-  void add(float a, float b) {
-    sum = std::fma(a, b, sum);
+  double roundings = 0;
+  void add(float a, float b) { add_to(sum, a, b); }
+  void add_to(float& chain, float a, float b) {
+    chain = std::fma(a, b, chain);
     exact += static_cast<double>(a) * static_cast<double>(b);
     magnitude += std::abs(static_cast<double>(a) * static_cast<double>(b));
-    ++terms;
+    ++roundings;
+  }
+  /// In order::tile: factors(i), begin <= i < end, as one chunk of k.
+  template <class Factors>
+  void add_chunk(index begin, index end, Factors factors) {
+    float chains[2] = {};
+    for (index i = begin; i < end; ++i) {
+      const auto [a, b] = factors(i);
+      add_to(chains[(i - begin) % 2], a, b);
+    }
+    sum += chains[0] + chains[1];
+    roundings += 2;
   }
   float value() const {
-    const double rounding = terms * 0x1p-24;
+    const double rounding = roundings * 0x1p-24;
     EXPECT_LE(std::abs(static_cast<double>(sum) - exact), rounding / (1 - rounding) * magnitude);
     return sum;
   }
@@ -116,10 +129,13 @@ struct problem {
 
   /// The sum over chunks of 64 of `channels`, then taps. pixel_of(tap per axis) is the pixel that is read, -1 where
   /// none is; factors(pixel, channel, tap) the two of a term. joined: the channels of a row of taps follow each other.
+  /// block: channels that are adjacent, 0 for all; an entry has no others.
   template <class PixelOf, class Factors>
-  float sum(index channels, bool joined, PixelOf pixel_of, Factors factors) const {
+  float sum(index channels, index block, bool joined, PixelOf pixel_of, Factors factors) const {
     checked_sum sum;
     for (index chunk = 0; chunk < channels; chunk += 64) {
+      const index of_chunk = std::min<index>(channels - chunk, 64);
+      const index entry = block == 0 || of_chunk <= block ? of_chunk : std::gcd(of_chunk, block);
       index tap = 0;
       for (index t = 0; t < d.axes[0].kernel; ++t) {
         for (index r = 0; r < d.axes[1].kernel; ++r) {
@@ -131,8 +147,11 @@ struct problem {
               row.push_back(factors(pixel, c, tap));
             }
             if (joined && s + 1 < d.axes[2].kernel) continue;
-            add_channels(sum, 0, static_cast<index>(row.size()),
-                         [&](index i) { return row[static_cast<std::size_t>(i)]; });
+            const auto size = static_cast<index>(row.size());
+            for (index begin = 0; begin < size; begin += joined ? size : entry) {
+              add_entry(sum, begin, joined ? size : std::min(begin + entry, size),
+                        [&](index i) { return row[static_cast<std::size_t>(i)]; });
+            }
           }
         }
       }
@@ -156,7 +175,7 @@ struct problem {
     };
     const bool adjacent = d.groups == 1 && (d.x_block == 0 || d.x_block == in);
     const bool joined = adjacent && in <= 64 && d.axes[2].dilation == 1 && (in % 2 == 0 || d.axes[2].kernel * in <= 64);
-    float z_of = sum(in, joined, pixel_of, [&](index pixel, index c, index tap) {
+    float z_of = sum(in, d.x_block, joined, pixel_of, [&](index pixel, index c, index tap) {
       return std::pair(x.get(d.data, pixel * d.in + first + c), weight(k, c, tap));
     });
     if (d.scale) z_of *= scale[static_cast<std::size_t>(k)];
@@ -187,13 +206,17 @@ struct problem {
       }
       return pixel;
     };
-    return sum(out, false, pixel_of, [&](index pixel, index k, index tap) {
+    return sum(out, d.y_block, false, pixel_of, [&](index pixel, index k, index tap) {
       return std::pair(z.get(d.data, pixel * d.out + first + k), weight(first + k, channel % in, tap));
     });
   }
 
   template <class Factors>
-  void add_channels(checked_sum& sum, index begin, index end, Factors factors) const {
+  void add_entry(checked_sum& sum, index begin, index end, Factors factors) const {
+    if (d.sums == order::tile && !is_depthwise(d)) {
+      for (index i = begin; i < end; i += 32) sum.add_chunk(i, std::min(i + 32, end), factors);
+      return;
+    }
     const index group = is_depthwise(d) ? 1 : k_group_of(d.data);
     for (index c = begin; c < end; c += group) {
       for (index i = std::min(group, end - c) - 1; i >= 0; --i) {  // vdpbf16ps: the upper half first
@@ -250,7 +273,7 @@ inline std::vector<float> expected_update(const problem& p) {
     checked_sum sum;
     for (const auto& rows : runs) {
       for (const pixels& row : rows) {
-        p.add_channels(sum, 0, static_cast<index>(row.size()), [&](index i) {
+        p.add_entry(sum, 0, static_cast<index>(row.size()), [&](index i) {
           const auto [x, y] = row[static_cast<std::size_t>(i)];
           const float of_x = channel_in < 0 ? 1.0f : p.x.get(d.data, x * d.in + channel_in);
           return std::pair{of_x, p.z.get(d.data, y * d.out + channel_out)};
@@ -314,9 +337,9 @@ inline conv_desc draw_desc(std::mt19937& random) {
   return d;
 }
 
-/// bf16 in order::pair, which the plain loops follow, where `d` says nothing else.
+/// bf16 in one of the orders that the plain loops follow, where `d` says nothing else.
 inline problem draw_data(std::mt19937& random, conv_desc d) {
-  if (d.data == type::bf16 && d.sums == order::machine) d.sums = order::pair;
+  if (d.data == type::bf16 && d.sums == order::machine) d.sums = random() % 2 == 0 ? order::pair : order::tile;
   const type data = d.data;
   const auto layer = conv::plan(d);
   EXPECT_TRUE(layer) << text_of(d) << ": " << layer.error().message();

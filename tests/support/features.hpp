@@ -5,6 +5,7 @@
 #include <brgemm/backend/executable_memory.hpp>
 #include <brgemm/core/cpu.hpp>
 #include <cstdlib>
+#include <cstring>
 
 #include "support/tile_emulator.hpp"
 
@@ -29,7 +30,11 @@ inline void hide_features(std::string_view list) {
 inline bool show_tiles() {
   using brgemm::feature;
   brgemm::cpu_features& all = features::all();
-  if (!all.has(feature::avx512)) return false;
+  const char* const hidden = std::getenv("BRGEMM_CPU");
+  const auto is_hidden = [hidden](const char* name) {
+    return hidden != nullptr && std::strstr(hidden, name) != nullptr;
+  };
+  if (!all.has(feature::avx512) || is_hidden("-avx512") || is_hidden("-avx2") || is_hidden("-amx")) return false;
   const bool has_tiles = all.has(feature::amx_bf16) && all.has(feature::amx_int8);
   if (has_tiles && brgemm::backend::real_system_calls.request_tiles() == 0) return false;
   emulate_tiles();
@@ -37,7 +42,6 @@ inline bool show_tiles() {
   for (const feature f : {feature::amx_tile, feature::amx_bf16, feature::amx_int8}) {
     all.bits |= static_cast<std::uint32_t>(f);
   }
-  const char* hidden = std::getenv("BRGEMM_CPU");
   hide_features(hidden != nullptr ? hidden : "");
   return true;
 }
