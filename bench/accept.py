@@ -224,8 +224,10 @@ def libxsmm_rows(suite, results, label, names, batch, mean_limit=1.05):
     slow = {n: r for n, (r, _) in least.items() if r < 0.95}
     worst = min(least, key=least.get)
     m, n, k = shape_of(worst)
-    return [row(suite, mean_case, text_of("ours/LIBXSMM", ">=", mean_limit), ours=rate, unit="GOP/s" if "/u8s8/" in names[0] else "GFLOP/s", peer=rate / means[version],
-                peer_name=version, ratio=means[version], met=means[version] >= mean_limit, cases=names),
+    unit = "GOP/s" if "/u8s8/" in names[0] else "GFLOP/s"
+    return [row(suite, mean_case, text_of("ours/LIBXSMM", ">=", mean_limit), ours=rate, unit=unit,
+                peer=rate / means[version], peer_name=version, ratio=means[version],
+                met=means[version] >= mean_limit, cases=names),
             row(suite, least_case, "ours/LIBXSMM >= 0.95", peer_name=least[worst][1], ratio=least[worst][0],
                 **{key: value for key, value in measured(results, worst).items() if key in ("ours", "unit", "share")},
                 met=not slow, reason="" if not slow else f"{len(slow)} shapes; the slowest is {m}x{n}x{k}",

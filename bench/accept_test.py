@@ -138,6 +138,66 @@ class Rows(unittest.TestCase):
         other = self.conv(first + "forward", **{"speed another": 0.5, "seconds another": 0.5e-6})
         self.assertIn("missing", other[first + "forward"]["reason"])
 
+    def tiles(self, name="", **changed):
+        """Rows by case of one case of each kind of the suite of tiles, of which one has other counters."""
+        libxsmm = {f"{kind}/{shape}/batch16": kernel(speed=1.3, peer="LIBXSMM 2.0") for kind in ("gemm/bf16", "gemm/u8s8")
+                   for shape in accept.TILE_KERNELS}
+        libxsmm |= {f"shapes_1000/{kind}/{m}x16x16/batch16": kernel(speed=1.3, peer="LIBXSMM 2.0")
+                    for kind in ("bf16", "u8s8") for m in (1, 2)}
+        hot = {f"hot/{kind}/64x64x64/batch16": kernel(0.9, peer="LIBXSMM 2.0") for kind in ("bf16", "u8s8")}
+        products = {f"product/{kind}/512x512x512/threads1{given}": kernel(speed=speed, peer="oneDNN 3.13")
+                    for kind, given, speed in [("bf16x3", "/pieces_given", 2.5), ("bf16x3", "", 2.1),
+                                               ("bf16x2", "/pieces_given", 4.5), ("bf16x2", "", 3.1)]}
+        layers = {f"linear/{kind}/64x1024x1024/threads1/{direction}": kernel(speed=limit + 0.1, peer="oneDNN 3.13")
+                  for (layer, kind, direction), limit in accept.TILE_LAYERS.items() if layer == "linear"}
+        layers |= {f"conv/{kind}/images{images}/56x56/64to64/kernel1x1/threads1/{direction}":
+                   kernel(speed=limit + 0.1, peer="oneDNN 3.13")
+                   for (layer, kind, direction), limit in accept.TILE_LAYERS.items() if layer == "conv"
+                   for images in (2, 32)}
+        layers["linear/bf16/1x1024x1024/threads1/forward"] = kernel(0.95, peer="oneDNN 3.13", reading=1)
+        cases = {**libxsmm, **hot, **products, **layers}
+        if name:
+            self.assertIn(name, cases)
+            cases[name] = {**cases[name], **changed}
+        return {row["case"]: row for row in accept.tile_rows(results_of(cases, "LIBXSMM 2.0, oneDNN 3.13"))}
+
+    def test_tiles(self):
+        rows = self.tiles()
+        self.assertTrue(all(row["met"] for row in rows.values()), [r for r in rows.values() if not r["met"]])
+        # Kernels 16, hot 2, shapes 2 x 2, products 4, linear 9 and a mean of each, conv 7 x 2 and a mean, one read.
+        self.assertEqual(len(rows), 16 + 2 + 4 + 4 + 9 * 2 + 7 * 2 * 2 + 1)
+
+        def missed(name, **changed):
+            return {case for case, row in self.tiles(name, **changed).items() if not row["met"]}
+
+        gemm, hot, given = "gemm/bf16/64x64x64/batch16", "hot/u8s8/64x64x64/batch16", "product/bf16x3/512x512x512/threads1"
+        self.assertEqual(missed(gemm, **{"speed LIBXSMM 2.0": 1.19}), {gemm})
+        self.assertEqual(missed(hot, **{"share ours": 0.84}), {hot})
+        self.assertEqual(missed(given + "/pieces_given", **{"speed oneDNN 3.13": 2.3}), {given + "/pieces_given"})
+        self.assertEqual(missed(given, **{"speed oneDNN 3.13": 1.9}), {given})
+        read = "linear/bf16/1x1024x1024/threads1/forward"
+        self.assertEqual(missed(read, **{"share ours": 0.89}), {read})
+        shapes = "bf16, 2 different shapes, batch 16, "
+        self.assertEqual(missed("shapes_1000/bf16/1x16x16/batch16", **{"speed LIBXSMM 2.0": 0.9}),
+                         {shapes + "geometric mean", shapes + "least of the shapes"})
+        layer = "conv/bf16/images32/56x56/64to64/kernel1x1/threads1/backward_weights"
+        mean = "conv, bf16, backward_weights, images32, geometric mean"
+        self.assertEqual(missed(layer, **{"speed oneDNN 3.13": 2.0}), {mean})  # behind the mean's limit, before the peer
+        self.assertEqual(missed(layer, **{"speed oneDNN 3.13": 0.9}), {layer, mean})
+
+    def test_suites_without_tiles_hide_them(self):
+        before = os.environ.pop("BRGEMM_CPU", None)
+        try:
+            self.assertEqual(accept.environment_of("conv")["BRGEMM_CPU"], "-amx")
+            self.assertNotIn("BRGEMM_CPU", accept.environment_of("tiles"))
+            os.environ["BRGEMM_CPU"] = "-vnni"
+            self.assertEqual(accept.environment_of("primitive")["BRGEMM_CPU"], "-vnni,-amx")
+            self.assertEqual(accept.environment_of("tiles")["BRGEMM_CPU"], "-vnni")
+        finally:
+            os.environ.pop("BRGEMM_CPU", None)
+            if before is not None:
+                os.environ["BRGEMM_CPU"] = before
+
     def test_linear_needs_both_peers(self):
         """Each row is false, and its reason names the peer, where one was not loaded or was left out."""
         both = {**kernel(peer="oneDNN 2.6"), **kernel(peer="OpenBLAS 0.3")}

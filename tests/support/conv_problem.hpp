@@ -500,9 +500,10 @@ inline problem with_adjacent_channels(const problem& p, const problem& blocked) 
   return adjacent;
 }
 
-/// Whether the backend runs here and does such layers; tiles do those of matrices in order::tile alone.
+/// Whether the backend runs here and is to do such layers: tiles those of bf16 in order::tile, and none by depth.
 inline bool does(const backend::entry& e, const conv_desc& d) {
-  return e.runs_here() && (e.name != "amx" || conv::plan(d, {.backend = e.name}));
+  const bool of_tiles = d.data == type::bf16 && d.sums == order::tile && !is_depthwise(d);
+  return e.runs_here() && (e.name != "amx" || of_tiles);
 }
 
 }  // namespace brgemm_test::convolution

@@ -9,17 +9,15 @@ namespace brgemm::inline abi_0 {
 /// because they divide C and k into tiles of the same sizes, load and release none; any other kernel loads its own and
 /// brings the loaded one back.
 ///
-/// The end brings back the configuration that was there before the first `load`, and zeros in the tiles. Scopes of a
-/// thread may be nested, and each belongs to the thread that made it. The loops of this library have their own.
+/// The end brings back the configuration that was there before the first one was loaded, and zeros in the tiles. Scopes
+/// of a thread may be nested, and each belongs to the thread that made it. The loops of this library have their own.
 ///
 ///     brgemm::tile_scope tiles;
-///     for (const auto& [kernel, x] : calls) {
-///       tiles.load(kernel);
-///       kernel(x);
-///     }
+///     for (const auto& [kernel, x] : calls) tiles.call(kernel, x);
 class tile_scope {
  public:
   tile_scope() noexcept = default;
+  /// For many calls of one kernel, which may be made as ever.
   explicit tile_scope(const kernel& k) noexcept { load(k); }
   ~tile_scope() {
     if (loaded()) configure(before_);
@@ -27,16 +25,20 @@ class tile_scope {
   tile_scope(const tile_scope&) = delete;
   tile_scope& operator=(const tile_scope&) = delete;
 
-  /// From here on this thread has the configuration of `k`. A kernel of another backend, or one that takes several
-  /// configurations or one that a call's m decides, has none to share: that which is loaded stays.
-  void load(const kernel& k) noexcept {
-    const backend::tile_configuration& own = kernel_access::tiles_of(k);
-    if (own.words[0] != 0 && own != now_) change(own);
+  /// The raw call, with the configuration of `k` loaded from here on. A kernel of another backend, or one that takes
+  /// several configurations or one that a call's m decides, has none to share: that which is loaded stays.
+  void call(const kernel& k, const arguments& x) noexcept {
+    load(k);
+    k(x);
   }
   /// Whether any configuration was loaded.
   bool loaded() const noexcept { return now_.words[0] != 0; }
 
  private:
+  void load(const kernel& k) noexcept {
+    const backend::tile_configuration& own = kernel_access::tiles_of(k);
+    if (own.words[0] != 0 && own != now_) change(own);
+  }
   [[gnu::noinline]] void change(const backend::tile_configuration& own) noexcept {
     if (!loaded()) __asm__ volatile("sttilecfg %0" : "=m"(before_));
     configure(own);

@@ -22,6 +22,15 @@ inline result<void> make_into(kernel& slot, const desc& d, const options& how) n
   return {};
 }
 
+/// Whether `d` is not for the backend that is best for `rather`. Nothing is generated.
+inline bool loses_backend(const desc& d, const desc& rather, const options& how) noexcept {
+  const auto permitted = permitted_number(how.backend);
+  if (!permitted) return false;
+  const auto best = choose_backend(rather, static_cast<std::uint32_t>(*permitted));
+  const auto own = choose_backend(d, static_cast<std::uint32_t>(*permitted));
+  return best && (!own || *own != *best);
+}
+
 /// Makes `slot` write C past the caches, as `cached` does into them; where the backend has no such stores, it is that
 /// one.
 inline result<void> make_streaming_into(kernel& slot, const kernel& cached, desc d, const options& how) noexcept {
@@ -160,9 +169,7 @@ class row_product {
       }
       call.zero_a = x.zero_a;
       if (x.column_sums != nullptr) call.column_sums = x.column_sums + panel * width_;
-      const kernel& k = kernels_[here == loops::block_rows][panel < full_panels];
-      tiles.load(k);
-      k(call);
+      tiles.call(kernels_[here == loops::block_rows][panel < full_panels], call);
     };
     loops::parallel_for<tile_scope>(threads, {loops::panels(d_.n), loops::row_blocks(rows)}, product);
   }

@@ -94,7 +94,7 @@ class conv_pass {
     p.lines_ = p.has_lines();
     if (auto r = p.plan_pieces(); !r) return r.error();
     auto r = p.plan_kernels(how);
-    if (p.lines_ && (r ? p.lines_miss_a_backend(how) : r.error().code() == errc::unsupported)) {
+    if (p.lines_ && (r ? p.lines_lose_backend(how) : r.error().code() == errc::unsupported)) {
       p.lines_ = false;
       if (auto again = p.plan_pieces(); !again) return again.error();
       r = p.plan_kernels(how);
@@ -263,14 +263,11 @@ class conv_pass {
            (rest == 0 || entry_channels(rest) == rest);
   }
   /// Whether another backend is best for sums of all rows of every entry, as tiles are.
-  bool lines_miss_a_backend(const options& how) const noexcept {
-    const kernel& line = kernels_[0][0] ? kernels_[0][0] : kernels_[0][1];
-    desc d = line.description();
-    std::fill(std::begin(d.rows), std::end(d.rows), row_range{});
-    const auto named = permitted_number(how.backend);
-    if (!named) return false;
-    const auto all = choose_backend(d, static_cast<std::uint32_t>(*named));
-    return all && (*all)->name != line.backend();
+  bool lines_lose_backend(const options& how) const noexcept {
+    const desc& line = (kernels_[0][0] ? kernels_[0][0] : kernels_[0][1]).description();
+    desc all = line;
+    std::fill(std::begin(all.rows), std::end(all.rows), row_range{});
+    return loses_backend(line, all, how);
   }
   const tap_row* row_of(const conv_run& run) const noexcept {
     const auto sees = [&](const tap_row& r) { return r.taps == run.taps && (run.taps == 0 || r.tap == run.tap); };
@@ -416,9 +413,7 @@ class conv_pass {
       call.prefetch = to_next + (calls++ & (prefetch_ - 1)) * row;
       if (is_8bit()) call.column_sums = sums_in(of_call.b) + p.box * sums_of_box() + panel * width_;
       d_.place_operands(of_call.operands, image, p.place.c, channel, call);
-      const kernel& k = of_call.kernels[p.kernels + s][full];
-      tiles.load(k);
-      k(call);
+      tiles.call(of_call.kernels[p.kernels + s][full], call);
     }
   }
 

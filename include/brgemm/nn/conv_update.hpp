@@ -46,10 +46,9 @@ inline bool takes_rows_only(const conv_update_desc& of, const options& how) noex
   d.a = d.b = of.data;
   d.sums = of.sums;
   d.layout_b = layout::interleaved;
-  const auto rows = make_kernel(d, how);
-  d.layout_a = layout::interleaved;
-  const auto pairs = make_kernel(d, how);
-  return rows && (pairs ? rows->backend() != pairs->backend() : pairs.error().code() == errc::unsupported);
+  desc pairs = d;
+  pairs.layout_a = layout::interleaved;
+  return loses_backend(pairs, d, how);
 }
 
 /// What the outputs of one run of the width, or all of them, add to dW (groups, taps, in, out) and db (groups, out).
@@ -300,9 +299,7 @@ class run_update {
     call.c = dw + (group * taps() + tap) * tap_step_ + channel_in * out_ + channel_out;
     const bool full_in = channel_in + width(true) <= in_;
     const bool full_out = channel_out + width(false) <= out_;
-    const kernel& k = kernels_[at(tap % axes_[2].kernel)][full_in][full_out];
-    tiles.load(k);
-    k(call);
+    tiles.call(kernels_[at(tap % axes_[2].kernel)][full_in][full_out], call);
   }
 
   /// Where pixels, lines and images follow each other without gaps.
@@ -332,9 +329,7 @@ class run_update {
     call.a = ones_.get();
     call.b = static_cast<const char*>(call.b) + panel_at(false, group, panel) * size_of(data_);
     call.c = db + group * out_ + channel;
-    const kernel& k = sums_[channel + width(false) <= out_];
-    tiles.load(k);
-    k(call);
+    tiles.call(sums_[channel + width(false) <= out_], call);
   }
 
   index panel_at(bool of_x, index group, index panel) const noexcept {

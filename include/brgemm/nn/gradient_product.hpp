@@ -128,8 +128,7 @@ class gradient_product {
       call.a = static_cast<const char*>(x) + (x_moves ? x_row(done) * size_of(data_) : 0);
       call.b = z + (done / nn::block_rows * z_.row_step + done % nn::block_rows * z_.ld) * size_of(data_);
       call.c = c;
-      tiles.load(*kernel_of(part));
-      (*kernel_of(part))(call);
+      tiles.call(*kernel_of(part), call);
       done += call.batch * entry;
     }
   }
@@ -147,8 +146,7 @@ class gradient_product {
     call.a = x;
     call.b = z;
     call.c = c;
-    tiles.load(sum);
-    sum(call);
+    tiles.call(sum, call);
   }
 
   /// Two chunks of rows in each block. For db the same ones meet each piece of dz.
