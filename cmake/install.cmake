@@ -4,6 +4,10 @@ install(TARGETS brgemm EXPORT brgemm)  # brgemm::libxsmm is made by the package'
 
 set(brgemm_package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/brgemm)
 install(EXPORT brgemm NAMESPACE brgemm:: FILE brgemm-targets.cmake DESTINATION ${brgemm_package_dir})
+if(TARGET brgemm_cuda)  # the only part that is compiled
+  install(TARGETS brgemm_cuda EXPORT brgemm-cuda ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR})
+  install(EXPORT brgemm-cuda NAMESPACE brgemm:: FILE brgemm-cuda-targets.cmake DESTINATION ${brgemm_package_dir})
+endif()
 configure_package_config_file(cmake/brgemm-config.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/brgemm-config.cmake
                               INSTALL_DESTINATION ${brgemm_package_dir})
 write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/brgemm-config-version.cmake

@@ -15,7 +15,8 @@ if command -v clang++ > /dev/null; then compilers+=(clang++); fi
 configure() { cmake -G Ninja -S "$here" -B build -DCMAKE_BUILD_TYPE=Release "$@" > configure.log || { cat configure.log; exit 1; }; }
 install_to() {  # prefix, options of CMake...
   cmake -G Ninja -S "$source_dir" -B library -DBRGEMM_TESTS=OFF -DBRGEMM_BENCHMARKS=OFF -DBRGEMM_EXAMPLES=OFF \
-        -DCMAKE_INSTALL_PREFIX="$1" "${@:2}" > install.log && cmake --install library >> install.log || { cat install.log; exit 1; }
+        -DCMAKE_INSTALL_PREFIX="$1" "${@:2}" > install.log && cmake --build library >> install.log &&
+    cmake --install library >> install.log || { cat install.log; exit 1; }
 }
 build() { cmake --build build > build.log || { cat build.log; exit 1; }; }
 copy_headers() { cp -r "$source_dir/include/brgemm" .; }
@@ -56,6 +57,11 @@ case "$case_name" in
       exit 1
     fi
     grep -q libxsmm asked.log ;;
+  cuda)
+    install_to "$work_dir/prefix" -DBRGEMM_CUDA=ON -DCMAKE_BUILD_TYPE=Release
+    configure -DCMAKE_PREFIX_PATH="$work_dir/prefix" -DWITH_CUDA=ON
+    build
+    build/consumer ;;
   pkg_config)
     install_to "$work_dir/prefix"
     export PKG_CONFIG_PATH="$work_dir/prefix/share/pkgconfig"

@@ -45,12 +45,12 @@ inline constexpr index type_combination_count = std::size(type_combinations);
 struct leading_dimension {
   index in_desc, in_call;
 };
-inline leading_dimension draw_leading_dimension(entropy& e, index least) {
+constexpr leading_dimension draw_leading_dimension(entropy& e, index least) {
   const index ld = least + (e.one_in(2) ? 0 : e.one_in(4) ? e.between(1, 20) : e.between(1, 3));
   return {e.one_in(4) ? brgemm::at_call : ld, ld};
 }
 
-inline brgemm::type draw_operand_type(entropy& e, const desc& d) {
+constexpr brgemm::type draw_operand_type(entropy& e, const desc& d) {
   if (accumulator_of(d) == brgemm::type::f64) return brgemm::type::f64;
   return e.pick({brgemm::type::f32, brgemm::type::f32, brgemm::type::bf16, brgemm::type::f16});
 }
@@ -61,7 +61,7 @@ struct drawn_step {
   index ld = 0;
 };
 
-inline drawn_step draw_step(entropy& e, const desc& d) {
+constexpr drawn_step draw_step(entropy& e, const desc& d) {
   namespace op = brgemm::op;
   using brgemm::axis;
   using brgemm::op_kind;
@@ -98,7 +98,7 @@ struct drawn_desc {
   index operand_ld[brgemm::max_epilogue] = {};
 };
 
-inline void draw_epilogue(entropy& e, drawn_desc& out) {
+constexpr void draw_epilogue(entropy& e, drawn_desc& out) {
   if (out.d.c == brgemm::type::s32 || e.one_in(2)) return;
   const index steps = e.one_in(2) ? 1 : e.between(2, brgemm::max_epilogue);
   for (index i = 0; i < steps; ++i) {
@@ -108,7 +108,7 @@ inline void draw_epilogue(entropy& e, drawn_desc& out) {
   }
 }
 
-inline void draw_sums(entropy& e, desc& d) {
+constexpr void draw_sums(entropy& e, desc& d) {
   using brgemm::order;
   const bool bytes = brgemm::detail::is_8bit(d.a);
   d.chains = static_cast<std::uint8_t>(e.one_in(2) ? 1 : e.pick({2, 4, 8}));
@@ -129,7 +129,7 @@ inline void draw_sums(entropy& e, desc& d) {
 }
 
 /// The distance from one entry to the next: dense, with room, all the same, backwards or overlapping.
-inline index draw_stride(entropy& e, const brgemm::detail::storage& s, index ld) {
+constexpr index draw_stride(entropy& e, const brgemm::detail::storage& s, index ld) {
   const index elements = brgemm::detail::bytes_of(s, ld, 1);
   switch (e.between(0, 5)) {
     case 0: return elements + e.between(0, 9);
@@ -141,7 +141,7 @@ inline index draw_stride(entropy& e, const brgemm::detail::storage& s, index ld)
 }
 
 /// Entries of some rows only; what they cannot have is taken back.
-inline void draw_row_ranges(entropy& e, desc& d) {
+constexpr void draw_row_ranges(entropy& e, desc& d) {
   d.layout_a = brgemm::layout::plain;
   d.m_extent = brgemm::extent_kind::fixed;
   d.chains = 1;
@@ -154,7 +154,7 @@ inline void draw_row_ranges(entropy& e, desc& d) {
 }
 
 /// What a depthwise product cannot have is taken back.
-inline void make_depthwise(desc& d, bool mirrored) {
+constexpr void make_depthwise(desc& d, bool mirrored) {
   d.layout_a = mirrored ? brgemm::layout::depthwise_mirrored : brgemm::layout::depthwise;
   d.layout_b = brgemm::layout::plain;
   d.chains = 1;
@@ -162,8 +162,8 @@ inline void make_depthwise(desc& d, bool mirrored) {
   if (d.sums != brgemm::order::machine) d.sums = brgemm::order::chain;
 }
 
-inline drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::batch_kind batch,
-                            bool depthwise = false, bool some_rows = false) {
+constexpr drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::batch_kind batch,
+                               bool depthwise = false, bool some_rows = false) {
   using brgemm::layout;
   drawn_desc out;
   desc& d = out.d;

@@ -16,27 +16,27 @@ constexpr std::uint64_t mix(std::uint64_t x) {
 
 class entropy {
  public:
-  explicit entropy(std::uint64_t seed) : state_(mix(seed)) {}
+  constexpr explicit entropy(std::uint64_t seed) : state_(mix(seed)) {}
   entropy(const std::uint8_t* bytes, std::size_t size) : bytes_(bytes), left_(size), state_(size) {
     for (std::size_t i = 0; i < size; ++i) state_ = mix(state_ ^ bytes[i]);
   }
 
   /// 64 random bits, never from the fuzzer's bytes: for the bulk of data.
-  std::uint64_t bits() { return state_ = mix(state_); }
+  constexpr std::uint64_t bits() { return state_ = mix(state_); }
 
   /// A number in [low, high], from the fuzzer's bytes while there are any.
-  brgemm::index between(brgemm::index low, brgemm::index high) {
+  constexpr brgemm::index between(brgemm::index low, brgemm::index high) {
     const auto range = static_cast<std::uint64_t>(high - low) + 1;
     return low + static_cast<brgemm::index>(draw(range) % range);
   }
-  bool one_in(brgemm::index n) { return between(0, n - 1) == 0; }
+  constexpr bool one_in(brgemm::index n) { return between(0, n - 1) == 0; }
   template <class T>
-  T pick(std::initializer_list<T> choices) {
+  constexpr T pick(std::initializer_list<T> choices) {
     return choices.begin()[between(0, static_cast<brgemm::index>(choices.size()) - 1)];
   }
 
  private:
-  std::uint64_t draw(std::uint64_t range) {
+  constexpr std::uint64_t draw(std::uint64_t range) {
     if (left_ == 0) return bits() >> 11;
     std::uint64_t value = 0;
     for (std::uint64_t covered = 1; covered < range && left_ > 0; covered <<= 8, --left_)

@@ -217,13 +217,11 @@ inline void poison_unread_c(problem& p) {
 }
 
 /// Data for `entries` batch entries.
-inline problem draw_problem(entropy& e, const drawn_desc& drawn, index entries) {
+inline problem draw_problem(entropy& e, const drawn_desc& drawn, index entries, values v) {
   problem p;
   p.d = drawn.d;
   p.m = drawn.m;
   p.lda = drawn.lda, p.ldb = drawn.ldb, p.ldc = drawn.ldc;
-  const values v = e.pick({values::unit, values::unit, values::unit, values::unit, values::integers, values::wild,
-                           values::special, values::special});
   p.a.of = {p.d.a, brgemm::detail::storage_of_a(p.d, p.m), drawn.lda};
   p.b.of = {p.d.b, brgemm::detail::storage_of_b(p.d), drawn.ldb};
   p.of_c = {p.d.c, {p.m, p.d.n, 1}, drawn.ldc};
@@ -257,6 +255,12 @@ inline void draw_operand(entropy& e, const desc& d, index m, index ld, index ldc
   out.is_c = brgemm::detail::is_read_matrix(o.kind) && o.operand == d.c && ld == ldc && e.one_in(2);
   out.data.assign(out.of.size(), std::byte{0xff});
   draw_rows(e, out.of, e.pick({values::unit, values::unit, values::integers, values::special}), out.data.data());
+}
+
+inline problem draw_problem(entropy& e, const drawn_desc& drawn, index entries) {
+  const values v = e.pick({values::unit, values::unit, values::unit, values::unit, values::integers, values::wild,
+                           values::special, values::special});
+  return draw_problem(e, drawn, entries, v);
 }
 
 /// Guarded rooms for every piece of memory that a call touches, large enough for every problem drawn.

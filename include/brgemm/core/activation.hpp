@@ -31,7 +31,7 @@ namespace detail {
 
 /// d = 2^n for a register of integers in [-126, 127].
 template <class E>
-void emit_power_of_two(E& e, typename E::reg d, typename E::reg n) {
+constexpr void emit_power_of_two(E& e, typename E::reg d, typename E::reg n) {
   e.add(d, n, 12583039.0f);  // 1.5 * 2^23 + 127: the biased exponent stands in the lowest bits
   e.shift_left(d, d, 23);
 }
@@ -41,7 +41,7 @@ void emit_power_of_two(E& e, typename E::reg d, typename E::reg n) {
 inline constexpr float exp2_series[] = {0x1.442512p-13f, -0x1.5ef5dp-10f, 0x1.3b2a48p-7f,
                                         -0x1.c6af9cp-5f, 0x1.ebfbep-3f,   -0x1.62e43p-1f};
 template <class E>
-void emit_exp2_series(E& e, typename E::reg d, typename E::reg r) {
+constexpr void emit_exp2_series(E& e, typename E::reg d, typename E::reg r) {
   e.constant(d, exp2_series[0]);
   e.horner(d, r, exp2_series[1]);
   e.horner(d, r, exp2_series[2]);
@@ -54,7 +54,7 @@ void emit_exp2_series(E& e, typename E::reg d, typename E::reg r) {
 ///
 /// The quotient is formed as x / (2^-n + 2^-r) where n > 0 and scaled last, so that a subnormal result is rounded once.
 template <class E>
-void emit_logistic(E& e, typename E::reg x, typename E::reg n, typename E::reg r, const typename E::reg* t) {
+constexpr void emit_logistic(E& e, typename E::reg x, typename E::reg n, typename E::reg r, const typename E::reg* t) {
   e.or_bits(t[1], n, 0x80000000u);
   e.max(t[1], t[1], -126.0f);
   emit_power_of_two(e, t[1], t[1]);  // 2^-|n|
@@ -74,7 +74,7 @@ void emit_logistic(E& e, typename E::reg x, typename E::reg n, typename E::reg r
 
 /// n - r = -x * log2(e), n an integer, |r| <= 0.5; log2(e) in two parts.
 template <class E>
-void emit_negative_exponent(E& e, typename E::reg n, typename E::reg r, typename E::reg x) {
+constexpr void emit_negative_exponent(E& e, typename E::reg n, typename E::reg r, typename E::reg x) {
   e.mul(n, x, -0x1.715476p0f);
   e.round(n, n);
   e.move(r, n);
@@ -83,7 +83,7 @@ void emit_negative_exponent(E& e, typename E::reg n, typename E::reg r, typename
 }
 
 template <class E>
-void emit_sigmoid(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_sigmoid(E& e, typename E::reg x, const typename E::reg* t) {
   e.constant(t[0], -106.0f);
   e.max(x, t[0], x);  // this order keeps NaN
   e.constant(t[0], 60.0f);
@@ -94,7 +94,7 @@ void emit_sigmoid(E& e, typename E::reg x, const typename E::reg* t) {
 }
 
 template <class E>
-void emit_silu(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_silu(E& e, typename E::reg x, const typename E::reg* t) {
   e.constant(t[0], -120.0f);
   e.max(x, t[0], x);  // this order keeps NaN
   e.min(t[2], x, 60.0f);
@@ -105,7 +105,8 @@ void emit_silu(E& e, typename E::reg x, const typename E::reg* t) {
 /// n - r = -2u log2(e) = -x (a + b x^2), u = sqrt(2/pi) (x + 0.044715 x^3), 0.044715 the decimal number; n an integer,
 /// |r| <= 0.5. a + b x^2 is formed in two parts because an error in it is relative in the power. t[0..1] are clobbered.
 template <class E>
-void emit_gelu_tanh_exponent(E& e, typename E::reg n, typename E::reg r, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_gelu_tanh_exponent(E& e, typename E::reg n, typename E::reg r, typename E::reg x,
+                                       const typename E::reg* t) {
   constexpr float a_high = -0x1.26aecp+1f;  // -2 sqrt(2/pi) log2(e); few bits, so that t1 below is exact
   constexpr float a_low = -0x1.0de73ap-22f;
   constexpr float b_high = -0x1.a5a7dp-4f;  // 0.044715 times that
@@ -129,7 +130,7 @@ void emit_gelu_tanh_exponent(E& e, typename E::reg n, typename E::reg r, typenam
 
 /// x / (1 + exp(-2u)), u = sqrt(2/pi) (x + 0.044715 x^3).
 template <class E>
-void emit_gelu_tanh(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_gelu_tanh(E& e, typename E::reg x, const typename E::reg* t) {
   e.constant(t[0], -11.0f);
   e.max(x, t[0], x);  // this order keeps NaN
   e.min(t[0], x, 8.0f);
@@ -140,7 +141,7 @@ void emit_gelu_tanh(E& e, typename E::reg x, const typename E::reg* t) {
 
 /// x + x^3 p(x^2) up to 0.625, p of degree 4 with relative error 2^-27.8 (minimax); 1 - 2 / (1 + 2^n 2^-r) above.
 template <class E>
-void emit_tanh(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_tanh(E& e, typename E::reg x, const typename E::reg* t) {
   e.and_bits(t[0], x, 0x7fffffffu);
   e.constant(t[1], 10.0f);
   e.min(t[1], t[1], t[0]);  // this order keeps NaN
@@ -177,7 +178,7 @@ void emit_tanh(E& e, typename E::reg x, const typename E::reg* t) {
 /// relative error 2^-26.7 (weighted least squares by Lawson's iteration). -0.07 < w < 0.25, and w(0) = 0: small |x|
 /// lose nothing.
 template <class E>
-void emit_gelu_erf(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_gelu_erf(E& e, typename E::reg x, const typename E::reg* t) {
   constexpr float half_log2e = 0x1.715476p-1f;
   constexpr float half_log2e_low = 0x1.4ae0cp-27f;
   constexpr float k = 0x1.3p+2f, h = 0x1.3p+1f, c = 0x1.63d198p+0f;
@@ -245,7 +246,7 @@ void emit_gelu_erf(E& e, typename E::reg x, const typename E::reg* t) {
 
 /// x h, h = min(max(x + 3, 0), 6) / 6 rounded once.
 template <class E>
-void emit_hardswish(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_hardswish(E& e, typename E::reg x, const typename E::reg* t) {
   constexpr float sixth = 0x1.555556p-3f;
   constexpr float sixth_low = -0x1.555556p-28f;
   e.constant(t[0], -3.0f);
@@ -269,7 +270,7 @@ void emit_hardswish(E& e, typename E::reg x, const typename E::reg* t) {
 
 /// v = 2^-r - 1 and r = 2^n (1 + v), n an integer in [-252, 0], |r| <= 0.5; powers below 2^-126 count as 2^-126.
 template <class E>
-void emit_power(E& e, typename E::reg v, typename E::reg r, typename E::reg n) {
+constexpr void emit_power(E& e, typename E::reg v, typename E::reg r, typename E::reg n) {
   emit_exp2_series(e, v, r);
   e.mul(v, v, r);
   e.max(r, n, -126.0f);
@@ -279,7 +280,7 @@ void emit_power(E& e, typename E::reg v, typename E::reg r, typename E::reg n) {
 
 /// a = |x|, at most `most`; NaN stays NaN.
 template <class E>
-void emit_magnitude(E& e, typename E::reg a, typename E::reg x, float most, typename E::reg t) {
+constexpr void emit_magnitude(E& e, typename E::reg a, typename E::reg x, float most, typename E::reg t) {
   e.and_bits(t, x, 0x7fffffffu);
   e.constant(a, most);
   e.min(a, a, t);
@@ -287,7 +288,7 @@ void emit_magnitude(E& e, typename E::reg a, typename E::reg x, float most, type
 
 /// d = d 2^n / (1 + power)^2; t is clobbered.
 template <class E>
-void emit_quotient(E& e, typename E::reg d, typename E::reg n, typename E::reg power, typename E::reg t) {
+constexpr void emit_quotient(E& e, typename E::reg d, typename E::reg n, typename E::reg power, typename E::reg t) {
   e.add(t, power, 2.0f);
   e.horner(t, power, 1.0f);
   e.div(d, d, t);
@@ -296,7 +297,7 @@ void emit_quotient(E& e, typename E::reg d, typename E::reg n, typename E::reg p
 
 /// x = x < 0 ? tail : 1 - tail; t is clobbered.
 template <class E>
-void emit_side(E& e, typename E::reg x, typename E::reg tail, typename E::reg t) {
+constexpr void emit_side(E& e, typename E::reg x, typename E::reg tail, typename E::reg t) {
   e.constant(t, 1.0f);
   e.sub(t, t, tail);
   e.select_less(x, x, 0.0f, tail, t);
@@ -305,7 +306,7 @@ void emit_side(E& e, typename E::reg x, typename E::reg tail, typename E::reg t)
 /// x = c E / (1 + E)^2, E = 2^(n-r), as q (1 + v) 2^n, q = c / (1 + P)^2, P and q rounded: what these roundings and
 /// that of the square change, to first order, goes into v = 2^-r - 1. n = t0, r = t1; t[0..4] are clobbered.
 template <class E>
-void emit_logistic_derivative(E& e, typename E::reg x, float c, const typename E::reg* t) {
+constexpr void emit_logistic_derivative(E& e, typename E::reg x, float c, const typename E::reg* t) {
   emit_exp2_series(e, x, t[1]);
   e.mul(x, x, t[1]);
   e.max(t[2], t[0], -126.0f);
@@ -330,14 +331,14 @@ void emit_logistic_derivative(E& e, typename E::reg x, float c, const typename E
 }
 
 template <class E>
-void emit_sigmoid_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_sigmoid_derivative(E& e, typename E::reg x, const typename E::reg* t) {
   emit_magnitude(e, x, x, 106.0f, t[0]);
   emit_negative_exponent(e, t[0], t[1], x);
   emit_logistic_derivative(e, x, 1.0f, t);
 }
 
 template <class E>
-void emit_tanh_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_tanh_derivative(E& e, typename E::reg x, const typename E::reg* t) {
   emit_magnitude(e, x, x, 54.0f, t[0]);
   e.add(x, x, x);
   emit_negative_exponent(e, t[0], t[1], x);
@@ -345,7 +346,7 @@ void emit_tanh_derivative(E& e, typename E::reg x, const typename E::reg* t) {
 }
 
 template <class E>
-void emit_silu_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_silu_derivative(E& e, typename E::reg x, const typename E::reg* t) {
   emit_magnitude(e, t[0], x, 120.0f, t[1]);
   emit_negative_exponent(e, t[1], t[2], t[0]);
   emit_power(e, t[3], t[2], t[1]);
@@ -358,7 +359,7 @@ void emit_silu_derivative(E& e, typename E::reg x, const typename E::reg* t) {
 }
 
 template <class E>
-void emit_gelu_tanh_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_gelu_tanh_derivative(E& e, typename E::reg x, const typename E::reg* t) {
   emit_magnitude(e, t[0], x, 11.0f, t[1]);
   emit_gelu_tanh_exponent(e, t[1], t[2], t[0], t + 3);
   emit_power(e, t[3], t[2], t[1]);
@@ -379,7 +380,7 @@ void emit_gelu_tanh_derivative(E& e, typename E::reg x, const typename E::reg* t
 /// keeps its relative error near a0. s, between 0.66 and 0.4, is a polynomial of degree 8, off by at most 2^-27.4 of
 /// itself (Lawson's iteration, coefficients rounded one after the other); as the difference a0 - a it has two parts.
 template <class E>
-void emit_gelu_erf_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_gelu_erf_derivative(E& e, typename E::reg x, const typename E::reg* t) {
   constexpr float half_log2e = 0x1.715476p-1f;
   constexpr float half_log2e_low = 0x1.4ae0cp-27f;
   constexpr float k = 3.625f;
@@ -435,7 +436,7 @@ void emit_gelu_erf_derivative(E& e, typename E::reg x, const typename E::reg* t)
 
 /// (x + 3/2) / 3, 0 up to -3 and 1 from 3.
 template <class E>
-void emit_hardswish_derivative(E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_hardswish_derivative(E& e, typename E::reg x, const typename E::reg* t) {
   constexpr float before_3 = 0x1.7ffffep+1f;
   e.add(t[0], x, 1.5f);
   e.mul(t[0], t[0], 0x1.555556p-2f);
@@ -445,6 +446,8 @@ void emit_hardswish_derivative(E& e, typename E::reg x, const typename E::reg* t
   e.constant(t[2], 1.0f);
   e.select_less(x, t[1], x, t[2], t[0]);  // this order keeps NaN
 }
+
+#if !defined(__CUDACC_RTC__)  // code for GPUs has an evaluator of its own
 
 /// Evaluates on one float. The empty asm after a product or a sum keeps the compiler from contracting the two.
 struct float_evaluator {
@@ -484,6 +487,8 @@ struct float_evaluator {
   void select_less(reg d, reg a, auto b, reg x, reg y) { *d = *a < value(b) ? *x : *y; }
 };
 
+#endif
+
 }  // namespace detail
 
 /// Registers that emit_activation needs beside x; 0 for a step that has no function here.
@@ -508,7 +513,7 @@ constexpr int temporaries(op_kind kind) noexcept {
 /// Emits, or evaluates, on register x in place the function of the step: an activation; of a `_backward` step, the
 /// derivative of its activation. t[0..temporaries(kind)-1] are clobbered. Does nothing for another step.
 template <class E>
-void emit_activation(op_kind kind, E& e, typename E::reg x, const typename E::reg* t) {
+constexpr void emit_activation(op_kind kind, E& e, typename E::reg x, const typename E::reg* t) {
   switch (kind) {
     case op_kind::sigmoid: return detail::emit_sigmoid(e, x, t);
     case op_kind::tanh: return detail::emit_tanh(e, x, t);
@@ -526,6 +531,8 @@ void emit_activation(op_kind kind, E& e, typename E::reg x, const typename E::re
   }
 }
 
+#if !defined(__CUDACC_RTC__)
+
 /// That function of one float: the same bits as generated code gives. x itself for another step.
 inline float activate(op_kind kind, float x) noexcept {
   float t[6] = {};
@@ -534,5 +541,7 @@ inline float activate(op_kind kind, float x) noexcept {
   emit_activation(kind, e, &x, registers);
   return x;
 }
+
+#endif
 
 }  // namespace brgemm::inline abi_0

@@ -23,6 +23,7 @@ enum class errc : std::uint8_t {
   out_of_memory,     ///< an allocation failed
   code_memory,       ///< memory for code could not be mapped or protected; the message has the system's reason
   cache_full,        ///< the bound on code memory is reached and every kernel in it is held
+  device,            ///< a GPU's driver or compiler refused; the message has its words
 };
 
 /// An error: trivially copyable, holds its text itself, so making one never allocates.

@@ -1,0 +1,230 @@
+// The kernels for the GPU, run on the CPU, thread by thread, on drawn descs and between inaccessible pages: the bits of
+// the reference. Tensor cores are stood in for by an fma a term; the sums that they are given here are exact, or (f16)
+// in the order of the stand-in.
+#include <gtest/gtest.h>
+
+#include "brgemm/kernel/kernel.hpp"
+#include "plan.hpp"
+#include "support/gpu_emulator.hpp"
+#include "support/problem.hpp"
+
+namespace brgemm_test {
+namespace {
+
+using brgemm::type;
+using brgemm::cuda::tile;
+
+constexpr int samples = 77;
+constexpr index entries = 5;
+
+/// A desc for a GPU; every combination of types comes many times.
+constexpr drawn_desc drawn_for_gpu(entropy& e, int sample, const shape& s) {
+  const types& t = type_combinations[sample % type_combination_count];
+  drawn_desc x = draw_desc(e, s, t, static_cast<brgemm::batch_kind>(e.between(0, 2)));
+  x.d.where = brgemm::place::gpu;
+  if (t.a == type::bf16) x.d.sums = brgemm::order::machine, x.d.chains = 1;
+  return x;
+}
+
+constexpr drawn_desc sample_of(int sample) {
+  entropy e(static_cast<std::uint64_t>(sample) + 1);
+  return drawn_for_gpu(e, sample, {9, 9, 9});
+}
+
+constexpr tile tile_of(int sample) {
+  const desc d = sample_of(sample).d;
+  if (brgemm::cuda::by_tensor_cores(d)) return sample / 11 % 2 == 0 ? tile{64, 64, 32, 0} : tile{32, 32, 32, 0};
+  if (d.chains > 1 || accumulator_of(d) == type::f64) {
+    return sample / 11 % 2 == 0 ? tile{32, 32, 16, 2} : tile{16, 16, 16, 1};
+  }
+  return sample / 11 % 3 == 0 ? tile{64, 64, 16, 4} : sample / 11 % 3 == 1 ? tile{32, 32, 16, 2} : tile{16, 16, 16, 1};
+}
+
+/// The desc of the sample with other sizes.
+drawn_desc resized(entropy& e, drawn_desc x, const shape& s) {
+  desc& d = x.d;
+  d.m = x.m = s.m, d.n = s.n, d.k = s.k;
+  if (d.m_extent == brgemm::extent_kind::at_call) d.m += e.between(0, 40);
+  const auto stored_a = brgemm::detail::storage_of_a(d, d.m), stored_b = brgemm::detail::storage_of_b(d);
+  const auto lda = draw_leading_dimension(e, std::max<index>(stored_a.columns, 1));
+  const auto ldb = draw_leading_dimension(e, std::max<index>(stored_b.columns, 1));
+  const auto ldc = draw_leading_dimension(e, d.n);
+  d.lda = lda.in_desc, x.lda = lda.in_call;
+  d.ldb = ldb.in_desc, x.ldb = ldb.in_call;
+  d.ldc = ldc.in_desc, x.ldc = ldc.in_call;
+  d.prefetch = 0;
+  d.write_c = brgemm::write_kind::cached;
+  if (d.batch == brgemm::batch_kind::strides) {
+    d.stride_a = draw_stride(e, brgemm::detail::storage_of_a(d, x.m), x.lda);
+    d.stride_b = draw_stride(e, stored_b, x.ldb);
+  }
+  for (int i = 0; i < d.epilogue_size; ++i) {
+    brgemm::epilogue_op& o = d.epilogue[i];
+    if (!brgemm::detail::is_mask(o.kind) && !brgemm::detail::is_matrix(o.kind)) continue;
+    const auto ld = draw_leading_dimension(e, brgemm::detail::storage_of_operand(d, o, d.m).columns);
+    o.ld = ld.in_desc, x.operand_ld[i] = ld.in_call;
+  }
+  return x;
+}
+
+brgemm::cuda::arguments for_gpu(const brgemm::arguments& x) {
+  brgemm::cuda::arguments g;
+  g.a = x.a, g.b = x.b, g.c = x.c, g.pairs = x.pairs, g.batch = x.batch, g.m = x.m;
+  g.lda = x.lda, g.ldb = x.ldb, g.ldc = x.ldc;
+  g.alpha = x.alpha, g.beta = x.beta, g.zero_a = x.zero_a, g.zero_b = x.zero_b, g.column_sums = x.column_sums;
+  std::copy(std::begin(x.operand), std::end(x.operand), g.operand);
+  std::copy(std::begin(x.operand_ld), std::end(x.operand_ld), g.operand_ld);
+  return g;
+}
+
+template <desc D, tile T>
+gpu::block run_on_emulator(const desc& d, const brgemm::cuda::arguments& x) {
+  gpu::block threads(threads_of(T));
+  const brgemm::cuda::launch call = make_launch(d, T, x);
+  const auto blocks = brgemm::cuda::grid_of(d, T, x);
+  EXPECT_TRUE(blocks) << blocks.error().message();
+  for (unsigned i = 0; blocks && i < *blocks; ++i) threads.run(i, [&] { brgemm::cuda::batch_reduce<D, T>(call); });
+  return threads;
+}
+
+/// The reference's kernel with the bits of the GPU's: tensor cores sum from +0 and add to beta * C last.
+brgemm::result<brgemm::kernel> reference_of(desc d) {
+  d.where = brgemm::place::cpu;
+  if (brgemm::cuda::by_tensor_cores(d)) d.alpha = brgemm::alpha_kind::at_call;
+  return make_kernel(d, {.backend = "reference"});
+}
+
+template <int Sample>
+void check(const problem_memory& memory) {
+  constexpr drawn_desc sample = sample_of(Sample);
+  constexpr tile T = tile_of(Sample);
+  const bool tensor_cores = brgemm::cuda::by_tensor_cores(sample.d);
+  entropy e(static_cast<std::uint64_t>(Sample) * 7919);
+  for (const shape& s : {shape{1, 1, 1}, shape{e.between(1, 40), e.between(1, 40), e.between(0, 40)},
+                         shape{e.between(1, 80), e.between(1, 80), e.between(1, 20)}}) {
+    const drawn_desc x = resized(e, sample, s);
+    const values v = tensor_cores && x.d.a == type::bf16 ? values::integers : e.pick({values::unit, values::special});
+    problem p = draw_problem(e, x, entries, v);
+    if (tensor_cores && x.d.alpha == brgemm::alpha_kind::one) p.alpha = 1;
+    const index batch = e.between(0, entries);
+    const guard side = e.one_in(2) ? guard::before : guard::after;
+    SCOPED_TRACE("sample " + std::to_string(Sample) + ": " + text_of(p, batch, side));
+    const auto supported = brgemm::cuda::check_supported(x.d);
+    ASSERT_TRUE(supported) << supported.error().message();
+    const brgemm::arguments on_cpu = place(p, batch, side, memory);
+    const auto reference = reference_of(x.d);
+    ASSERT_TRUE(reference) << reference.error().message();
+    const auto called = reference->call(on_cpu);
+    ASSERT_TRUE(called) << called.error().message();
+    const outputs expected = collect(p, on_cpu);
+    reset_outputs(p, on_cpu);
+    const brgemm::cuda::arguments g = for_gpu(on_cpu);
+    const auto valid = brgemm::cuda::validate(x.d, g);
+    ASSERT_TRUE(valid) << valid.error().message();
+    const gpu::block ran = run_on_emulator<brgemm::cuda::specialised(sample.d), T>(x.d, g);
+    if (batch * x.d.k > 0) {
+      EXPECT_GT(tensor_cores ? ran.warp_products : ran.barriers, 0);
+    }
+    ASSERT_EQ(difference(p, expected, on_cpu), "");
+  }
+}
+
+TEST(GpuBatchReduce, HasTheBitsOfTheReferenceOnDrawnDescs) {
+  const problem_memory memory(entries, std::size_t{1} << 18);
+  int with_tensor_cores = 0;
+  [&]<int... I>(std::integer_sequence<int, I...>) {
+    ((check<I>(memory), with_tensor_cores += brgemm::cuda::by_tensor_cores(sample_of(I).d)), ...);
+  }
+  (std::make_integer_sequence<int, samples>());
+  EXPECT_GT(with_tensor_cores, samples / 8);
+  EXPECT_LT(with_tensor_cores, samples / 2);
+}
+
+/// Blocks of a larger C, each with a list, a number of rows and operands of its own; one has no entries, and blocks
+/// overlap in B.
+TEST(GpuBatchReduce, BlocksHaveListsOfTheirOwn) {
+  constexpr desc D = [] {
+    desc d;
+    d.m = 20, d.n = 24, d.k = 7;
+    d.lda = 9, d.ldb = 70, d.ldc = 80;
+    d.batch = brgemm::batch_kind::offsets;
+    d.beta = brgemm::beta_kind::one;
+    d.m_extent = brgemm::extent_kind::at_call;
+    d.where = brgemm::place::gpu;
+    append(d, brgemm::op::bias());
+    append(d, brgemm::op::bias(brgemm::axis::row));
+    append(d, brgemm::op::relu_mask(10));
+    append(d, brgemm::op::add(81));
+    return d;
+  }();
+  constexpr index rows = 47, columns = 72;
+  auto random = [seed = std::uint64_t{1}](std::size_t count) mutable {
+    entropy e(seed++);
+    std::vector<float> x(count);
+    for (float& value : x) value = draw_element<float>(e.bits(), values::unit);
+    return x;
+  };
+  const auto a = random(4000), b = random(4000), start = random(rows * D.ldc), residual = random(rows * 81);
+  const auto along_columns = random(columns), along_rows = random(rows);
+  std::vector<brgemm::cuda::output> list;
+  std::vector<brgemm::offset_pair> pairs;
+  for (index row = 0, j = 0; row < rows; row += D.m) {
+    for (index column = 0; column < columns; column += D.n, ++j) {
+      list.push_back({.a = 3 * j,
+                      .b = 2 * j,
+                      .row = row,
+                      .column = column,
+                      .first = static_cast<index>(pairs.size()),
+                      .batch = j % 4,
+                      .m = std::min(D.m, rows - row)});
+      for (index i = 0; i < j % 4; ++i) pairs.push_back({31 * i + 5 * j, 200 * i + j});
+    }
+  }
+  std::vector<float> expected = start, c = start;
+  std::vector<std::uint8_t> expected_mask(rows * 10, 0xa5), mask = expected_mask;
+  desc on_cpu = D;
+  on_cpu.where = brgemm::place::cpu;
+  const auto kernel = make_kernel(on_cpu, {.backend = "reference"});
+  ASSERT_TRUE(kernel) << kernel.error().message();
+  for (const auto& o : list) {
+    brgemm::arguments x;
+    x.a = a.data() + o.a, x.b = b.data() + o.b, x.c = expected.data() + o.row * D.ldc + o.column;
+    x.pairs = pairs.data() + o.first, x.batch = o.batch, x.m = o.m;
+    x.operand[0] = const_cast<float*>(along_columns.data()) + o.column;
+    x.operand[1] = const_cast<float*>(along_rows.data()) + o.row;
+    x.operand[2] = expected_mask.data() + o.row * 10 + o.column / 8;
+    x.operand[3] = const_cast<float*>(residual.data()) + o.row * 81 + o.column;
+    (*kernel)(x);
+  }
+  brgemm::cuda::arguments x;
+  x.a = a.data(), x.b = b.data(), x.c = c.data(), x.pairs = pairs.data();
+  x.outputs = list.data(), x.count = static_cast<index>(list.size());
+  x.operand[0] = const_cast<float*>(along_columns.data()), x.operand[1] = const_cast<float*>(along_rows.data());
+  x.operand[2] = mask.data(), x.operand[3] = const_cast<float*>(residual.data());
+  const auto valid = brgemm::cuda::validate(D, x);
+  ASSERT_TRUE(valid) << valid.error().message();
+  run_on_emulator<brgemm::cuda::specialised(D), tile{16, 16, 16, 1}>(D, x);
+  EXPECT_EQ(std::memcmp(c.data(), expected.data(), c.size() * 4), 0);
+  EXPECT_EQ(mask, expected_mask);
+}
+
+/// -0 + 0 * -1 three times is -0; one product of two zeros that a tile is filled up with would make it +0.
+TEST(GpuBatchReduce, WhatFillsTilesUpAddsNoTerm) {
+  constexpr desc D = [] {
+    desc d;
+    d.m = 2, d.n = 3, d.k = 3;
+    d.lda = d.ldb = d.ldc = 3;
+    d.beta = brgemm::beta_kind::one;
+    d.where = brgemm::place::gpu;
+    return d;
+  }();
+  const std::vector<float> a(6), b(9, -1.0f);
+  std::vector<float> c(6, -0.0f);
+  brgemm::cuda::arguments x;
+  x.a = a.data(), x.b = b.data(), x.c = c.data();
+  run_on_emulator<brgemm::cuda::specialised(D), tile{16, 16, 16, 1}>(D, x);
+  for (const float value : c) EXPECT_TRUE(value == 0 && std::signbit(value));
+}
+
+}  // namespace
+}  // namespace brgemm_test
