@@ -104,7 +104,8 @@ inline result<void> check_enumerators(const desc& d) noexcept {
   for (const auto& f : fields) {
     if (auto r = check_enumerator(f.field, f.value, f.count); !r) return r;
   }
-  if (d.where == place::gpu) return error(errc::unsupported, "where", "where is gpu, for which cuda::make_kernel makes kernels");
+  if (d.where == place::gpu)
+    return error(errc::unsupported, "where", "where is gpu, for which cuda::make_kernel makes kernels");
   return {};
 }
 

@@ -23,7 +23,8 @@ class depthwise_update {
     u.channels_ = channels, u.forward_ = forward, u.data_ = data;
     u.width_ = forward.in.depthwise_width(forward.out.depthwise_width(std::min(channels, most_depthwise)));
     if (auto r = u.plan_runs(how); !r) return r.error();
-    if (auto r = u.plan_kernel(u.sums_, {1, 1}, 0, forward.out.pixel(), how); !r) return r.error();
+    if (auto r = u.plan_kernel(u.sums_, {1, 1}, {batch_kind::strides, 0, forward.out.pixel()}, how); !r)
+      return r.error();
     return u;
   }
 
@@ -64,15 +65,18 @@ class depthwise_update {
   }
 
  private:
-  static constexpr index band_bytes = 16 << 10;  ///< of dz
+  static constexpr index band_bytes = 16 << 10;      ///< of dz
+  static constexpr index short_row_bytes = 4 << 10;  ///< below it a call a row costs more than a list's entries
 
   /// Columns of y that see the same taps. Where pixels are as far apart as taps, rows are the entries of a call and
-  /// their pixels k; else each row is a call of its own.
+  /// their pixels k. Else each pixel is an entry: those of one row, or where rows are short of several, which a list
+  /// has.
   struct planned_run {
     conv_run columns;
-    bool batch_is_rows = true;
-    index rows = 1;      ///< of y, which all lines of taps read before the next ones
-    kernel products[2];  ///< [full panel]
+    index rows = 1;  ///< of y, which all lines of taps read before the next ones
+    index entries_a_row = 1;
+    std::unique_ptr<offset_pair[]> pixels;  ///< (rows, columns.count), or none
+    kernel products[2];                     ///< [full panel]
   };
   /// The outputs that see a line of taps, along depth and height.
   struct planned_line {
@@ -135,7 +139,8 @@ class depthwise_update {
     call.a = element(x, from);
     call.b = element(dz, of_z);
     call.c = sums + (line * axis(2).kernel + w.tap) * channels_;
-    call.batch = run.batch_is_rows ? end - begin : w.count;
+    call.pairs = run.pixels.get();
+    call.batch = (end - begin) * run.entries_a_row;
     run.products[width == width_](call);
   }
 
@@ -152,24 +157,51 @@ class depthwise_update {
     }
     result<void> made;
     for_forward_runs(axis(2), [&](const conv_run& r) {
-      if (r.taps == 0 || !made) return;
-      planned_run& run = runs_[at(runs_count_++)];
-      run.columns = r;
-      run.batch_is_rows = r.count == 1 || axis(2).stride == axis(2).dilation;
-      if (run.batch_is_rows) run.rows = std::max<index>(1, band_bytes / (r.count * width_ * size_of(data_)));
-      const int along = run.batch_is_rows ? 1 : 2;
-      made = plan_kernel(run.products, {r.taps, run.batch_is_rows ? r.count : 1},
-                         axis(along).stride * forward_.step_in(along), forward_.step_out(along), how);
+      if (r.taps > 0 && made) made = plan_run(runs_[at(runs_count_++)], r, how);
     });
     return made;
+  }
+
+  result<void> plan_run(planned_run& run, const conv_run& columns, const options& how) noexcept {
+    run.columns = columns;
+    const index row_bytes = columns.count * width_ * size_of(data_);
+    const index rows = std::clamp<index>(band_bytes / row_bytes, 1, axis(1).out());
+    const index step_x = axis(1).stride * forward_.step_in(1);
+    if (columns.count == 1 || axis(2).stride == axis(2).dilation) {
+      run.rows = rows;
+      const entries of_rows{batch_kind::strides, step_x, forward_.step_out(1)};
+      return plan_kernel(run.products, {columns.taps, columns.count}, of_rows, how);
+    }
+    run.entries_a_row = columns.count;
+    if (row_bytes >= short_row_bytes) {
+      const entries of_pixels{batch_kind::strides, axis(2).stride * forward_.step_in(2), forward_.step_out(2)};
+      return plan_kernel(run.products, {columns.taps, 1}, of_pixels, how);
+    }
+    run.rows = rows;
+    run.pixels.reset(new (std::nothrow) offset_pair[at(run.rows * columns.count)]);
+    if (!run.pixels) {
+      return error(errc::out_of_memory, "axes", "no memory for %ld rows of %ld pixels", run.rows, columns.count);
+    }
+    for (index i = 0; i < run.rows * columns.count; ++i) {
+      const index row = i / columns.count, column = i % columns.count;
+      run.pixels[at(i)] = {row * step_x + column * axis(2).stride * forward_.step_in(2),
+                           row * forward_.step_out(1) + column * forward_.step_out(2)};
+    }
+    return plan_kernel(run.products, {columns.taps, 1}, {batch_kind::offsets}, how);
   }
 
   struct shape {
     index taps;
     index pixels;
   };
+  /// Where the entries of a call lie.
+  struct entries {
+    batch_kind kind;
+    index stride_x = 0;
+    index stride_z = 0;
+  };
   /// C (taps of a row, channels) += sum of pixels: A the inputs that a pixel sees, B the pixel.
-  result<void> plan_kernel(kernel (&made)[2], shape s, index stride_x, index stride_z, const options& how) noexcept {
+  result<void> plan_kernel(kernel (&made)[2], shape s, entries e, const options& how) noexcept {
     for (const bool full : {false, true}) {
       desc d;
       d.m = s.taps;
@@ -179,7 +211,8 @@ class depthwise_update {
       d.lda = axis(2).dilation * forward_.in.pixel();
       d.ldb = forward_.out.pixel();
       d.ldc = channels_;
-      d.stride_a = stride_x, d.stride_b = stride_z;
+      d.batch = e.kind;
+      d.stride_a = e.stride_x, d.stride_b = e.stride_z;
       d.a = d.b = data_;
       d.layout_a = layout::depthwise;
       d.beta = beta_kind::one;
