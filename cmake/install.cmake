@@ -10,8 +10,12 @@ if(TARGET brgemm_cuda)  # the only part that is compiled
 endif()
 configure_package_config_file(cmake/brgemm-config.cmake.in ${CMAKE_CURRENT_BINARY_DIR}/brgemm-config.cmake
                               INSTALL_DESTINATION ${brgemm_package_dir})
+set(brgemm_any_architecture ARCH_INDEPENDENT)
+if(TARGET brgemm_cuda)
+  set(brgemm_any_architecture)
+endif()
 write_basic_package_version_file(${CMAKE_CURRENT_BINARY_DIR}/brgemm-config-version.cmake
-                                 COMPATIBILITY SameMinorVersion ARCH_INDEPENDENT)
+                                 COMPATIBILITY SameMinorVersion ${brgemm_any_architecture})
 install(FILES ${CMAKE_CURRENT_BINARY_DIR}/brgemm-config.cmake ${CMAKE_CURRENT_BINARY_DIR}/brgemm-config-version.cmake
               cmake/FindXbyak.cmake cmake/FindLibxsmm.cmake
         DESTINATION ${brgemm_package_dir})

@@ -114,7 +114,7 @@ struct accumulator<type::u8> {
 template <desc D>
 __device__ __forceinline__ run_of_columns run_at(const launch& call, const place_of_tile& at, int i, int j) {
   const index left = at.row + i < at.m ? call.n - at.column - j : 0;
-  return {at.of.row + at.row + i, at.of.column + at.column + j,
+  return {at.of.row + at.row + i, at.of.column + at.column + j, at.of.vectors,
           static_cast<int>(left < 0             ? 0
                            : left < run_columns ? left
                                                 : run_columns)};
@@ -194,7 +194,7 @@ __device__ __forceinline__ void sum_by_fma(const launch& call) {
 #pragma unroll
     for (int i = 0; i < T.rows; ++i) load_start<D>(call, run_at<D>(call, at, i0 + i, j0), sums[0][i]);
   }
-  for (index e = 0; e < at.of.batch; ++e) {
+  for (index e = 0; call.k > 0 && e < at.of.batch; ++e) {
     const entry ab = find_entry<D>(call, at.of, e);
     for (index first = 0; first < call.k; first += T.k) {
       __syncthreads();
@@ -272,7 +272,7 @@ __device__ __forceinline__ void sum_by_tensor_cores(const launch& call) {
   const int j0 = warp % (T.n / 32) * 32;
 
   float sums[2][4][4] = {};
-  for (index e = 0; e < at.of.batch; ++e) {
+  for (index e = 0; call.k > 0 && e < at.of.batch; ++e) {
     const entry ab = find_entry<D>(call, at.of, e);
     const auto* const from_a = static_cast<const std::uint16_t*>(ab.a);
     const auto* const from_b = static_cast<const std::uint16_t*>(ab.b);

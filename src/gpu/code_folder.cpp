@@ -3,7 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <atomic>
+#include <chrono>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
@@ -17,7 +17,8 @@ namespace {
 namespace fs = std::filesystem;
 
 constexpr std::string_view magic = "brgemm code 1\n";
-constexpr std::string_view ending = ".cubin";
+constexpr std::string_view ending = ".brgemm-code";
+constexpr std::string_view unfinished = ".brgemm-unfinished";
 
 /// FNV-1a, from a start of one's own.
 std::uint64_t hash_of(std::string_view text, std::uint64_t hash = 0xcbf29ce484222325u) {
@@ -31,16 +32,32 @@ std::string words(std::initializer_list<std::uint64_t> numbers) {
   return text;
 }
 
+/// Empty where it cannot be read.
 std::string read(const fs::path& file) {
+  std::error_code failed;
+  const std::uintmax_t size = fs::is_regular_file(file, failed) ? fs::file_size(file, failed) : 0;
+  if (failed || size > (std::uintmax_t{1} << 30)) return {};
+  std::string content(size, '\0');
   std::ifstream in(file, std::ios::binary);
-  return {std::istreambuf_iterator<char>(in), {}};
+  in.read(content.data(), static_cast<std::streamsize>(size));
+  return in.gcount() == static_cast<std::streamsize>(size) ? content : std::string();
 }
 
-bool write(const fs::path& file, const std::string& content) {
-  std::ofstream out(file, std::ios::binary);
-  out.write(content.data(), static_cast<std::streamsize>(content.size()));
-  out.close();
-  return !out.fail();
+/// A new file of the user's own, which nobody else may read; its name, empty where there is none.
+std::string write_new(const fs::path& folder, const std::string& content) {
+  std::string name = (folder / "XXXXXX").string() + std::string(unfinished);
+  const int file = mkstemps(name.data(), static_cast<int>(unfinished.size()));
+  if (file < 0) return {};
+  std::size_t done = 0;
+  while (done < content.size()) {
+    const ssize_t wrote = ::write(file, content.data() + done, content.size() - done);
+    if (wrote <= 0) break;
+    done += static_cast<std::size_t>(wrote);
+  }
+  const bool closed = ::close(file) == 0;
+  if (closed && done == content.size()) return name;
+  ::unlink(name.c_str());
+  return {};
 }
 
 std::string beginning(std::string_view key, const std::vector<char>& code) {
@@ -52,11 +69,11 @@ std::string beginning(std::string_view key, const std::vector<char>& code) {
 
 code_folder::code_folder(std::string_view named, std::uintmax_t most_bytes) : folder_(named), most_bytes_(most_bytes) {
   if (!named.empty()) return;
-  const char* const cache = std::getenv("XDG_CACHE_HOME");
-  const char* const home = std::getenv("HOME");
-  if (cache != nullptr && *cache != '\0') {
+  const char* const cache = secure_getenv("XDG_CACHE_HOME");
+  const char* const home = secure_getenv("HOME");
+  if (cache != nullptr && *cache == '/') {  // its specification says to ignore a relative one
     folder_ = fs::path(cache) / "brgemm";
-  } else if (home != nullptr && *home != '\0') {
+  } else if (home != nullptr && *home == '/') {
     folder_ = fs::path(home) / ".cache" / "brgemm";
   }
 }
@@ -79,19 +96,13 @@ std::optional<std::vector<char>> code_folder::find(std::string_view key) const {
 
 bool code_folder::keep(std::string_view key, const std::vector<char>& code) const {
   if (folder_.empty()) return false;
-  static std::atomic<unsigned> written = 0;
   std::error_code failed;
-  fs::create_directories(folder_, failed);
-  const fs::path file = file_of(key);
-  const fs::path unfinished =
-      file.string() + '.' + std::to_string(getpid()) + '.' + std::to_string(written++) + ".unfinished";
-  bool kept = !failed && write(unfinished, beginning(key, code) + std::string(code.begin(), code.end()));
-  if (kept) {
-    fs::rename(unfinished, file, failed);
-    kept = !failed;
-  }
-  if (!kept) {
-    fs::remove(unfinished, failed);
+  if (fs::create_directories(folder_, failed)) fs::permissions(folder_, fs::perms::owner_all, failed);
+  const std::string written = write_new(folder_, beginning(key, code) + std::string(code.begin(), code.end()));
+  if (written.empty()) return false;
+  fs::rename(written, file_of(key), failed);
+  if (failed) {
+    ::unlink(written.c_str());
     return false;
   }
   remove_oldest();
@@ -110,7 +121,10 @@ void code_folder::remove_oldest() const {
   for (fs::directory_iterator i(folder_, failed), end; !failed && i != end; i.increment(failed)) {
     std::error_code gone;
     const kept_file file{i->last_write_time(gone), i->file_size(gone), i->path()};
-    if (gone || file.path.extension() != ending) continue;
+    // What a process that was killed left behind counts as old.
+    const bool is_left =
+        file.path.extension() == unfinished && file.written < fs::file_time_type::clock::now() - std::chrono::hours(1);
+    if (gone || (file.path.extension() != ending && !is_left)) continue;
     bytes += file.bytes;
     files.push_back(file);
   }

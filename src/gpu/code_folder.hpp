@@ -10,7 +10,8 @@
 namespace brgemm::inline abi_0::cuda {
 
 /// One file a key, named after the key's hash. Several processes and threads may share a folder: files come into being
-/// by a rename. What cannot be read or written is as if it were not there.
+/// by a rename. What cannot be read or written is as if it were not there. Code is trusted as the folder is: hashes
+/// find damage, not ill will. A folder that is made here is the user's alone.
 class code_folder {
  public:
   /// The folder where `named` is empty: $XDG_CACHE_HOME/brgemm, $HOME/.cache/brgemm, or none.

@@ -2,11 +2,13 @@
 
 #include <nvrtc.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdlib>
 
 #include "device_text.hpp"
 #include "shared_library.hpp"
+#include "without_exceptions.hpp"
 
 namespace brgemm::inline abi_0::cuda {
 
@@ -21,11 +23,15 @@ struct nvrtc {
   decltype(&nvrtcGetProgramLog) log;
   decltype(&nvrtcGetCUBINSize) cubin_size;
   decltype(&nvrtcGetCUBIN) cubin;
+  decltype(&nvrtcGetPTXSize) ptx_size;
+  decltype(&nvrtcGetPTX) ptx;
+  decltype(&nvrtcGetNumSupportedArchs) architecture_count;
+  decltype(&nvrtcGetSupportedArchs) architectures;
   decltype(&nvrtcGetErrorString) words;
 };
 
 result<nvrtc> find_nvrtc() {
-  const char* const named = std::getenv("BRGEMM_NVRTC");
+  const char* const named = secure_getenv("BRGEMM_NVRTC");
   const std::string only = named == nullptr ? "" : named;
   const shared_library library = only.empty()
                                      ? shared_library({BRGEMM_NVRTC_OF_TOOLKIT, "libnvrtc.so.13", "libnvrtc.so.12"})
@@ -36,6 +42,9 @@ result<nvrtc> find_nvrtc() {
                      library.find(n.destroy, "nvrtcDestroyProgram") && library.find(n.compile, "nvrtcCompileProgram") &&
                      library.find(n.log_size, "nvrtcGetProgramLogSize") && library.find(n.log, "nvrtcGetProgramLog") &&
                      library.find(n.cubin_size, "nvrtcGetCUBINSize") && library.find(n.cubin, "nvrtcGetCUBIN") &&
+                     library.find(n.ptx_size, "nvrtcGetPTXSize") && library.find(n.ptx, "nvrtcGetPTX") &&
+                     library.find(n.architecture_count, "nvrtcGetNumSupportedArchs") &&
+                     library.find(n.architectures, "nvrtcGetSupportedArchs") &&
                      library.find(n.words, "nvrtcGetErrorString");
   if (!found) return error(errc::unsupported, "nvrtc", "CUDA's run-time compiler lacks a function: %s", dlerror());
   return n;
@@ -47,14 +56,39 @@ result<const nvrtc*> load_nvrtc() {
   return &*loaded;
 }
 
-/// sm_90a has the warp group's instructions; the suffix is for one architecture alone.
-result<std::string> name_of(capability of) {
+/// What NVRTC is asked for. Machine code, or PTX, which the driver compiles, where the device is newer than NVRTC.
+struct target {
+  std::string architecture;
+  bool is_ptx = false;
+};
+
+result<target> target_for(capability of, const nvrtc& n) {
   if (of.major < least_capability.major) {
     return error(errc::unsupported, "capability", "compute capability is %d.%d; %d.%d is the least", of.major, of.minor,
                  least_capability.major, least_capability.minor);
   }
-  return "sm_" + std::to_string(of.major) + std::to_string(of.minor) + (of == capability{9, 0} ? "a" : "");
+  int count = 0;
+  std::vector<int> known;
+  if (n.architecture_count(&count) == NVRTC_SUCCESS) known.resize(static_cast<std::size_t>(count));
+  if (known.empty() || n.architectures(known.data()) != NVRTC_SUCCESS) {
+    return error(errc::device, "nvrtc", "NVRTC does not say which architectures it knows");
+  }
+  const int wanted = of.major * 10 + of.minor;
+  // sm_90a has the warp group's instructions; the suffix is for one architecture alone.
+  const std::string suffix = of == capability{9, 0} ? "a" : "";
+  if (std::find(known.begin(), known.end(), wanted) != known.end()) {
+    return target{"sm_" + std::to_string(wanted) + suffix, false};
+  }
+  int best = 0;
+  for (const int architecture : known) best = architecture < wanted ? std::max(best, architecture) : best;
+  if (best < 80)
+    return error(errc::unsupported, "capability", "NVRTC knows no architecture from sm_80 to sm_%d", wanted);
+  return target{"compute_" + std::to_string(best), true};
 }
+
+// Products are joined with sums only where the text says fma.
+constexpr const char* compiler_options[] = {"--std=c++20", "--device-as-default-execution-space", "--fmad=false",
+                                            "--ptxas-options=-v"};
 
 /// The first line of a log that says error; all of it where none does.
 std::string first_error(const std::string& log) {
@@ -77,17 +111,17 @@ class program_of {
   program_of& operator=(const program_of&) = delete;
 
   /// NVRTC's status; where it is none, what it wrote is in `out`.
-  nvrtcResult compile(const std::string& architecture, std::vector<char>& out) {
+  nvrtcResult compile(const target& to, std::vector<char>& out) {
     if (status_ != NVRTC_SUCCESS) return status_;
-    const std::string target = "--gpu-architecture=" + architecture;
-    // Products are joined with sums only where the text says fma.
-    const char* const given[] = {target.c_str(), "--std=c++20", "--device-as-default-execution-space", "--fmad=false",
-                                 "--ptxas-options=-v"};
-    const nvrtcResult done = nvrtc_.compile(program_, static_cast<int>(std::size(given)), given);
+    const std::string architecture = "--gpu-architecture=" + to.architecture;
+    std::vector<const char*> given(std::begin(compiler_options), std::end(compiler_options));
+    given.push_back(architecture.c_str());
+    nvrtcResult done = nvrtc_.compile(program_, static_cast<int>(given.size()), given.data());
     std::size_t size = 0;
-    if (done != NVRTC_SUCCESS || nvrtc_.cubin_size(program_, &size) != NVRTC_SUCCESS) return done;
+    if (done == NVRTC_SUCCESS) done = (to.is_ptx ? nvrtc_.ptx_size : nvrtc_.cubin_size)(program_, &size);
+    if (done != NVRTC_SUCCESS) return done;
     out.resize(size);
-    return nvrtc_.cubin(program_, out.data());
+    return (to.is_ptx ? nvrtc_.ptx : nvrtc_.cubin)(program_, out.data());
   }
   std::string log() const {
     std::size_t size = 0;
@@ -132,50 +166,57 @@ std::string text_of(const desc& d) {
 }  // namespace
 
 std::string source_of(const desc& specialised, const tile& t) {
-  return std::string(device_text) +
-         "#line 1 \"kernel\"\nusing namespace brgemm;\nextern \"C\" __global__ void __launch_bounds__(" +
-         std::to_string(threads_of(t)) + ", 1) " + entry_name +
-         "(const __grid_constant__ cuda::launch call) {\n  cuda::batch_reduce<" + text_of(specialised) +
-         ",\n                     cuda::tile{" + std::to_string(t.m) + ", " + std::to_string(t.n) + ", " +
-         std::to_string(t.k) + ", " + std::to_string(t.rows) + "}>(call);\n}\n";
+  std::string text;
+  for (const char* header : device_texts) text += header;
+  text += "#line 1 \"kernel\"\nusing namespace brgemm;\n";
+  text += "extern \"C\" __global__ void __launch_bounds__(" + std::to_string(threads_of(t)) + ", 1) ";
+  text += entry_name + std::string("(const __grid_constant__ cuda::launch call) {\n  cuda::batch_reduce<");
+  text +=
+      text_of(specialised) + ",\n                     cuda::tile{" + std::to_string(t.m) + ", " + std::to_string(t.n);
+  text += ", " + std::to_string(t.k) + ", " + std::to_string(t.rows) + "}>(call);\n}\n";
+  return text;
 }
 
 result<void> check_compiler(capability of) {
-  if (const auto architecture = name_of(of); !architecture) return architecture.error();
-  if (const auto n = load_nvrtc(); !n) return n.error();
+  const auto n = load_nvrtc();
+  if (!n) return n.error();
+  const auto to = target_for(of, **n);
+  if (!to) return to.error();
   return {};
 }
 
 result<std::string> identity_of_compiler(capability of) {
-  const auto architecture = name_of(of);
-  if (!architecture) return architecture.error();
   const auto n = load_nvrtc();
   if (!n) return n.error();
+  const auto to = target_for(of, **n);
+  if (!to) return to.error();
   int major = 0, minor = 0;
   (*n)->version(&major, &minor);
-  return std::string(device_text) + *architecture + "/nvrtc-" + std::to_string(major) + '.' + std::to_string(minor);
+  std::string identity = "nvrtc-" + std::to_string(major) + '.' + std::to_string(minor) + ' ' + to->architecture;
+  for (const char* option : compiler_options) identity += std::string(" ") + option;
+  return identity;
 }
 
 result<compiled> compile_source(std::string source, capability of) {
-  const auto architecture = name_of(of);
-  if (!architecture) return architecture.error();
   const auto n = load_nvrtc();
   if (!n) return n.error();
+  const auto to = target_for(of, **n);
+  if (!to) return to.error();
   compiled made;
   made.source = std::move(source);
   const auto begin = std::chrono::steady_clock::now();
   program_of program(**n, made.source);
-  const nvrtcResult status = program.compile(*architecture, made.cubin);
+  const nvrtcResult status = program.compile(*to, made.code);
   made.milliseconds = std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now() - begin).count();
   made.log = program.log();
   if (status == NVRTC_SUCCESS) return made;
-  return error(errc::device, "nvrtc", "%s for %s: %s", (*n)->words(status), architecture->c_str(),
+  return error(errc::device, "nvrtc", "%s for %s: %s", (*n)->words(status), to->architecture.c_str(),
                first_error(made.log).c_str());
 }
 
 result<compiled> compile(const desc& d, capability of) {
   if (auto r = check_supported(d); !r) return r.error();
-  return compile_source(source_of(specialised(d), choose_tile(d)), of);
+  return without_exceptions<compiled>([&] { return compile_source(source_of(specialised(d), choose_tile(d)), of); });
 }
 
 }  // namespace brgemm::inline abi_0::cuda

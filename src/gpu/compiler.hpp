@@ -17,8 +17,8 @@ std::string source_of(const desc& specialised, const tile& t);
 /// Whether there is a compiler for the architecture. Errors: unsupported "nvrtc" and "capability".
 result<void> check_compiler(capability of);
 
-/// What two compilations have in common that give the same code: the texts, the library's version, NVRTC's, and the
-/// architecture. Errors: as `compile`.
+/// What, beside the source, two compilations have in common that give the same code: NVRTC's version, what it is asked
+/// for, and its options. Errors: as check_compiler.
 result<std::string> identity_of_compiler(capability of);
 
 /// The code of the kernels of precompiled.hpp, for all architectures; their names end with their numbers.

@@ -1,14 +1,11 @@
 #include "brgemm/backend/cuda.hpp"
 
-#include <list>
-#include <mutex>
-#include <new>
-#include <unordered_map>
-
 #include "code_folder.hpp"
 #include "compiler.hpp"
 #include "driver.hpp"
 #include "precompiled.hpp"
+#include "recent.hpp"
+#include "without_exceptions.hpp"
 
 namespace brgemm::inline abi_0::cuda {
 
@@ -30,7 +27,9 @@ class module_of_device {
     const current_context here(driver_, context_);
     if (auto r = check(driver_, here.status(), "cuCtxPushCurrent"); !r) return r;
     if (auto r = check(driver_, driver_.load_module(&module_, code), "cuModuleLoadData"); !r) return r;
-    return check(driver_, driver_.function_of(&function_, module_, name), "cuModuleGetFunction");
+    if (auto r = check(driver_, driver_.function_of(&function_, module_, name), "cuModuleGetFunction"); !r) return r;
+    if (driver_.load_function == nullptr) return {};  // else the first launch might load it, which captures forbid
+    return check(driver_, driver_.load_function(function_), "cuFuncLoad");
   }
 
   result<void> launch(unsigned blocks, int threads, const cuda::launch& call, CUstream on) const noexcept {
@@ -51,40 +50,9 @@ class module_of_device {
 
 using shared_module = std::shared_ptr<const module_of_device>;
 
-/// The modules that were asked for last.
-class module_cache {
- public:
-  shared_module find(const std::string& key) {
-    const std::lock_guard guard(lock_);
-    const auto found = places_.find(key);
-    if (found == places_.end()) return {};
-    newest_first_.splice(newest_first_.begin(), newest_first_, found->second);
-    return found->second->second;
-  }
-  /// Another thread's module where it was there first.
-  shared_module keep(const std::string& key, shared_module made) {
-    const std::lock_guard guard(lock_);
-    if (const auto found = places_.find(key); found != places_.end()) return found->second->second;
-    newest_first_.emplace_front(key, std::move(made));
-    places_[key] = newest_first_.begin();
-    if (newest_first_.size() > most) {
-      places_.erase(newest_first_.back().first);
-      newest_first_.pop_back();
-    }
-    return newest_first_.front().second;
-  }
-
- private:
-  static constexpr std::size_t most = 256;
-  using entry = std::pair<std::string, shared_module>;
-  std::mutex lock_;
-  std::list<entry> newest_first_;
-  std::unordered_map<std::string, std::list<entry>::iterator> places_;
-};
-
 /// Never destroyed: the driver may be gone before a process's last destructors.
-module_cache& modules() {
-  static module_cache* const all = new module_cache;
+recent<module_of_device>& modules() {
+  static recent<module_of_device>* const all = new recent<module_of_device>(256);
   return *all;
 }
 
@@ -98,14 +66,14 @@ result<std::vector<char>> code_of(const desc& specialised, const tile& t, capabi
                                   std::string_view cache_folder) {
   const auto identity = identity_of_compiler(of);
   if (!identity) return identity.error();
-  const std::string key =
-      *identity + "/driver-" + std::to_string(d.version) + '/' + bytes_of(specialised) + bytes_of(t);
+  const std::string source = source_of(specialised, t);
+  const std::string key = *identity + " driver " + std::to_string(d.version) + '\n' + source;
   const code_folder folder(cache_folder);
   if (auto found = folder.find(key)) return std::move(*found);
-  auto made = compile_source(source_of(specialised, t), of);
+  auto made = compile_source(source, of);
   if (!made) return made.error();
-  folder.keep(key, made->cubin);
-  return std::move(made->cubin);
+  folder.keep(key, made->code);
+  return std::move(made->code);
 }
 
 /// The code and the tile of a kernel. NVRTC's, or where it is not there what came with the library.
@@ -163,7 +131,7 @@ result<void> supports(const desc& d) { return check_supported(d); }
 
 result<kernel> make_kernel(const desc& d, const options& o) {
   if (auto r = check_supported(d); !r) return r.error();
-  try {
+  return without_exceptions<kernel>([&]() -> result<kernel> {
     const auto device = properties_of(o.device);
     if (!device) return device.error();
     const auto chosen = choose_code(d, device->capability);
@@ -171,9 +139,7 @@ result<kernel> make_kernel(const desc& d, const options& o) {
     auto code = module_for(*chosen, device->capability, o);
     if (!code) return code.error();
     return kernel(std::make_shared<const loaded_kernel>(loaded_kernel{d, chosen->of_c, o.device, std::move(*code)}));
-  } catch (const std::bad_alloc&) {
-    return error(errc::out_of_memory, "desc", "no memory to make a kernel for the GPU");
-  }
+  });
 }
 
 result<void> kernel::call(const arguments& x, stream on) const noexcept {

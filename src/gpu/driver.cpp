@@ -1,16 +1,19 @@
 #include "driver.hpp"
 
+#include <atomic>
 #include <cstdlib>
+#include <mutex>
 
 #include "brgemm/backend/cuda.hpp"
 #include "shared_library.hpp"
+#include "without_exceptions.hpp"
 
 namespace brgemm::inline abi_0::cuda {
 
 namespace {
 
 result<driver> find_driver() {
-  const char* const named = std::getenv("BRGEMM_CUDA_DRIVER");
+  const char* const named = secure_getenv("BRGEMM_CUDA_DRIVER");
   const shared_library library({named == nullptr || *named == '\0' ? "libcuda.so.1" : named});
   if (!library) {
     return error(errc::unsupported, "device", "NVIDIA's driver is not there: %s", library.why());
@@ -27,6 +30,7 @@ result<driver> find_driver() {
       library.find(d.unload_module, "cuModuleUnload") && library.find(d.function_of, "cuModuleGetFunction") &&
       library.find(d.launch, "cuLaunchKernel") && library.find(d.words, "cuGetErrorString");
   if (!found) return error(errc::unsupported, "device", "NVIDIA's driver lacks a function: %s", dlerror());
+  library.find(d.load_function, "cuFuncLoad");  // of CUDA 12.4; else a function is there when its module is
   const CUresult status = d.init(0);
   if (status == CUDA_ERROR_NO_DEVICE) return error(errc::unsupported, "device", "the driver knows no device");
   if (auto r = check(d, status, "cuInit"); !r) return r.error();
@@ -43,9 +47,17 @@ result<int> attribute(const driver& d, CUdevice device, CUdevice_attribute which
 }  // namespace
 
 result<const driver*> load_driver() {
-  static const result<driver> loaded = find_driver();
-  if (!loaded) return loaded.error();
-  return &*loaded;
+  static std::mutex lock;
+  static std::atomic<const driver*> loaded = nullptr;
+  if (const driver* const there = loaded.load(std::memory_order_acquire)) return there;
+  const std::lock_guard guard(lock);
+  static driver kept;
+  if (const driver* const there = loaded.load()) return there;
+  const auto found = find_driver();  // a failure is not kept: the next call tries again
+  if (!found) return found.error();
+  kept = *found;
+  loaded.store(&kept, std::memory_order_release);
+  return &kept;
 }
 
 result<void> check(const driver& d, CUresult status, const char* what) noexcept {
@@ -57,14 +69,16 @@ result<void> check(const driver& d, CUresult status, const char* what) noexcept 
 }
 
 result<int> device_count() {
-  const auto d = load_driver();
+  const auto d = without_exceptions<const driver*>(load_driver);
   if (!d) return d.error();
   int count = 0;
   if (auto r = check(**d, (*d)->device_count(&count), "cuDeviceGetCount"); !r) return r.error();
   return count;
 }
 
-result<device_properties> properties_of(int number) {
+namespace {
+
+result<device_properties> read_properties(int number) {
   const auto count = device_count();
   if (!count) return count.error();
   if (number < 0 || number >= *count) {
@@ -82,6 +96,12 @@ result<device_properties> properties_of(int number) {
     if (!*value) return value->error();
   }
   return device_properties{name, {*major, *minor}, *multiprocessors};
+}
+
+}  // namespace
+
+result<device_properties> properties_of(int number) {
+  return without_exceptions<device_properties>([number] { return read_properties(number); });
 }
 
 }  // namespace brgemm::inline abi_0::cuda

@@ -21,6 +21,7 @@ struct driver {
   decltype(&cuModuleLoadData) load_module;
   decltype(&cuModuleUnload) unload_module;
   decltype(&cuModuleGetFunction) function_of;
+  decltype(&cuFuncLoad) load_function;  // may be null
   decltype(&cuLaunchKernel) launch;
   decltype(&cuGetErrorString) words;
   int version;

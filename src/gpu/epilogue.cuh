@@ -12,6 +12,7 @@ inline constexpr int run_columns = 8;
 /// Columns column..column + count - 1 of a row of the C of arguments.
 struct run_of_columns {
   index row, column;
+  index vectors;  // of the block
   int count;
 };
 
@@ -40,7 +41,8 @@ template <epilogue_op O, class Real>
 __device__ __forceinline__ Real operand(const void* from, index ld, const run_of_columns& at, int j) {
   constexpr bool is_vector = O.kind == op_kind::bias || O.kind == op_kind::scale;
   if constexpr (is_vector) {
-    return load<O.operand, Real>(from, O.along == axis::row ? at.row : O.along == axis::column ? at.column + j : 0);
+    const index along = O.along == axis::row ? at.row : O.along == axis::column ? at.column + j : 0;
+    return load<O.operand, Real>(from, at.vectors + along);
   } else {
     return load<O.operand, Real>(from, at.row * ld + at.column + j);
   }

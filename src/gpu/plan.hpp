@@ -71,15 +71,20 @@ constexpr desc specialised(const desc& d) noexcept {
 constexpr tile choose_tile(const desc& d) noexcept {
   constexpr tile by_warps[] = {{64, 64, 32, 0}, {32, 32, 32, 0}};
   constexpr tile by_threads[] = {{64, 64, 16, 4}, {32, 32, 16, 2}, {16, 16, 16, 1}};
-  constexpr tile of_chains[] = {{32, 32, 16, 2}, {16, 16, 16, 1}};  // eight sums an element
+  constexpr tile of_chains[] = {{32, 32, 16, 2}, {16, 16, 16, 1}};  // up to eight sums an element
+  constexpr tile of_wide_chains[] = {{16, 16, 16, 1}};              // as many, of two registers each
   const auto best = [&d](const auto& tiles) {
-    const auto padded = [&d](const tile& t) { return ((d.m - 1) / t.m + 1) * t.m * (((d.n - 1) / t.n + 1) * t.n); };
+    const auto padded = [&d](const tile& t) {
+      return brgemm::detail::wide{(d.m - 1) / t.m + 1} * t.m * (brgemm::detail::wide{(d.n - 1) / t.n + 1} * t.n);
+    };
     tile found = tiles[0];
     for (const tile& t : tiles) found = padded(t) < padded(found) ? t : found;
     return found;
   };
   if (by_tensor_cores(d)) return best(by_warps);
-  return d.chains > 1 || accumulator_of(d) == type::f64 ? best(of_chains) : best(by_threads);
+  const bool is_wide = accumulator_of(d) == type::f64;
+  if (is_wide && d.chains > 1) return best(of_wide_chains);
+  return is_wide || d.chains > 1 ? best(of_chains) : best(by_threads);
 }
 
 /// What is wrong with the arguments of a call; nothing that they point to is read. Errors: invalid_argument.

@@ -4,7 +4,8 @@
 __asm__(
     ".pushsection .rodata\n"
     ".balign 16\n"
-    ".local brgemm_precompiled_begin, brgemm_precompiled_end\n"
+    ".globl brgemm_precompiled_begin, brgemm_precompiled_end\n"
+    ".hidden brgemm_precompiled_begin, brgemm_precompiled_end\n"
     "brgemm_precompiled_begin:\n"
     ".incbin \"" BRGEMM_PRECOMPILED
     "\"\n"

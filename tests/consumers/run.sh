@@ -61,6 +61,10 @@ case "$case_name" in
     install_to "$work_dir/prefix" -DBRGEMM_CUDA=ON -DCMAKE_BUILD_TYPE=Release
     configure -DCMAKE_PREFIX_PATH="$work_dir/prefix" -DWITH_CUDA=ON
     build
+    build/consumer
+    rm -r build
+    configure -DBRGEMM_SOURCE_DIR="$source_dir" -DBRGEMM_CUDA=ON -DWITH_CUDA=ON
+    build
     build/consumer ;;
   pkg_config)
     install_to "$work_dir/prefix"

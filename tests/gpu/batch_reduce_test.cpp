@@ -140,72 +140,158 @@ TEST(GpuBatchReduce, HasTheBitsOfTheReferenceOnDrawnDescs) {
   EXPECT_LT(with_tensor_cores, samples / 2);
 }
 
-/// Blocks of a larger C, each with a list, a number of rows and operands of its own; one has no entries, and blocks
-/// overlap in B.
-TEST(GpuBatchReduce, BlocksHaveListsOfTheirOwn) {
-  constexpr desc D = [] {
-    desc d;
-    d.m = 20, d.n = 24, d.k = 7;
-    d.lda = 9, d.ldb = 70, d.ldc = 80;
-    d.batch = brgemm::batch_kind::offsets;
-    d.beta = brgemm::beta_kind::one;
-    d.m_extent = brgemm::extent_kind::at_call;
-    d.where = brgemm::place::gpu;
-    append(d, brgemm::op::bias());
-    append(d, brgemm::op::bias(brgemm::axis::row));
-    append(d, brgemm::op::relu_mask(10));
-    append(d, brgemm::op::add(81));
-    return d;
-  }();
-  constexpr index rows = 47, columns = 72;
-  auto random = [seed = std::uint64_t{1}](std::size_t count) mutable {
-    entropy e(seed++);
-    std::vector<float> x(count);
-    for (float& value : x) value = draw_element<float>(e.bits(), values::unit);
-    return x;
-  };
-  const auto a = random(4000), b = random(4000), start = random(rows * D.ldc), residual = random(rows * 81);
-  const auto along_columns = random(columns), along_rows = random(rows);
-  std::vector<brgemm::cuda::output> list;
-  std::vector<brgemm::offset_pair> pairs;
-  for (index row = 0, j = 0; row < rows; row += D.m) {
-    for (index column = 0; column < columns; column += D.n, ++j) {
-      list.push_back({.a = 3 * j,
-                      .b = 2 * j,
-                      .row = row,
-                      .column = column,
-                      .first = static_cast<index>(pairs.size()),
-                      .batch = j % 4,
-                      .m = std::min(D.m, rows - row)});
-      for (index i = 0; i < j % 4; ++i) pairs.push_back({31 * i + 5 * j, 200 * i + j});
+bytes drawn(type t, index count, values v, std::uint64_t seed) {
+  bytes x(static_cast<std::size_t>(count * size_of(t)));
+  entropy e(seed);
+  draw_elements(e, t, v, x.data(), count);
+  return x;
+}
+
+/// Sums over the entries and k of a plain B.
+void add_column_sums(const desc& d, const std::byte* b, std::int32_t* sums) {
+  for (index k = 0; k < d.k; ++k) {
+    for (index j = 0; j < d.n; ++j) {
+      const auto element = std::to_integer<std::uint8_t>(b[k * d.ldb + j]);
+      sums[j] += d.b == type::s8 ? static_cast<std::int8_t>(element) : element;
     }
   }
-  std::vector<float> expected = start, c = start;
-  std::vector<std::uint8_t> expected_mask(rows * 10, 0xa5), mask = expected_mask;
-  desc on_cpu = D;
-  on_cpu.where = brgemm::place::cpu;
-  const auto kernel = make_kernel(on_cpu, {.backend = "reference"});
+}
+
+/// Blocks of a larger C, each with a list, a number of rows and vectors of its own; some have no entries, and entries
+/// overlap. D's operands: vectors, a mask of 10 bytes a row, matrices of 81 elements a row.
+template <desc D, tile T>
+void check_blocks() {
+  constexpr index rows = 47, columns = 72;
+  const bool tensor_cores = brgemm::cuda::by_tensor_cores(D);
+  const values v = tensor_cores ? values::integers : values::unit;
+  const bytes a = drawn(D.a, 8000, v, 1), b = drawn(D.b, 9000, v, 2), start = drawn(D.c, rows * D.ldc, v, 3);
+  bytes operands[brgemm::max_epilogue], expected_operands[brgemm::max_epilogue];
+  for (int i = 0; i < D.epilogue_size; ++i) {
+    operands[i] = expected_operands[i] = drawn(D.epilogue[i].operand, rows * 81 + 500, values::unit, 4);
+  }
+  const auto at = [](const bytes& x, type t, index element) { return x.data() + element * size_of(t); };
+  std::vector<brgemm::cuda::output> list;
+  std::vector<brgemm::offset_pair> offsets;
+  std::vector<brgemm::address_pair> addresses;
+  std::vector<std::int32_t> sums;
+  for (index row = 0, j = 0; row < rows; row += D.m) {
+    for (index column = 0; column < columns; column += D.n, ++j) {
+      const auto first = static_cast<index>(offsets.size());
+      const brgemm::cuda::output o{3 * j, 2 * j, row, column, 7 * j, first, j % 4, std::min(D.m, rows - row)};
+      list.push_back(o);
+      sums.resize(sums.size() + static_cast<std::size_t>(D.n));
+      for (index i = 0; i < o.batch; ++i) {
+        const bool strided = D.batch == brgemm::batch_kind::strides;
+        offsets.push_back(strided ? brgemm::offset_pair{(first + i) * D.stride_a, (first + i) * D.stride_b}
+                                  : brgemm::offset_pair{31 * i + 5 * j, 200 * i + j});
+        addresses.push_back({at(a, D.a, offsets.back().a), at(b, D.b, offsets.back().b)});
+        if (brgemm::detail::is_8bit(D.b)) add_column_sums(D, at(b, D.b, o.b + offsets.back().b), &*sums.end() - D.n);
+      }
+    }
+  }
+  bytes expected = start, c = start;
+  desc by_addresses = D;
+  by_addresses.batch = brgemm::batch_kind::addresses;
+  by_addresses.stride_a = by_addresses.stride_b = 0;
+  const auto kernel = reference_of(by_addresses);
   ASSERT_TRUE(kernel) << kernel.error().message();
-  for (const auto& o : list) {
+  for (std::size_t j = 0; j < list.size(); ++j) {
+    const brgemm::cuda::output& o = list[j];
+    std::vector<brgemm::address_pair> pairs;  // the same entries, each where it is
+    for (index i = 0; i < o.batch; ++i) {
+      const brgemm::offset_pair& entry = offsets[static_cast<std::size_t>(o.first + i)];
+      pairs.push_back({at(a, D.a, o.a + entry.a), at(b, D.b, o.b + entry.b)});
+    }
     brgemm::arguments x;
-    x.a = a.data() + o.a, x.b = b.data() + o.b, x.c = expected.data() + o.row * D.ldc + o.column;
-    x.pairs = pairs.data() + o.first, x.batch = o.batch, x.m = o.m;
-    x.operand[0] = const_cast<float*>(along_columns.data()) + o.column;
-    x.operand[1] = const_cast<float*>(along_rows.data()) + o.row;
-    x.operand[2] = expected_mask.data() + o.row * 10 + o.column / 8;
-    x.operand[3] = const_cast<float*>(residual.data()) + o.row * 81 + o.column;
+    x.c = expected.data() + (o.row * D.ldc + o.column) * size_of(D.c);
+    x.pairs = pairs.data(), x.batch = o.batch, x.m = o.m, x.zero_a = 3, x.zero_b = -2;
+    x.column_sums = sums.data() + static_cast<index>(j) * D.n;
+    for (int i = 0; i < D.epilogue_size; ++i) {
+      const brgemm::epilogue_op& step = D.epilogue[i];
+      const index first = brgemm::detail::is_mask(step.kind)     ? o.row * 10 + o.column / 8
+                          : brgemm::detail::is_matrix(step.kind) ? o.row * 81 + o.column
+                          : step.along == brgemm::axis::column   ? o.vectors + o.column
+                          : step.along == brgemm::axis::row      ? o.vectors + o.row
+                                                                 : o.vectors;
+      x.operand[i] = expected_operands[i].data() + first * size_of(step.operand);
+    }
     (*kernel)(x);
   }
   brgemm::cuda::arguments x;
-  x.a = a.data(), x.b = b.data(), x.c = c.data(), x.pairs = pairs.data();
+  x.a = a.data(), x.b = b.data(), x.c = c.data(), x.zero_a = 3, x.zero_b = -2, x.column_sums = sums.data();
+  x.pairs = D.batch == brgemm::batch_kind::addresses ? static_cast<const void*>(addresses.data()) : offsets.data();
   x.outputs = list.data(), x.count = static_cast<index>(list.size());
-  x.operand[0] = const_cast<float*>(along_columns.data()), x.operand[1] = const_cast<float*>(along_rows.data());
-  x.operand[2] = mask.data(), x.operand[3] = const_cast<float*>(residual.data());
+  for (int i = 0; i < D.epilogue_size; ++i) x.operand[i] = operands[i].data();
   const auto valid = brgemm::cuda::validate(D, x);
   ASSERT_TRUE(valid) << valid.error().message();
+  run_on_emulator<brgemm::cuda::specialised(D), T>(D, x);
+  const matrix whole{D.c, {rows, columns, 1}, D.ldc};
+  EXPECT_EQ(difference(whole, std::span(expected).first(whole.size()), c.data()), "");
+  for (int i = 0; i < D.epilogue_size; ++i) EXPECT_EQ(operands[i], expected_operands[i]) << i;
+}
+
+constexpr desc of_blocks(type a, type b, type c, brgemm::batch_kind batch) {
+  desc d;
+  d.m = 20, d.n = 24, d.k = 7;
+  d.lda = 9, d.ldb = 70, d.ldc = 80;
+  d.a = a, d.b = b, d.c = c;
+  d.batch = batch;
+  if (batch == brgemm::batch_kind::strides) d.stride_a = 37, d.stride_b = 110;
+  d.m_extent = brgemm::extent_kind::at_call;
+  d.where = brgemm::place::gpu;
+  return d;
+}
+
+TEST(GpuBatchReduce, BlocksHaveListsOfTheirOwn) {
+  using brgemm::batch_kind;
+  namespace op = brgemm::op;
+  constexpr desc by_offsets = [] {
+    desc d = of_blocks(type::f32, type::f32, type::f32, batch_kind::offsets);
+    d.beta = brgemm::beta_kind::one;
+    append(d, op::bias());
+    append(d, op::bias(brgemm::axis::row));
+    append(d, op::scale());
+    append(d, op::relu_mask(10));
+    append(d, op::add(81));
+    append(d, op::store(81, type::bf16));
+    return d;
+  }();
+  check_blocks<by_offsets, tile{16, 16, 16, 1}>();
+  constexpr desc of_bytes = [] {
+    desc d = of_blocks(type::u8, type::s8, type::s32, batch_kind::strides);
+    d.zero_a = d.zero_b = brgemm::zero_point::at_call;
+    return d;
+  }();
+  check_blocks<of_bytes, tile{32, 32, 16, 2}>();
+  constexpr desc by_addresses = [] {
+    desc d = of_blocks(type::bf16, type::bf16, type::f32, batch_kind::addresses);
+    d.beta = brgemm::beta_kind::one;
+    append(d, op::bias());
+    append(d, op::multiply_mask(10));
+    return d;
+  }();
+  check_blocks<by_addresses, tile{32, 32, 32, 0}>();
+  check_blocks<of_blocks(type::f16, type::f16, type::f16, batch_kind::strides), tile{64, 64, 32, 0}>();
+}
+
+/// Without a term no list is read, as validate allows.
+TEST(GpuBatchReduce, WithoutTermsNothingIsRead) {
+  constexpr desc D = [] {
+    desc d;
+    d.m = 2, d.n = 3, d.k = 0;
+    d.lda = d.ldb = d.ldc = 3;
+    d.batch = brgemm::batch_kind::addresses;
+    d.beta = brgemm::beta_kind::one;
+    d.where = brgemm::place::gpu;
+    append(d, brgemm::op::relu());
+    return d;
+  }();
+  std::vector<float> c = {1, -2, 3, -4, 5, -6};
+  brgemm::cuda::arguments x;
+  x.c = c.data(), x.batch = 4;
+  ASSERT_TRUE(brgemm::cuda::validate(D, x));
   run_on_emulator<brgemm::cuda::specialised(D), tile{16, 16, 16, 1}>(D, x);
-  EXPECT_EQ(std::memcmp(c.data(), expected.data(), c.size() * 4), 0);
-  EXPECT_EQ(mask, expected_mask);
+  EXPECT_EQ(c, (std::vector<float>{1, 0, 3, 0, 5, 0}));
 }
 
 /// -0 + 0 * -1 three times is -0; one product of two zeros that a tile is filled up with would make it +0.

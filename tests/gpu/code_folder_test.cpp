@@ -75,6 +75,24 @@ TEST_F(GpuCodeFolder, TheOldestFilesGo) {
   EXPECT_FALSE(folder.find("key 0"));
 }
 
+TEST_F(GpuCodeFolder, OtherFilesStay) {
+  const code_folder folder(path_.string(), 1);
+  ASSERT_TRUE(folder.keep("key", code_));
+  const auto make = [this](const char* name, int hours) {
+    std::ofstream(path_ / name) << "a user's file";
+    fs::last_write_time(path_ / name, fs::file_time_type::clock::now() - std::chrono::hours(hours));
+  };
+  make("mine.cubin", 100), make("left.brgemm-unfinished", 2), make("begun.brgemm-unfinished", 0);
+  ASSERT_TRUE(folder.keep("another", code_));
+  EXPECT_TRUE(fs::exists(path_ / "mine.cubin"));
+  EXPECT_TRUE(fs::exists(path_ / "begun.brgemm-unfinished"));
+  EXPECT_FALSE(fs::exists(path_ / "left.brgemm-unfinished"));
+  EXPECT_EQ(files(), 3u);
+  fs::create_directory(folder.file_of("a folder"));
+  EXPECT_FALSE(folder.find("a folder"));
+  EXPECT_FALSE(folder.keep("a folder", code_));
+}
+
 TEST_F(GpuCodeFolder, WithoutAFolderNothingIsKept) {
   std::ofstream(path_.parent_path().parent_path() / "file") << "no folder";
   const code_folder under_a_file((path_.parent_path().parent_path() / "file").string());

@@ -4,7 +4,9 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -14,7 +16,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __noinline__ inline
-#define __shared__ static
+#define __shared__ static  // a block finds what the one before it left
 
 struct gpu_index {
   unsigned x = 0;
@@ -38,14 +40,14 @@ class block {
     run_ = [](const void* b) { (*static_cast<const Body*>(b))(); };
     body_ = &body;
     for (fiber& f : fibers_) start(f);
-    for (bool any = true; any;) {
-      any = false;
+    for (std::size_t ended = 0; ended == 0;) {
       for (std::size_t i = 0; i < fibers_.size(); ++i) {
-        if (fibers_[i].ended) continue;
-        any = true;
         threadIdx.x = static_cast<unsigned>(i);
         swapcontext(&scheduler_, &fibers_[i].context);
+        ended += fibers_[i].ended ? 1 : 0;
       }
+      if (ended != 0 && ended != fibers_.size())
+        std::abort();  // some threads wait at a barrier that others never reach
     }
   }
 

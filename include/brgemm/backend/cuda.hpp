@@ -47,14 +47,15 @@ result<void> supports(const desc& d);
 
 /// Code for one architecture, and what it was made from.
 struct compiled {
-  std::string source;  ///< CUDA C++, one text
-  std::vector<char> cubin;
+  std::string source;       ///< CUDA C++, one text
+  std::vector<char> code;   ///< machine code; PTX for a device that is newer than NVRTC
   std::string log;          ///< the compiler's words on registers, stack and shared memory
   double milliseconds = 0;  ///< that the compiler took
 };
-/// Compiles the kernel of a desc by NVRTC, without a device and past all caches. Errors: as `supports`; unsupported
-/// "nvrtc" where the library is not found (BRGEMM_NVRTC may have its path); unsupported "capability" below 8.0; device
-/// with the first error of the compiler's log.
+/// Compiles the kernel of a desc by NVRTC, without a device and past all caches. A device that NVRTC does not know yet
+/// gets PTX of the newest architecture before it. Errors: as `supports`; unsupported "nvrtc" where the library is not
+/// found (BRGEMM_NVRTC may have its path); unsupported "capability" below 8.0; device with the first error of the
+/// compiler's log; out_of_memory.
 result<compiled> compile(const desc& d, capability of);
 
 /// How make_kernel may work.
@@ -94,8 +95,9 @@ class kernel {
 };
 
 /// A kernel for the desc, whose `where` is place::gpu: compiled at the first request, or read from the folder, and
-/// found in memory after that. m, n, k, strides and leading dimensions are no part of the code: one serves all. The
-/// last 256 are kept. Errors: as `supports`, `properties_of` and `compile`; out_of_memory.
+/// found in memory after that. k, strides and leading dimensions are no part of the code, and m and n only choose its
+/// tile. The last 256 modules are kept. Threads that ask for the same new kernel at once each compile it. Errors: as
+/// `supports`, `properties_of` and `compile`; out_of_memory.
 result<kernel> make_kernel(const desc& d, const options& o = {});
 
 }  // namespace brgemm::inline abi_0::cuda

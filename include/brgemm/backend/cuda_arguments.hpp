@@ -7,13 +7,14 @@ namespace brgemm::inline abi_0::cuda {
 
 /// One of the blocks C_j that a launch computes, each the sum of its own list of entries.
 struct output {
-  index a = 0;       ///< elements from arguments.a to where its offsets or strides begin
-  index b = 0;       ///< the same of arguments.b
-  index row = 0;     ///< C_j begins at this row and column of arguments.c, and of the matrices, masks and vectors that
-  index column = 0;  ///< the epilogue has; a multiple of 8 where it has a mask
-  index first = 0;   ///< its entries are arguments.pairs[first], [first + 1], ...
-  index batch = 0;   ///< how many entries, >= 0; with none C_j is epilogue(beta * C_j)
-  index m = 0;       ///< rows, 1..the desc's m, where desc.m_extent is at_call
+  index a = 0;        ///< elements to add to where each of its A begins
+  index b = 0;        ///< the same of B
+  index row = 0;      ///< C_j begins at this row and column of arguments.c, and of the matrices, masks and vectors that
+  index column = 0;   ///< the epilogue has; a multiple of 8 where it has a mask
+  index vectors = 0;  ///< elements to add to where the epilogue's vectors begin: a bias of each block's own
+  index first = 0;    ///< its entries are arguments.pairs[first], [first + 1], ..., or so many strides from a and b
+  index batch = 0;    ///< how many entries, >= 0; with none C_j is epilogue(beta * C_j)
+  index m = 0;        ///< rows, 0..the desc's m, where desc.m_extent is at_call
 };
 
 /// What a launch reads. As brgemm::arguments, but that every address is one of the device's and the launch computes

@@ -52,13 +52,14 @@ enum class write_kind : std::uint8_t {
 };
 enum class place : std::uint8_t { cpu, gpu };
 
-/// The order of sums. For f32, f64 and f16 it is always `chain`; 8-bit sums are exact, so any order is `chain`.
+/// The order of sums. For f32, f64 and f16 it is always `chain` (f16 on a GPU: see cuda::kernel::order); 8-bit sums are
+/// exact, so any order is `chain`.
 enum class order : std::uint8_t {
   machine,  ///< bf16: tile in one chain on CPUs with AMX, else pair; kernel.order() tells
   chain,    ///< one fma a term in ascending k; of bf16 only that of depthwise layouts
   pair,     ///< bf16: what vdpbf16ps does, pairs of k
   tile,     ///< bf16: what AMX tiles do, chunks of 32 k
-  foreign,  ///< never asked for: the answer of a backend that wraps another library with an order of its own
+  foreign,  ///< never asked for: the answer of a backend that has another library's order, or a GPU's tensor cores'
 };
 
 /// One step of the epilogue, applied to every element of C while it is in registers, in the accumulator's type
