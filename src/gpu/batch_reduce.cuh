@@ -2,7 +2,7 @@
 // threads.
 //
 // The desc is a template argument of which m, n, k, strides and leading dimensions are not read: those come with the
-// launch, so that a kernel serves all sizes. Tiles of A and B go through shared memory in steps of k, entry after
+// launch, so that one kernel serves many sizes. Tiles of A and B go through shared memory in steps of k, entry after
 // entry. Every element of C has its sum in one thread, its terms in ascending entry and k: the contract's order.
 #pragma once
 
@@ -248,8 +248,8 @@ __device__ __forceinline__ std::uint32_t two_at(const std::uint16_t* p) {
   return two;
 }
 
-/// Products of bf16 or f16 by tensor cores, 32 x 32 of C a warp. The unit's own order of sums, the same from run to run
-/// and for every place in C.
+/// Products of bf16 or f16 by tensor cores, 32 x 32 of C a warp. In the unit's own order of sums, meant
+/// to be the same from run to run and for every place in C.
 template <desc D, tile T>
 __device__ __forceinline__ void sum_by_tensor_cores(const launch& call) {
   constexpr int ld = T.k + 8;  // keeps the rows that a warp reads together in different banks

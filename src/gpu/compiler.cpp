@@ -7,6 +7,7 @@
 #include <cstdlib>
 
 #include "device_text.hpp"
+#include "driver.hpp"
 #include "shared_library.hpp"
 #include "without_exceptions.hpp"
 
@@ -30,12 +31,7 @@ struct nvrtc {
   decltype(&nvrtcGetErrorString) words;
 };
 
-result<nvrtc> find_nvrtc() {
-  const char* const named = secure_getenv("BRGEMM_NVRTC");
-  const std::string only = named == nullptr ? "" : named;
-  const shared_library library = only.empty()
-                                     ? shared_library({BRGEMM_NVRTC_OF_TOOLKIT, "libnvrtc.so.13", "libnvrtc.so.12"})
-                                     : shared_library({only});
+result<nvrtc> functions_of(const shared_library& library) {
   if (!library) return error(errc::unsupported, "nvrtc", "CUDA's run-time compiler is not there: %s", library.why());
   nvrtc n = {};
   const bool found = library.find(n.version, "nvrtcVersion") && library.find(n.create, "nvrtcCreateProgram") &&
@@ -48,6 +44,25 @@ result<nvrtc> find_nvrtc() {
                      library.find(n.words, "nvrtcGetErrorString");
   if (!found) return error(errc::unsupported, "nvrtc", "CUDA's run-time compiler lacks a function: %s", dlerror());
   return n;
+}
+
+/// The first that is no newer than the driver, which loads no code of a later major version; where there is no driver,
+/// the first.
+result<nvrtc> find_nvrtc() {
+  const char* const named = secure_getenv("BRGEMM_NVRTC");
+  if (named != nullptr && *named != '\0') return functions_of(shared_library({named}));
+  const auto driver = load_driver();
+  result<nvrtc> last = error(errc::unsupported, "nvrtc", "CUDA's run-time compiler is not there");
+  for (const char* name : {BRGEMM_NVRTC_OF_TOOLKIT, "libnvrtc.so.13", "libnvrtc.so.12"}) {
+    if (*name == '\0') continue;
+    last = functions_of(shared_library({name}));
+    int major = 0, minor = 0;
+    if (!last || last->version(&major, &minor) != NVRTC_SUCCESS) continue;
+    if (!driver || major <= (*driver)->version / 1000) return last;
+    last = error(errc::unsupported, "nvrtc", "%s is of version %d.%d, the driver of %d", name, major, minor,
+                 (*driver)->version / 1000);
+  }
+  return last;
 }
 
 result<const nvrtc*> load_nvrtc() {

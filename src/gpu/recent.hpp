@@ -30,8 +30,10 @@ class recent {
     shared dropped;
     const std::lock_guard guard(lock_);
     if (const auto found = places_.find(key); found != places_.end()) return found->second->second;
-    newest_first_.emplace_front(key, std::move(made));
-    places_[key] = newest_first_.begin();
+    std::list<entry> fresh;  // what can fail comes first
+    fresh.emplace_front(key, std::move(made));
+    places_[key] = fresh.begin();
+    newest_first_.splice(newest_first_.begin(), fresh);
     if (newest_first_.size() > most_) {
       dropped = std::move(newest_first_.back().second);
       places_.erase(newest_first_.back().first);

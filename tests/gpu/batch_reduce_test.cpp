@@ -167,7 +167,8 @@ void check_blocks() {
   const bytes a = drawn(D.a, 8000, v, 1), b = drawn(D.b, 9000, v, 2), start = drawn(D.c, rows * D.ldc, v, 3);
   bytes operands[brgemm::max_epilogue], expected_operands[brgemm::max_epilogue];
   for (int i = 0; i < D.epilogue_size; ++i) {
-    operands[i] = expected_operands[i] = drawn(D.epilogue[i].operand, rows * 81 + 500, values::unit, 4);
+    operands[i] = expected_operands[i] =
+        drawn(D.epilogue[i].operand, rows * 81 + 500, values::unit, 4 + static_cast<std::uint64_t>(i));
   }
   const auto at = [](const bytes& x, type t, index element) { return x.data() + element * size_of(t); };
   std::vector<brgemm::cuda::output> list;
@@ -185,7 +186,8 @@ void check_blocks() {
         offsets.push_back(strided ? brgemm::offset_pair{(first + i) * D.stride_a, (first + i) * D.stride_b}
                                   : brgemm::offset_pair{31 * i + 5 * j, 200 * i + j});
         addresses.push_back({at(a, D.a, offsets.back().a), at(b, D.b, offsets.back().b)});
-        if (brgemm::detail::is_8bit(D.b)) add_column_sums(D, at(b, D.b, o.b + offsets.back().b), &*sums.end() - D.n);
+        if (brgemm::detail::is_8bit(D.b))
+          add_column_sums(D, at(b, D.b, o.b + offsets.back().b), sums.data() + sums.size() - D.n);
       }
     }
   }

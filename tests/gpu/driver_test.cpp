@@ -76,6 +76,7 @@ TEST_F(GpuDriver, LoadsCodeOnceForAllSizes) {
   ASSERT_TRUE(first) << first.error().message();
   EXPECT_EQ(driver().loads, loads + 1);
   EXPECT_EQ(driver().function, entry_name);
+  EXPECT_EQ(driver().functions_loaded, driver().loads);
   EXPECT_TRUE(make_kernel(of_f32(), here()));
   EXPECT_TRUE(make_kernel(of_f32(99), here()));
   EXPECT_EQ(driver().loads, loads + 1);

@@ -75,6 +75,30 @@ TEST(Conv, UpdateOfLargerImages) {
   }
 }
 
+// Depthwise, stride and dilation of the width different: rows of 4 KiB, which are calls of their own; short ones by
+// lists, in several bands; a single row; a depth.
+TEST(Conv, DepthwiseUpdateOfLongAndShortRows) {
+  std::mt19937 random(21);
+  const struct {
+    index channels;
+    conv_axis axes[3];
+  } cases[] = {{128, {{}, {20, 3, 2, 1, 1, 1}, {20, 3, 2, 1, 1, 1}}},
+               {64, {{}, {40, 3, 2, 1, 1, 1}, {13, 3, 2, 1, 1, 1}}},
+               {64, {{}, {60, 3, 1, 2, 2, 2}, {9, 3, 1, 2, 2, 2}}},
+               {80, {{}, {}, {30, 5, 3, 1, 2, 1}}},
+               {16, {{5, 3, 2, 1, 1, 1}, {9, 2, 1, 1, 0, 1}, {11, 3, 2, 1, 1, 0}}}};
+  for (const auto& c : cases) {
+    for (const type data : {type::f32, type::bf16}) {
+      conv_desc d;
+      d.images = 2, d.groups = d.in = d.out = c.channels, d.data = d.y = data, d.training = true;
+      std::copy(std::begin(c.axes), std::end(c.axes), d.axes);
+      const problem p = draw_data(random, d);
+      const auto expected = expected_update(p);
+      for (const int threads : {1, 3}) ASSERT_TRUE(same_bits(update_of(p, threads), expected)) << text_of(d) << threads;
+    }
+  }
+}
+
 TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
   std::mt19937 random(7);
   for (int i = 0; i < 200; ++i) {

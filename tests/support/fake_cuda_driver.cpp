@@ -69,13 +69,16 @@ CUresult cuModuleLoadData(CUmodule* module, const void* code) {
   return CUDA_SUCCESS;
 }
 CUresult cuModuleUnload(CUmodule module) {
-  ++state().unloads;
   delete reinterpret_cast<module_of_fake*>(module);
   return CUDA_SUCCESS;
 }
 CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
   state().function = name;
   *function = reinterpret_cast<CUfunction>(module);
+  return CUDA_SUCCESS;
+}
+CUresult cuFuncLoad(CUfunction) {
+  ++state().functions_loaded;
   return CUDA_SUCCESS;
 }
 CUresult cuLaunchKernel(CUfunction, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned, unsigned,

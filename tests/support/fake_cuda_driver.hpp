@@ -12,7 +12,7 @@ namespace brgemm_test {
 
 struct fake_cuda_driver {
   int loads = 0;
-  int unloads = 0;
+  int functions_loaded = 0;
   int launches = 0;
   std::vector<CUcontext> contexts;  // the stack
   const void* code = nullptr;       // of the last load

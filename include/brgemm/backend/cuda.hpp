@@ -18,7 +18,8 @@
 
 namespace brgemm::inline abi_0::cuda {
 
-/// A cudaStream_t or CUstream of the kernel's device; nullptr: the default stream.
+/// A cudaStream_t or CUstream of the primary context of the kernel's device, which is that of CUDA's runtime; nullptr:
+/// the default stream.
 using stream = void*;
 
 /// Compute capability.
@@ -69,8 +70,9 @@ struct options {
 
 class loaded_kernel;
 
-/// A kernel: a handle that keeps its code alive. Copies may be used by any number of threads at a time. An empty one
-/// may only be assigned to, destroyed and tested.
+/// A kernel: a handle that keeps its code alive, and must itself live until its launches have ended, and as long as a
+/// graph that captured one. Copies may be used by any number of threads at a time. An empty one may only be assigned
+/// to, destroyed and tested.
 class kernel {
  public:
   kernel() noexcept = default;
@@ -79,11 +81,12 @@ class kernel {
   /// Launches it on the stream and returns; C is there when the stream has come so far. Allocates nothing, waits for
   /// nothing, and may be captured in a graph. Nothing that the arguments point to is read by the CPU: lists, offsets
   /// and overlaps are the caller's to get right. Errors: invalid_argument with the field and the numbers, before
-  /// anything is launched; device with the driver's words.
+  /// anything is launched; device or out_of_memory with the driver's words.
   result<void> call(const arguments& x, stream on = nullptr) const noexcept;
 
   /// order::chain, with the bits of the CPU's backends; order::foreign where tensor cores sum: bf16, and f16 unless the
-  /// desc asks for order::chain. Theirs are the same bits at each run, wherever in C an element lies.
+  /// desc asks for order::chain or for several chains. Theirs are meant to be the same at each run and wherever in C an
+  /// element lies; another architecture's may differ.
   brgemm::order order() const noexcept;
   const desc& description() const noexcept;
   int device() const noexcept;

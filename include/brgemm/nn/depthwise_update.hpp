@@ -65,12 +65,12 @@ class depthwise_update {
   }
 
  private:
-  static constexpr index band_bytes = 16 << 10;      ///< of dz
+  static constexpr index band_bytes = 16 << 10;      ///< of dz and of a list
   static constexpr index short_row_bytes = 4 << 10;  ///< below it a call a row costs more than a list's entries
 
   /// Columns of y that see the same taps. Where pixels are as far apart as taps, rows are the entries of a call and
-  /// their pixels k. Else each pixel is an entry: those of one row, or where rows are short of several, which a list
-  /// has.
+  /// their pixels k. Else each pixel is an entry: those of one row by strides, or, where rows are short, those of
+  /// several rows by a list.
   struct planned_run {
     conv_run columns;
     index rows = 1;  ///< of y, which all lines of taps read before the next ones
@@ -164,16 +164,18 @@ class depthwise_update {
 
   result<void> plan_run(planned_run& run, const conv_run& columns, const options& how) noexcept {
     run.columns = columns;
+    const bool by_rows = columns.count == 1 || axis(2).stride == axis(2).dilation;
     const index row_bytes = columns.count * width_ * size_of(data_);
-    const index rows = std::clamp<index>(band_bytes / row_bytes, 1, axis(1).out());
+    const index listed_bytes = by_rows ? 0 : columns.count * static_cast<index>(sizeof(offset_pair));
+    const index rows = std::clamp<index>(band_bytes / (row_bytes + listed_bytes), 1, axis(1).out());
     const index step_x = axis(1).stride * forward_.step_in(1);
-    if (columns.count == 1 || axis(2).stride == axis(2).dilation) {
+    if (by_rows) {
       run.rows = rows;
       const entries of_rows{batch_kind::strides, step_x, forward_.step_out(1)};
       return plan_kernel(run.products, {columns.taps, columns.count}, of_rows, how);
     }
     run.entries_a_row = columns.count;
-    if (row_bytes >= short_row_bytes) {
+    if (row_bytes >= short_row_bytes || rows == 1) {
       const entries of_pixels{batch_kind::strides, axis(2).stride * forward_.step_in(2), forward_.step_out(2)};
       return plan_kernel(run.products, {columns.taps, 1}, of_pixels, how);
     }
