@@ -93,23 +93,6 @@ __device__ __forceinline__ void each_of_b(const launch& call, const place_of_til
   }
 }
 
-template <type T>
-struct accumulator {
-  using type = float;
-};
-template <>
-struct accumulator<type::f64> {
-  using type = double;
-};
-template <>
-struct accumulator<type::s8> {
-  using type = std::uint32_t;
-};
-template <>
-struct accumulator<type::u8> {
-  using type = std::uint32_t;
-};
-
 /// The 8 columns of C that follow column `j` of the tile, in its row `i`.
 template <desc D>
 __device__ __forceinline__ run_of_columns run_at(const launch& call, const place_of_tile& at, int i, int j) {
@@ -177,7 +160,7 @@ __device__ __forceinline__ void finish_sums(const launch& call, const place_of_t
 /// Products one by one, by fma: f32, f64, f16 widened, 8-bit integers modulo 2^32. The bits of the CPU.
 template <desc D, tile T>
 __device__ __forceinline__ void sum_by_fma(const launch& call) {
-  using sum = typename accumulator<D.a>::type;
+  using sum = sum_type<accumulator_of(D)>;
   constexpr int chains = D.chains;
   constexpr bool scaled = D.alpha == alpha_kind::at_call;
   constexpr bool subtracts_rows = D.zero_b == zero_point::at_call;

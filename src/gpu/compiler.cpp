@@ -50,12 +50,12 @@ result<nvrtc> functions_of(const shared_library& library) {
 /// the first.
 result<nvrtc> find_nvrtc() {
   const char* const named = secure_getenv("BRGEMM_NVRTC");
-  if (named != nullptr && *named != '\0') return functions_of(shared_library({named}));
+  if (named != nullptr && *named != '\0') return functions_of(shared_library(named));
   const auto driver = load_driver();
   result<nvrtc> last = error(errc::unsupported, "nvrtc", "CUDA's run-time compiler is not there");
   for (const char* name : {BRGEMM_NVRTC_OF_TOOLKIT, "libnvrtc.so.13", "libnvrtc.so.12"}) {
     if (*name == '\0') continue;
-    last = functions_of(shared_library({name}));
+    last = functions_of(shared_library(name));
     int major = 0, minor = 0;
     if (!last || last->version(&major, &minor) != NVRTC_SUCCESS) continue;
     if (!driver || major <= (*driver)->version / 1000) return last;

@@ -14,7 +14,7 @@ namespace {
 
 result<driver> find_driver() {
   const char* const named = secure_getenv("BRGEMM_CUDA_DRIVER");
-  const shared_library library({named == nullptr || *named == '\0' ? "libcuda.so.1" : named});
+  const shared_library library(named == nullptr || *named == '\0' ? "libcuda.so.1" : named);
   if (!library) {
     return error(errc::unsupported, "device", "NVIDIA's driver is not there: %s", library.why());
   }

@@ -38,6 +38,16 @@ struct element_of<type::s32> {
 template <type T>
 using stored = typename element_of<T>::stored;
 
+/// What sums of an accumulator's type are formed in: those of integers modulo 2^32.
+template <type T>
+struct sum_of : element_of<T> {};
+template <>
+struct sum_of<type::s32> {
+  using stored = std::uint32_t;
+};
+template <type T>
+using sum_type = typename sum_of<T>::stored;
+
 /// Widened exactly. 8-bit integers are summed modulo 2^32.
 template <type T, class To>
 __device__ __forceinline__ To load(const void* data, index at) {

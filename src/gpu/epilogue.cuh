@@ -110,7 +110,7 @@ __device__ __forceinline__ void apply(void* from, index ld, const run_of_columns
 template <desc D, int Step, class Real>
 __device__ __forceinline__ void apply_from(const launch& call, const run_of_columns& at, Real (&x)[run_columns]) {
   if constexpr (Step < D.epilogue_size) {
-    apply<D.epilogue[Step]>(call.x.operand[Step], call.operand_ld[Step], at, x);
+    apply<D.epilogue[Step]>(call.x.operand[Step], call.x.operand_ld[Step], at, x);
     apply_from<D, Step + 1>(call, at, x);
   }
 }

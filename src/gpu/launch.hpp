@@ -6,10 +6,9 @@
 namespace brgemm::inline abi_0::cuda {
 
 struct launch {
-  arguments x;  // lda, ldb and ldc as the kernel is to read them
+  arguments x;  // leading dimensions and beta as the kernel is to read them
   index m, n, k;
   index stride_a, stride_b;
-  index operand_ld[max_epilogue];
   std::int32_t tiles_m, tiles_n;  // of one C_j
 };
 

@@ -133,7 +133,7 @@ inline launch make_launch(const desc& d, const tile& t, const arguments& x) noex
   l.m = d.m, l.n = d.n, l.k = d.k;
   l.stride_a = d.stride_a, l.stride_b = d.stride_b;
   for (int step = 0; step < d.epilogue_size; ++step) {
-    l.operand_ld[step] = detail::chosen(d.epilogue[step].ld, x.operand_ld[step]);
+    l.x.operand_ld[step] = detail::chosen(d.epilogue[step].ld, x.operand_ld[step]);
   }
   l.tiles_m = static_cast<std::int32_t>((d.m - 1) / t.m + 1);
   l.tiles_n = static_cast<std::int32_t>((d.n - 1) / t.n + 1);

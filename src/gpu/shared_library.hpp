@@ -3,7 +3,6 @@
 
 #include <dlfcn.h>
 
-#include <initializer_list>
 #include <string>
 
 namespace brgemm::inline abi_0::cuda {
@@ -11,17 +10,11 @@ namespace brgemm::inline abi_0::cuda {
 /// Stays loaded until the process ends.
 class shared_library {
  public:
-  /// The first of the names that can be loaded.
-  explicit shared_library(std::initializer_list<std::string> names) {
-    for (const std::string& name : names) {
-      if (name.empty()) continue;
-      handle_ = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
-      if (handle_ != nullptr) return;
-      why_ = dlerror();
-    }
+  explicit shared_library(const char* name) : handle_(dlopen(name, RTLD_NOW | RTLD_LOCAL)) {
+    if (handle_ == nullptr) why_ = dlerror();
   }
   explicit operator bool() const noexcept { return handle_ != nullptr; }
-  /// The loader's words on the last name.
+  /// The loader's words where it is not there.
   const char* why() const noexcept { return why_.c_str(); }
 
   template <class Function>

@@ -167,8 +167,8 @@ TEST(GpuPlan, LaunchesHaveWhatCodeHasNot) {
   EXPECT_EQ(l.k, 30);
   EXPECT_EQ(l.stride_a, 5);
   EXPECT_EQ(l.stride_b, 6);
-  EXPECT_EQ(l.operand_ld[1], 71);
-  EXPECT_EQ(l.operand_ld[2], 72);
+  EXPECT_EQ(l.x.operand_ld[1], 71);
+  EXPECT_EQ(l.x.operand_ld[2], 72);
   EXPECT_EQ(l.tiles_m, 2);
   EXPECT_EQ(l.tiles_n, 3);
   EXPECT_EQ(l.x.beta, 0);

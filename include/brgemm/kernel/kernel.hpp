@@ -208,6 +208,15 @@ inline result<const backend::entry*> choose_backend(const desc& d, std::uint32_t
   return make_permitted(key, bucket_hash(key));
 }
 
+/// Whether `d` is not for the backend that is best for `rather`. Nothing is generated.
+inline bool loses_backend(const desc& d, const desc& rather, const options& how) noexcept {
+  const auto permitted = permitted_number(how.backend);
+  if (!permitted) return false;
+  const auto best = choose_backend(rather, static_cast<std::uint32_t>(*permitted));
+  const auto own = choose_backend(d, static_cast<std::uint32_t>(*permitted));
+  return best && (!own || *own != *best);
+}
+
 }  // namespace detail
 
 /// A kernel for the desc: generated at the first request, found in the cache after that, without a lock. Thread-safe;

@@ -22,15 +22,6 @@ inline result<void> make_into(kernel& slot, const desc& d, const options& how) n
   return {};
 }
 
-/// Whether `d` is not for the backend that is best for `rather`. Nothing is generated.
-inline bool loses_backend(const desc& d, const desc& rather, const options& how) noexcept {
-  const auto permitted = permitted_number(how.backend);
-  if (!permitted) return false;
-  const auto best = choose_backend(rather, static_cast<std::uint32_t>(*permitted));
-  const auto own = choose_backend(d, static_cast<std::uint32_t>(*permitted));
-  return best && (!own || *own != *best);
-}
-
 /// Makes `slot` write C past the caches, as `cached` does into them; where the backend has no such stores, it is that
 /// one.
 inline result<void> make_streaming_into(kernel& slot, const kernel& cached, desc d, const options& how) noexcept {
