@@ -3,9 +3,8 @@
 // in the order of the stand-in.
 #include <gtest/gtest.h>
 
-#include "brgemm/kernel/kernel.hpp"
-#include "plan.hpp"
 #include "support/gpu_emulator.hpp"
+#include "support/gpu_problem.hpp"
 #include "support/problem.hpp"
 
 namespace brgemm_test {
@@ -17,18 +16,9 @@ using brgemm::cuda::tile;
 constexpr int samples = 77;
 constexpr index entries = 5;
 
-/// A desc for a GPU; every combination of types comes many times.
-constexpr drawn_desc drawn_for_gpu(entropy& e, int sample, const shape& s) {
-  const types& t = type_combinations[sample % type_combination_count];
-  drawn_desc x = draw_desc(e, s, t, static_cast<brgemm::batch_kind>(e.between(0, 2)));
-  x.d.where = brgemm::place::gpu;
-  if (t.a == type::bf16) x.d.sums = brgemm::order::machine, x.d.chains = 1;
-  return x;
-}
-
 constexpr drawn_desc sample_of(int sample) {
   entropy e(static_cast<std::uint64_t>(sample) + 1);
-  return drawn_for_gpu(e, sample, {9, 9, 9});
+  return draw_desc_for_gpu(e, sample, {9, 9, 9});
 }
 
 constexpr tile tile_of(int sample) {
@@ -45,19 +35,10 @@ drawn_desc resized(entropy& e, drawn_desc x, const shape& s) {
   desc& d = x.d;
   d.m = x.m = s.m, d.n = s.n, d.k = s.k;
   if (d.m_extent == brgemm::extent_kind::at_call) d.m += e.between(0, 40);
-  const auto stored_a = brgemm::detail::storage_of_a(d, d.m), stored_b = brgemm::detail::storage_of_b(d);
-  const auto lda = draw_leading_dimension(e, std::max<index>(stored_a.columns, 1));
-  const auto ldb = draw_leading_dimension(e, std::max<index>(stored_b.columns, 1));
-  const auto ldc = draw_leading_dimension(e, d.n);
-  d.lda = lda.in_desc, x.lda = lda.in_call;
-  d.ldb = ldb.in_desc, x.ldb = ldb.in_call;
-  d.ldc = ldc.in_desc, x.ldc = ldc.in_call;
+  draw_leading_dimensions(e, x);
   d.prefetch = 0;
   d.write_c = brgemm::write_kind::cached;
-  if (d.batch == brgemm::batch_kind::strides) {
-    d.stride_a = draw_stride(e, brgemm::detail::storage_of_a(d, x.m), x.lda);
-    d.stride_b = draw_stride(e, stored_b, x.ldb);
-  }
+  draw_strides(e, x);
   for (int i = 0; i < d.epilogue_size; ++i) {
     brgemm::epilogue_op& o = d.epilogue[i];
     if (!brgemm::detail::is_mask(o.kind) && !brgemm::detail::is_matrix(o.kind)) continue;
@@ -85,13 +66,6 @@ gpu::block run_on_emulator(const desc& d, const brgemm::cuda::arguments& x) {
   EXPECT_TRUE(blocks) << blocks.error().message();
   for (unsigned i = 0; blocks && i < *blocks; ++i) threads.run(i, [&] { brgemm::cuda::batch_reduce<D, T>(call); });
   return threads;
-}
-
-/// The reference's kernel with the bits of the GPU's: tensor cores sum from +0 and add to beta * C last.
-brgemm::result<brgemm::kernel> reference_of(desc d) {
-  d.where = brgemm::place::cpu;
-  if (brgemm::cuda::by_tensor_cores(d)) d.alpha = brgemm::alpha_kind::at_call;
-  return make_kernel(d, {.backend = "reference"});
 }
 
 template <int Sample>

@@ -8,8 +8,8 @@
 #include <cstring>
 
 #include "precompiled.hpp"
-#include "support/draw.hpp"
 #include "support/expect_error.hpp"
+#include "support/gpu_problem.hpp"
 
 namespace brgemm::cuda {
 namespace {
@@ -50,12 +50,7 @@ TEST(GpuCompiler, DrawnDescsCompileForEveryArchitecture) {
   double milliseconds = 0, longest = 0;
   for (int i = 0; i < count; ++i) {
     brgemm_test::entropy e(static_cast<std::uint64_t>(i) + 1000);
-    desc d = draw_desc(e, {e.between(1, 100), e.between(1, 100), 9},
-                       brgemm_test::type_combinations[i % brgemm_test::type_combination_count],
-                       static_cast<batch_kind>(i % 3))
-                 .d;
-    d.where = place::gpu;
-    if (d.a == type::bf16) d.sums = order::machine, d.chains = 1;
+    const desc d = brgemm_test::draw_desc_for_gpu(e, i, {e.between(1, 100), e.between(1, 100), 9}).d;
     const auto made = compile(d, i % 2 == 0 ? capability{9, 0} : capability{8, 0});
     ASSERT_TRUE(made) << i << ": " << made.error().message();
     ASSERT_TRUE(is_elf(made->code)) << i;

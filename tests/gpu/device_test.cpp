@@ -3,14 +3,11 @@
 #include <gtest/gtest.h>
 
 #include "brgemm/backend/cuda.hpp"
-#include "brgemm/kernel/kernel.hpp"
-#include "plan.hpp"
 #include "support/device_memory.hpp"
+#include "support/gpu_problem.hpp"
 
 namespace brgemm_test {
 namespace {
-
-using brgemm::type;
 
 constexpr index entries = 5;
 
@@ -19,13 +16,6 @@ std::string why_no_device() {
   const auto count = brgemm::cuda::device_count();
   if (!count) return count.error().code() == brgemm::errc::unsupported ? std::string(count.error().message()) : "";
   return *count == 0 ? "there is no device" : "";
-}
-
-/// Tensor cores sum from +0, and add to beta * C last; their sums are compared where they are exact.
-brgemm::result<brgemm::kernel> reference_of(desc d) {
-  d.where = brgemm::place::cpu;
-  if (brgemm::cuda::by_tensor_cores(d)) d.alpha = brgemm::alpha_kind::at_call;
-  return make_kernel(d, {.backend = "reference"});
 }
 
 void check(entropy& e, const drawn_desc& drawn, device_memory& gpu, const problem_memory& cpu) {
@@ -76,10 +66,7 @@ TEST_F(GpuDevice, HasTheBitsOfTheReferenceOnDrawnDescs) {
     entropy e(static_cast<std::uint64_t>(i));
     const auto size = [&e] { return e.pick<index>({1, 7, 16, 33, 64, 96, 127, 128, 200, 256}); };
     const shape s{size(), size(), e.one_in(10) ? 0 : size()};
-    drawn_desc x =
-        draw_desc(e, s, type_combinations[i % type_combination_count], static_cast<brgemm::batch_kind>(i % 3));
-    x.d.where = brgemm::place::gpu;
-    if (x.d.a == type::bf16) x.d.sums = brgemm::order::machine, x.d.chains = 1;
+    const drawn_desc x = draw_desc_for_gpu(e, i, s);
     check(e, x, *gpu_, cpu);
     if (HasFatalFailure()) return;
   }

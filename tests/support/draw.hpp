@@ -162,6 +162,24 @@ constexpr void make_depthwise(desc& d, bool mirrored) {
   if (d.sums != brgemm::order::machine) d.sums = brgemm::order::chain;
 }
 
+/// Leading dimensions for the sizes and layouts of the desc.
+constexpr void draw_leading_dimensions(entropy& e, drawn_desc& out) {
+  desc& d = out.d;
+  const auto lda = draw_leading_dimension(e, std::max<index>(brgemm::detail::storage_of_a(d, d.m).columns, 1));
+  const auto ldb = draw_leading_dimension(e, std::max<index>(brgemm::detail::storage_of_b(d).columns, 1));
+  const auto ldc = draw_leading_dimension(e, d.n);
+  d.lda = lda.in_desc, out.lda = lda.in_call;
+  d.ldb = ldb.in_desc, out.ldb = ldb.in_call;
+  d.ldc = ldc.in_desc, out.ldc = ldc.in_call;
+}
+
+constexpr void draw_strides(entropy& e, drawn_desc& out) {
+  desc& d = out.d;
+  if (d.batch != brgemm::batch_kind::strides) return;
+  d.stride_a = draw_stride(e, brgemm::detail::storage_of_a(d, out.m), out.lda);
+  d.stride_b = draw_stride(e, brgemm::detail::storage_of_b(d), out.ldb);
+}
+
 constexpr drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgemm::batch_kind batch,
                                bool depthwise = false, bool some_rows = false) {
   using brgemm::layout;
@@ -185,24 +203,14 @@ constexpr drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgem
   if (d.layout_a == layout::interleaved) d.zero_b = brgemm::zero_point::none;
   if (some_rows) d.m = out.m, draw_row_ranges(e, d);
   if (depthwise) make_depthwise(d, e.one_in(2));
-  const auto stored_a = brgemm::detail::storage_of_a(d, d.m);
-  const auto stored_b = brgemm::detail::storage_of_b(d);
-  const auto lda = draw_leading_dimension(e, std::max<index>(stored_a.columns, 1));
-  const auto ldb = draw_leading_dimension(e, std::max<index>(stored_b.columns, 1));
-  const auto ldc = draw_leading_dimension(e, d.n);
-  d.lda = lda.in_desc, out.lda = lda.in_call;
-  d.ldb = ldb.in_desc, out.ldb = ldb.in_call;
-  d.ldc = ldc.in_desc, out.ldc = ldc.in_call;
+  draw_leading_dimensions(e, out);
   const index line = brgemm::detail::streaming_alignment / size_of(d.c);
   if (e.one_in(8)) d.prefetch = e.pick<std::uint16_t>({1, 2, 4});
   if (e.one_in(8) && size_of(d.c) > 1) {
     d.write_c = brgemm::write_kind::streaming;
     d.ldc = out.ldc = (out.ldc + line - 1) / line * line;
   }
-  if (batch == brgemm::batch_kind::strides) {
-    d.stride_a = draw_stride(e, brgemm::detail::storage_of_a(d, out.m), out.lda);
-    d.stride_b = draw_stride(e, stored_b, out.ldb);
-  }
+  draw_strides(e, out);
   draw_epilogue(e, out);
   return out;
 }
