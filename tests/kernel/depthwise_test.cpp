@@ -130,6 +130,56 @@ TEST(Depthwise, OneFusedTermAfterTheOther) {
   }
 }
 
+/// Taps of several rows of an image, whose width is 17, at once: C's rows are those taps, of which m / line lines.
+/// Pixels may leave some out, as a convolution's stride does.
+void expect_lines(brgemm::index m, brgemm::index steps, std::uint32_t k_step) {
+  constexpr brgemm::index width = 17, n = 37, batch = 4;
+  const auto value = [](brgemm::index i) { return static_cast<float>(i * 37 % 23) - 11; };
+  const auto at = [](brgemm::index i) { return static_cast<std::size_t>(i); };
+  std::vector<float> a(at((batch + 4) * width * n)), b(at(batch * width * n));
+  for (std::size_t i = 0; i < a.size(); ++i) a[i] = value(static_cast<brgemm::index>(i));
+  for (std::size_t i = 0; i < b.size(); ++i) b[i] = value(static_cast<brgemm::index>(i) + 5);
+  desc d = depthwise(m, n, steps);
+  d.line = 3, d.line_step = width, d.k_step = k_step;
+  d.stride_a = d.stride_b = width * n;
+  for (const auto& backend : backend::built_in()) {
+    if (!backend.runs_here() || backend.name == "amx") continue;  // tiles multiply matrices
+    const auto made = make_kernel(d, {.backend = backend.name});
+    ASSERT_TRUE(made) << made.error().message();
+    std::vector<float> c(at(m * n));
+    (*made)({.a = a.data(), .b = b.data(), .c = c.data(), .batch = batch});
+    for (brgemm::index i = 0; i < m * n; ++i) {
+      float sum = 0;
+      for (brgemm::index e = 0; e < batch; ++e) {
+        for (brgemm::index q = 0; q < steps; ++q) {
+          const brgemm::index row = e * width + i / n / 3 * width + i / n % 3 + q * k_step;
+          sum += a[at(row * n + i % n)] * b[at((e * width + q) * n + i % n)];
+        }
+      }
+      ASSERT_EQ(c[at(i)], sum) << backend.name << " " << name_of(d).c_str() << " " << i;
+    }
+  }
+}
+TEST(Depthwise, LinesOfRows) {
+  for (const brgemm::index m : {3, 6, 9, 12}) {
+    for (const brgemm::index steps : {1, 2, 7}) {
+      for (const std::uint32_t k_step : {1u, 2u, 3u}) expect_lines(m, steps, k_step);
+    }
+  }
+}
+
+/// Generated code has all lines in registers, and in the reach of a displacement; the reference has any.
+TEST(Depthwise, TooManyOrFarLines) {
+  desc d = depthwise(64, 16, 3);
+  d.line = 2, d.line_step = 5;
+  expect_error(make_kernel(d, {.backend = "avx2"}), errc::unsupported, "line", {"m = 64"});
+  EXPECT_TRUE(make_kernel(d, {.backend = "reference"}));
+  d.m = 4, d.line_step = brgemm::index{1} << 25;
+  expect_error(make_kernel(d, {.backend = "avx2"}), errc::unsupported, "line_step", {"33554432"});
+  d.line = 0, d.line_step = 0, d.k_step = 1u << 25;
+  expect_error(make_kernel(d, {.backend = "avx2"}), errc::unsupported, "k_step", {"33554432"});
+}
+
 /// Rows of A around the distance from which an instruction's displacement no longer reaches all of them.
 TEST(Depthwise, FarRows) {
   constexpr brgemm::index m = 24, n = 16, k = 4, rows = m + k - 1;

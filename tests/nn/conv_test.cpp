@@ -75,17 +75,22 @@ TEST(Conv, UpdateOfLargerImages) {
   }
 }
 
-// Depthwise, stride and dilation of the width different: rows of 4 KiB, which are calls of their own; short ones by
-// lists, in several bands; a single row; a depth.
-TEST(Conv, DepthwiseUpdateOfLongAndShortRows) {
+// Depthwise: a depth; bands of rows; strides that dilations divide, and not; lines of taps together, some left over, of
+// too many taps for that, and at no whole number of taps from each other; a single row; a last panel of few channels.
+TEST(Conv, DepthwiseUpdateByRowsAndByPixels) {
   std::mt19937 random(21);
   const struct {
     index channels;
     conv_axis axes[3];
   } cases[] = {{128, {{}, {20, 3, 2, 1, 1, 1}, {20, 3, 2, 1, 1, 1}}},
+               {100, {{}, {7, 3, 1, 1, 1, 1}, {141, 3, 1, 1, 1, 1}}},
                {64, {{}, {40, 3, 2, 1, 1, 1}, {13, 3, 2, 1, 1, 1}}},
                {64, {{}, {60, 3, 1, 2, 2, 2}, {9, 3, 1, 2, 2, 2}}},
+               {20, {{}, {12, 3, 1, 1, 1, 1}, {21, 3, 4, 2, 2, 2}}},
+               {36, {{}, {13, 5, 1, 1, 2, 2}, {16, 5, 2, 1, 2, 1}}},
+               {40, {{}, {9, 3, 1, 1, 1, 1}, {30, 13, 1, 1, 6, 6}}},
                {80, {{}, {}, {30, 5, 3, 1, 2, 1}}},
+               {8, {{8, 2, 4, 2, 3, 0}, {8, 3, 3, 1, 3, 0}, {5, 4, 3, 1, 3, 3}}},
                {16, {{5, 3, 2, 1, 1, 1}, {9, 2, 1, 1, 0, 1}, {11, 3, 2, 1, 1, 0}}}};
   for (const auto& c : cases) {
     for (const type data : {type::f32, type::bf16}) {
@@ -94,7 +99,9 @@ TEST(Conv, DepthwiseUpdateOfLongAndShortRows) {
       std::copy(std::begin(c.axes), std::end(c.axes), d.axes);
       const problem p = draw_data(random, d);
       const auto expected = expected_update(p);
-      for (const int threads : {1, 3}) ASSERT_TRUE(same_bits(update_of(p, threads), expected)) << text_of(d) << threads;
+      for (const int threads : {1, 3, 4}) {
+        EXPECT_TRUE(same_bits(update_of(p, threads), expected)) << text_of(d) << threads;
+      }
     }
   }
 }

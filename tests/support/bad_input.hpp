@@ -28,8 +28,9 @@ Enum unknown(int value) {
   return static_cast<Enum>(value);
 }
 inline std::vector<std::string> fields_of(const desc& d) {
-  return NAMES_OF(d, m, n, k, lda, ldb, ldc, stride_a, stride_b, a, b, c, batch, layout_a, layout_b, beta, alpha, sums,
-                  chains, m_extent, zero_a, zero_b, where, write_c, epilogue_size, prefetch, rows, epilogue);
+  return NAMES_OF(d, m, n, k, lda, ldb, ldc, stride_a, stride_b, line_step, line, k_step, a, b, c, batch, layout_a,
+                  layout_b, beta, alpha, sums, chains, m_extent, zero_a, zero_b, where, write_c, epilogue_size,
+                  prefetch, rows, epilogue);
 }
 
 inline std::vector<std::string> fields_of(const epilogue_op& o) {
@@ -48,6 +49,14 @@ inline desc valid_f32() {
   d.m = 4, d.n = 6, d.k = 5;
   d.lda = 5, d.ldb = 6, d.ldc = 6;
   d.stride_a = 20, d.stride_b = 30;
+  return d;
+}
+
+/// Two taps of each of two lines.
+inline desc valid_lines() {
+  desc d = valid_f32();
+  d.layout_a = layout::depthwise, d.lda = 6;
+  d.line = 2, d.line_step = 9;
   return d;
 }
 
@@ -106,6 +115,22 @@ inline const std::vector<desc_case>& desc_cases() {
       {"stride_a", invalid, valid_f32, [](desc& d) { d.batch = batch_kind::addresses; }, {"20", "must be 0"}},
       {"stride_b", invalid, valid_f32, [](desc& d) { d.stride_b = huge; }, {"4611686018427387904"}},
       {"stride_b", invalid, valid_f32, [](desc& d) { d.batch = batch_kind::offsets, d.stride_a = 0; }, {"30"}},
+      {"line", invalid, valid_lines, [](desc& d) { d.line = 3; }, {"line is 3", "m = 4"}},
+      {"line", invalid, valid_lines, [](desc& d) { d.line = ~0u; }, {"line is 4294967295"}},
+      {"line", invalid, valid_lines, [](desc& d) { d.line = 0; }, {"line is 0", "which is 9"}},
+      {"line_step", invalid, valid_lines, [](desc& d) { d.line_step = 0; }, {"line_step is 0", "at least 1"}},
+      {"line_step", invalid, valid_lines, [](desc& d) { d.m = 8, d.line_step = huge; }, {"4 lines", "2^63 - 1"}},
+      {"k_step", invalid, valid_lines, [](desc& d) { d.k_step = 0; }, {"k_step is 0"}},
+      {"k_step", invalid, valid_lines, [](desc& d) { d.k = huge, d.k_step = 2; }, {"k_step 2", "2^63 - 1"}},
+      {"layout_a", unsupported, valid_f32, [](desc& d) { d.k_step = 2; }, {"k_step = 2", "A depthwise"}},
+      {"lda", invalid, valid_lines, [](desc& d) { d.line_step = huge; }, {"2^63 - 1"}},
+      {"lda", unsupported, valid_lines, [](desc& d) { d.lda = at_call; }, {"line = 2", "lda fixed"}},
+      {"m_extent", unsupported, valid_lines, [](desc& d) { d.m_extent = extent_kind::at_call; }, {"m and lda fixed"}},
+      {"layout_a",
+       unsupported,
+       valid_lines,
+       [](desc& d) { d.layout_a = layout::depthwise_mirrored; },
+       {"line = 2", "A depthwise"}},
       {"a", invalid, valid_f32, [](desc& d) { d.a = unknown<type>(7); }, {"a is 7"}},
       {"a", unsupported, valid_f32, [](desc& d) { d.a = d.b = d.c = type::s32; }, {"s32"}},
       {"a", unsupported, valid_f32, [](desc& d) { d.a = type::u8; }, {"u8", "f32"}},

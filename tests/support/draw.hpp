@@ -153,6 +153,18 @@ constexpr void draw_row_ranges(entropy& e, desc& d) {
   }
 }
 
+/// Rows of C that read lines of A's, or steps that leave some out; what they cannot have is taken back.
+constexpr void draw_lines(entropy& e, drawn_desc& out) {
+  desc& d = out.d;
+  d.m_extent = brgemm::extent_kind::fixed;
+  d.m = out.m;
+  if (e.one_in(2)) d.k_step = static_cast<std::uint32_t>(e.between(1, 3));
+  if (d.k_step != 1 && e.one_in(2)) return;
+  d.line = static_cast<std::uint32_t>(std::min<index>(out.m, e.between(1, 4)));
+  d.m = out.m = out.m / d.line * d.line;
+  d.line_step = e.between(1, 9);
+}
+
 /// What a depthwise product cannot have is taken back.
 constexpr void make_depthwise(desc& d, bool mirrored) {
   d.layout_a = mirrored ? brgemm::layout::depthwise_mirrored : brgemm::layout::depthwise;
@@ -203,7 +215,9 @@ constexpr drawn_desc draw_desc(entropy& e, const shape& s, const types& t, brgem
   if (d.layout_a == layout::interleaved) d.zero_b = brgemm::zero_point::none;
   if (some_rows) d.m = out.m, draw_row_ranges(e, d);
   if (depthwise) make_depthwise(d, e.one_in(2));
+  if (d.layout_a == layout::depthwise && out.m <= 12 && s.k < 64 && e.one_in(2)) draw_lines(e, out);
   draw_leading_dimensions(e, out);
+  if (d.line != 0 || d.k_step != 1) d.lda = out.lda;
   const index line = brgemm::detail::streaming_alignment / size_of(d.c);
   if (e.one_in(8)) d.prefetch = e.pick<std::uint16_t>({1, 2, 4});
   if (e.one_in(8) && size_of(d.c) > 1) {

@@ -36,8 +36,14 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
     return error(errc::unsupported, "rows",
                  "s8 x s8 is corrected by sums of B's columns, which are the same for all rows");
   }
-  if (row_ranges(d) != 0 && choose_blocking(d, unit).accumulators() == 0) {
-    return error(errc::unsupported, "rows", "entries of some rows only need registers for all of m = %ld rows", d.m);
+  if ((d.line != 0 || d.k_step != 1) && lda_needs_register(d)) {
+    return error(errc::unsupported, d.line != 0 ? "line_step" : "k_step",
+                 "A's rows are more than 2^31 bytes apart: line_step is %ld, k_step %u, lda %ld", d.line_step, d.k_step,
+                 d.lda);
+  }
+  if (has_all_rows(d) && choose_blocking(d, unit).accumulators() == 0) {
+    return error(errc::unsupported, d.line > 1 ? "line" : "rows", "%s only need registers for all of m = %ld rows",
+                 d.line > 1 ? "lines of A" : "entries of some rows", d.m);
   }
   return {};
 }
@@ -148,6 +154,7 @@ inline std::size_t explain(const desc& d, char* text, std::size_t size, const ve
   if (b.pack > 1) p.add("The last %d columns of %d rows share a vector. ", b.tail, b.pack);
   if (is_depthwise(d.layout_a)) {
     const int together = depthwise_window(d, unit, b, rows.size, columns.size);
+    if (d.line != 0) p.add("Rows of C read lines of %u rows of A. ", d.line);
     if (together > 1) {
       p.add("%d steps go together, for which vectors of B stay in registers and each vector of A passes by once. ",
             together);

@@ -116,7 +116,8 @@ constexpr bool needs_register(index ld, index bytes, index times) {
 }
 /// A step reaches 32 rows of A stored (m,k), 64 where they are k or groups of k, or k are added to them.
 constexpr bool lda_needs_register(const desc& d) {
-  return needs_register(d.lda, lane_of_a(d), d.layout_a == layout::plain ? 32 : 64);
+  const index lines = d.line == 0 ? 0 : std::min(brgemm::detail::row_of_a(d, d.m - 1), index{1} << 31);
+  return needs_register(d.lda, lane_of_a(d), d.layout_a == layout::plain ? 32 : 64 * index{d.k_step} + lines);
 }
 /// Bytes of what ldb counts.
 constexpr index lane_of_b(const desc& d) {
@@ -286,12 +287,20 @@ inline int depthwise_window(const desc& d, const vector_unit& unit, const blocki
   return static_cast<int>(std::clamp<index>(std::min<index>(b.steps, free - 1), 1, 4));
 }
 
+/// layout::depthwise: rows of A that `rows` of C read in so many steps.
+inline index rows_read(const desc& d, int rows, int steps) {
+  const index line = d.line > 1 ? d.line : rows;
+  const index apart = d.line == 1 ? d.line_step : 1;
+  const index spread = (line - 1) * apart + (steps - 1) * index{d.k_step};
+  return rows / line * std::min<index>(line * steps, spread / std::gcd(apart, index{d.k_step}) + 1);
+}
+
 /// layout::depthwise: each product has its own vector of A, which steps that go together share.
 inline step_cost cost_of_depthwise_step(const desc& d, const vector_unit& unit, const blocking& b, int rows,
                                         int vectors) {
   step_cost cost;
   const int together = depthwise_window(d, unit, b, rows, vectors);
-  const double of_a = vectors * (rows + together - 1.0) / together;
+  const double of_a = vectors * static_cast<double>(rows_read(d, rows, together)) / together;
   cost.latency = product_latency(b.how);
   cost.products = rows * vectors * product_cycles(b.how, unit);
   cost.operations = cost.products * 2 + (size_of(d.a) < 4 ? of_a : 0);  // those that are narrow are widened
@@ -571,6 +580,9 @@ inline void weigh(const desc& d, const vector_unit& unit, blocking& b, cheapest&
   if (best.bound == 0 || sum.bound * rows < best.bound) best.bound = sum.bound * rows;
 }
 
+/// Whether one block has all rows of C: those of A are then not as far apart everywhere.
+constexpr bool has_all_rows(const desc& d) { return row_ranges(d) != 0 || d.line > 1; }
+
 /// Tries blocks of `width` vectors, the highest first: lower ones only load B more often.
 inline void try_heights(const desc& d, const vector_unit& unit, blocking& b, int width, int most_rows, cheapest& best) {
   divide_columns(d.n, width, b);
@@ -578,7 +590,7 @@ inline void try_heights(const desc& d, const vector_unit& unit, blocking& b, int
   for (int height = std::min(most_rows, 30 / std::max(1, width - 1)); height >= 1 && tried < 4; --height) {
     if (b.limit < 30 && d.m_extent == extent_kind::fixed && height * width > b.limit) continue;
     divide_rows(d, height, b);
-    if (row_ranges(d) != 0 && b.rows[0].size != d.m) break;  // one block has all rows
+    if (has_all_rows(d) && b.rows[0].size != d.m) break;
     if (!fits(d, unit, b)) continue;
     weigh(d, unit, b, best);
     ++tried;

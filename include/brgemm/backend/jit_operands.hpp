@@ -17,7 +17,7 @@ class jit_operands : public jit_loops {
       return rax + static_cast<std::size_t>(r * lane_a_ + (lda_in_register_ ? 0 : s * lda_));
     }
     const auto along = static_cast<std::size_t>(s * group_ * size_a_);
-    if (!lda_in_register_) return rax + (along + static_cast<std::size_t>(r * lda_));
+    if (!lda_in_register_) return rax + (along + static_cast<std::size_t>(brgemm::detail::row_of_a(d_, r) * lda_));
     switch (r) {  // rows 0, 3 and 10 in a register, and 1, 2, 3, 4, 6, 8 or 12 rows more
       case 0: return rax + along;
       case 1: return rax + r9 + along;

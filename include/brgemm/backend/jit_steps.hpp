@@ -8,6 +8,8 @@
 // - Depthwise: each vector of C has its own of A.
 #pragma once
 
+#include <limits>
+
 #include "jit_operands.hpp"
 
 namespace brgemm::inline abi_0::backend {
@@ -192,7 +194,7 @@ class jit_steps : public jit_operands {
   // ---- layout::depthwise -------------------------------------------------------------------------
 
   /// Bytes of A from a step to the next one, where that is constant.
-  index step_a() const { return mirrored_ ? -lda_ : lda_; }
+  index step_a() const { return mirrored_ ? -lda_ : d_.k_step * lda_; }
   /// From the first row of an entry of A to that which its first step reads.
   void to_last_row() {
     if (d_.k < 2) return;
@@ -215,21 +217,35 @@ class jit_steps : public jit_operands {
     }
     if (left > 0) steps_together(k, left);
   }
-  /// Of each column the steps' vectors of B from register 0, then those of A, one after the other: row a of them is
-  /// that of row a - s of C in step s; mirrored, counted from the last step's.
+  /// Of each column the steps' vectors of B from register 0, then those of A in the order in which steps need them,
+  /// each for all of its products.
   void steps_together(const block& k, int steps) {
     for (int j = 0; j < k.columns; ++j) {
       for (int s = 0; s < steps; ++s) load_widened(s, b_at(j, s), d_.b, masked(k, j));
-      const int last = k.rows + steps - 2;
-      for (int a = 0; a <= last; ++a) {
-        const int row = mirrored_ ? k.rows - 1 - a : a;  // from that of the first step and row of C
-        const auto at = static_cast<std::size_t>(row * lda_ + j * vector_b_);
-        load_widened(steps, rax + at, d_.a, masked(k, j));
-        for (int s = std::max(0, a - k.rows + 1); s <= std::min(a, steps - 1); ++s) {
-          multiply(accumulator(k, mirrored_ ? row + s : a - s, j), steps, s, steps);
+      for (index row = next_row(k, steps, nullptr); row != no_row; row = next_row(k, steps, &row)) {
+        const index from = mirrored_ ? -row : row;
+        load_widened(steps, rax + static_cast<std::size_t>(from * lda_ + j * vector_b_), d_.a, masked(k, j));
+        for (int s = 0; s < steps; ++s) {
+          for (int r = 0; r < k.rows; ++r) {
+            if (row_in(r, s) == row) multiply(accumulator(k, r, j), steps, s, steps);
+          }
         }
       }
     }
+  }
+  static constexpr index no_row = std::numeric_limits<index>::max();
+  /// Of A, counted in the direction of the steps: what row r of C reads in step s.
+  index row_in(int r, int s) const {
+    return mirrored_ ? s - r : brgemm::detail::row_of_a(d_, r) + s * index{d_.k_step};
+  }
+  index next_row(const block& k, int steps, const index* behind) const {
+    index next = no_row;
+    for (int s = 0; s < steps; ++s) {
+      for (int r = 0; r < k.rows; ++r) {
+        if (behind == nullptr || row_in(r, s) > *behind) next = std::min(next, row_in(r, s));
+      }
+    }
+    return next;
   }
   /// Vectors of B from register 0, then one of A that passes.
   void depthwise_step(const block& k, int s) {

@@ -168,7 +168,8 @@ BRGEMM_DETAIL_INLINE void sum_columns(const problem& p, const batch_entry& e, in
   Acc a[row_block];
   Acc b[row_block];
   for (index k = 0; k < p.d.k; ++k) {
-    const index row = i + (p.d.layout_a == layout::depthwise ? k : p.d.k - 1 - k);
+    const index step = p.d.layout_a == layout::depthwise ? k * p.d.k_step : p.d.k - 1 - k;
+    const index row = brgemm::detail::row_of_a(p.d, i) + step;
     load(p.d.a, e.a, row * p.lda + j0, 1, count, a);
     load_b(p, e, k, j0, count, b);
     for (index j = 0; j < count; ++j) sum[j] = multiply_add(a[j], b[j], sum[j]);

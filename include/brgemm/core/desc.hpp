@@ -150,6 +150,12 @@ struct desc {
   index ldc = 1;       ///< >= n, or at_call; see write_kind::streaming
   index stride_a = 0;  ///< batch_kind::strides only, else 0. Elements; any sign, 0 allowed
   index stride_b = 0;
+  /// layout::depthwise: C[i,j] += sum over k of A[i / line * line_step + i % line + k * k_step, j] * B[k,j], so that
+  /// the taps of several rows of an image, and pixels of any stride, are one product. line divides m, which is fixed,
+  /// as lda is; 0 stands for m, and line_step is 0 then. The rows of A in between count as read.
+  index line_step = 0;
+  std::uint32_t line = 0;
+  std::uint32_t k_step = 1;
   type a = type::f32;
   type b = type::f32;
   type c = type::f32;
@@ -194,6 +200,14 @@ constexpr int row_ranges(const desc& d) noexcept {
 }
 
 namespace detail {
+/// layout::depthwise: the row of A that row i of C reads first, and how many A has.
+constexpr index row_of_a(const desc& d, index i) noexcept {
+  return d.line == 0 ? i : i / d.line * d.line_step + i % d.line;
+}
+constexpr index rows_of_a(const desc& d, index m) noexcept {
+  return d.k == 0 ? 0 : row_of_a(d, m - 1) + (d.k - 1) * d.k_step + 1;
+}
+
 /// 8-bit products with another C than s32: the exact sum becomes f32, and only then alpha, beta and C come to it.
 constexpr bool becomes_f32(const desc& d) noexcept { return accumulator_of(d) == type::s32 && d.c != type::s32; }
 }  // namespace detail

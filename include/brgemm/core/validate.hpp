@@ -27,7 +27,7 @@ constexpr storage storage_of_a(const desc& d, index m) noexcept {
     case layout::transposed: return {d.k, m, 1};
     case layout::interleaved: return {groups_of_k(d), m, k_group_of(d)};
     case layout::depthwise:
-    case layout::depthwise_mirrored: return {d.k == 0 ? 0 : m + d.k - 1, d.n, 1};
+    case layout::depthwise_mirrored: return {rows_of_a(d, m), d.n, 1};
     default: return {m, d.k, 1};
   }
 }
@@ -170,6 +170,30 @@ inline result<void> check_stride(const desc& d, const char* field, index stride,
   return {};
 }
 
+inline result<void> check_lines(const desc& d) noexcept {
+  if (d.line == 0 && d.line_step == 0 && d.k_step == 1) return {};
+  if (d.layout_a != layout::depthwise || d.m_extent != extent_kind::fixed || d.lda == at_call) {
+    const char* const field = d.layout_a != layout::depthwise ? "layout_a" : d.lda == at_call ? "lda" : "m_extent";
+    return error(errc::unsupported, field, "%s: line = %u and k_step = %u need A depthwise, m and lda fixed", field,
+                 d.line, d.k_step);
+  }
+  if (d.line != 0 ? d.m % d.line != 0 : d.line_step != 0) {
+    return error(errc::invalid_argument, "line",
+                 "line is %u; it must divide m = %ld, or be 0 as line_step, which is %ld", d.line, d.m, d.line_step);
+  }
+  if (d.line != 0 && d.line_step < 1) {
+    return error(errc::invalid_argument, "line_step", "line_step is %ld; it must be at least 1", d.line_step);
+  }
+  if (d.k_step < 1) return error(errc::invalid_argument, "k_step", "k_step is 0; it must be at least 1");
+  constexpr wide limit = std::numeric_limits<index>::max();
+  const index line = d.line == 0 ? d.m : d.line;
+  const wide of_lines = static_cast<wide>(d.m / line - 1) * d.line_step + line;
+  if (of_lines + static_cast<wide>(d.k) * d.k_step <= limit) return {};
+  return error(errc::invalid_argument, of_lines > limit ? "line_step" : "k_step",
+               "line_step is %ld and k_step %u: A of %ld lines and k = %ld has more than 2^63 - 1 rows", d.line_step,
+               d.k_step, d.m / line, d.k);
+}
+
 inline result<void> check_depthwise(const desc& d) noexcept {
   if (is_depthwise(d.layout_b)) {
     return error(errc::invalid_argument, "layout_b", "layout_b is depthwise, which only A can be");
@@ -228,6 +252,7 @@ inline result<void> check_shape(const desc& d) noexcept {
                  "a zero point of B needs the sums of A's rows, which are not taken from layout_a interleaved");
   }
   if (auto r = check_depthwise(d); !r) return r;
+  if (auto r = check_lines(d); !r) return r;
   if (auto r = check_row_ranges(d); !r) return r;
   if (d.prefetch > 4 || d.prefetch == 3) {
     return error(errc::invalid_argument, "prefetch", "prefetch is %d; it must be 0, 1, 2 or 4", int{d.prefetch});

@@ -251,9 +251,10 @@ inline void count_hit(record* r, unsigned number) noexcept {
 [[gnu::always_inline]] inline std::uint64_t bucket_hash(cache_key key) noexcept {
   constexpr std::size_t head = offsetof(desc, epilogue) / 8;
   constexpr std::size_t step = sizeof(epilogue_op) / 8;
-  static_assert(head == 12 && step == 3);
-  constexpr std::uint64_t odd[head] = {0x1e3779b9, 0x42b2ae3d, 0x365667b1, 0x56e8feb9, 0x2a0761d7, 0x67037ed1,
-                                       0x0ebc6af1, 0x589965cd, 0x1d8e4e27, 0x6b44accb, 0x4cf5ad43, 0x2745937f};
+  static_assert(head == 14 && step == 3);
+  constexpr std::uint64_t odd[head] = {0x1e3779b9, 0x42b2ae3d, 0x365667b1, 0x56e8feb9, 0x2a0761d7,
+                                       0x67037ed1, 0x0ebc6af1, 0x589965cd, 0x1d8e4e27, 0x6b44accb,
+                                       0x4cf5ad43, 0x2745937f, 0x7c9e6865, 0x331e0ab7};
   constexpr std::uint64_t last = 0x9e3779b97f4a7c15u;
   const auto word = [bytes = reinterpret_cast<const unsigned char*>(key.description)](std::size_t i) {
     std::uint64_t w = 0;

@@ -45,6 +45,9 @@ struct describe_options {
   zero_point zero_a = zero_point::none;
   zero_point zero_b = zero_point::none;
   std::uint16_t prefetch = 0;
+  index line_step = 0;
+  std::uint32_t line = 0;
+  std::uint32_t k_step = 1;
   row_range rows[max_row_ranges] = {};
   epilogue_list epilogue = {};
 };
@@ -78,6 +81,7 @@ inline desc desc_of(const any_view& a, const any_view& b, const any_view& c, con
   d.zero_a = o.zero_a;
   d.zero_b = o.zero_b;
   d.prefetch = o.prefetch;
+  d.line_step = o.line_step, d.line = o.line, d.k_step = o.k_step;
   std::copy(std::begin(o.rows), std::end(o.rows), d.rows);
   d.m = c.extent[1];
   d.n = c.extent[2];
@@ -120,10 +124,11 @@ inline result<desc> describe(const any_view& a, const any_view& b, const any_vie
 
 /// The desc of `C = epilogue(beta * C + sum_i A_i * B_i)` for views like these: A (batch,m,k), (batch,k,m) where
 /// layout_a is transposed, (batch, ceil(k/g), m*g) interleaved, or (batch,m+k-1,n) where it is depthwise, mirrored or
-/// not ((batch,0,n) with k = 0); B (batch,k,n), transposed (batch,n,k), interleaved (batch, ceil(k/g), n*g): k is then
-/// a multiple of g where A is interleaved too; C (m,n). Leading dimensions and the distance of entries are the views'.
-/// The data is not looked at. Errors: invalid_argument with the matrix ("A", "B", "C", "batch") that does not fit the
-/// others and the numbers, or "beta"; what else is wrong, make_kernel tells, which takes the result as it is.
+/// not ((batch,0,n) with k = 0), in lines (batch, (m / line - 1) * line_step + line + (k - 1) * k_step, n); B
+/// (batch,k,n), transposed (batch,n,k), interleaved (batch, ceil(k/g), n*g): k is then a multiple of g where A is
+/// interleaved too; C (m,n). Leading dimensions and the distance of entries are the views'. The data is not looked at.
+/// Errors: invalid_argument with the matrix ("A", "B", "C", "batch") that does not fit the others and the numbers, or
+/// "beta"; what else is wrong, make_kernel tells, which takes the result as it is.
 template <class TA, class TB, class TC>
 requires(element<std::remove_const_t<TA>>&& element<std::remove_const_t<TB>>&& element<std::remove_const_t<TC>>)
     result<desc> describe(const view<TA, 3>& a, const view<TB, 3>& b, const view<TC, 2>& c,

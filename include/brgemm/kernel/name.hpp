@@ -85,6 +85,8 @@ inline void append_storage(kernel_name& name, const desc& d) noexcept {
   const auto b = static_cast<std::size_t>(d.layout_b);
   if (a - 1 < 4) name.append("_a%s", suffix[a]);
   if (b - 1 < 4) name.append("_b%s", suffix[b]);
+  if (d.line != 0) name.append("_lines%uby%lld", d.line, static_cast<long long>(d.line_step));
+  if (d.k_step != 1) name.append("_kstep%u", d.k_step);
   append_ld(name, 'a', d.lda, columns_of_a(d));
   append_ld(name, 'b', d.ldb, d.layout_b == layout::transposed ? d.k : d.n);
   append_ld(name, 'c', d.ldc, d.n);
@@ -106,7 +108,9 @@ inline void append_strides(kernel_name& name, const desc& d) noexcept {
   const bool fits =
       !__builtin_mul_overflow(rows_a, d.lda, &tight_a) && !__builtin_mul_overflow(tight_a, group_a, &tight_a) &&
       !__builtin_mul_overflow(rows_b, d.ldb, &tight_b) && !__builtin_mul_overflow(tight_b, group_b, &tight_b);
-  if (fits && d.lda != at_call && d.ldb != at_call && d.stride_a == tight_a && d.stride_b == tight_b) return;
+  if (fits && d.line == 0 && d.k_step == 1 && d.lda != at_call && d.ldb != at_call && d.stride_a == tight_a &&
+      d.stride_b == tight_b)
+    return;
   name.append("_by%lldand%lld", static_cast<long long>(d.stride_a), static_cast<long long>(d.stride_b));
 }
 

@@ -242,9 +242,11 @@ class conv_pass {
   index padded(index channels) const noexcept { return (channels + k_group() - 1) / k_group() * k_group(); }
   index chunk_begin(index chunk) const noexcept { return chunk * taps() * padded(chunk_) * width_; }
   /// Whether the taps of a row are one entry: one chunk whose channels are adjacent to the next tap's; depthwise, taps
-  /// as far apart as pixels, in either direction.
+  /// as far apart as pixels, in either direction, or pixels some whole number of times as far.
   bool joins_taps(const conv_piece& p) const noexcept {
-    return d_.depthwise ? p.tap_a == p.lda || p.tap_a == -p.lda : joins_taps();
+    if (!d_.depthwise) return joins_taps();
+    if (p.tap_a == p.lda || p.tap_a == -p.lda) return true;
+    return p.tap_a > 0 && p.lda % p.tap_a == 0 && p.lda / p.tap_a < 1024 && p.lda < 1 << 20;  // in a kernel's reach
   }
   bool joins_taps() const noexcept {
     return !d_.depthwise && d_.in <= chunk_ && (d_.in == padded(d_.in) || axis(2).kernel * d_.in <= most_joined) &&
@@ -626,6 +628,9 @@ inline desc conv_pass::kernel_desc(const conv_piece& p, const step& s, index n) 
   // Rows that share taps overlap, which a desc's constant leading dimension excludes. One row uses none.
   k.lda = p.lda >= k.k ? p.lda : p.m == 1 ? k.k : at_call;
   if (d_.depthwise) k.lda = std::max(p.lda, n);
+  if (d_.depthwise && joins_taps(p) && p.tap_a > 0 && p.tap_a < p.lda) {
+    k.lda = p.tap_a, k.line = 1, k.line_step = p.lda / p.tap_a;
+  }
   if (d_.depthwise) k.layout_a = k.k > 1 && p.tap_a < 0 ? layout::depthwise_mirrored : layout::depthwise;
   k.ldb = d_.depthwise && joins_taps(p) ? p.tap_b * width_ : width_;
   k.ldc = std::max(p.ldc, n);

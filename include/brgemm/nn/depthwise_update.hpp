@@ -1,4 +1,4 @@
-// The gradient of a depthwise convolution's weights: taps of a row are the rows of C, pixels are summed over.
+// The gradient of a depthwise convolution's weights: taps are the rows of C, pixels are summed over.
 #pragma once
 
 #include <algorithm>
@@ -12,80 +12,70 @@
 
 namespace brgemm::inline abi_0::detail {
 
-/// dW (channels, taps) and db (channels), sums over x and dz. Each weight's sum
-/// is one chain, one fma a pixel that sees x through the tap: over runs of columns of y that see the same taps of a
-/// row, in each over the images, then the pixels in row-major order.
+/// dW (channels, taps) and db (channels), sums over x and dz. Each weight's sum is one chain, one fma a pixel that sees
+/// x through the tap: over runs of columns of y that see the same taps of a row, in each over the images, then the
+/// pixels in row-major order.
 class depthwise_update {
  public:
   static result<depthwise_update> make(index channels, const conv_geometry& forward, type data,
                                        const options& how) noexcept {
     depthwise_update u;
     u.channels_ = channels, u.forward_ = forward, u.data_ = data;
-    u.width_ = forward.in.depthwise_width(forward.out.depthwise_width(std::min(channels, most_depthwise)));
+    u.width_ = forward.in.depthwise_width(forward.out.depthwise_width(panel_width(channels)));
+    if (auto r = u.plan_lines(); !r) return r.error();
     if (auto r = u.plan_runs(how); !r) return r.error();
-    if (auto r = u.plan_kernel(u.sums_, {1, 1}, {batch_kind::strides, 0, forward.out.pixel()}, how); !r)
-      return r.error();
+    if (auto r = u.make_kernels(u.sums_, u.sum_of_pixels(), how); !r) return r.error();
     return u;
   }
 
-  /// dW as kernels write it, (taps, channels), and ones.
-  index workspace_bytes() const noexcept { return (taps() * channels_ + width_) * 4; }
+  /// Of each panel dW as kernels write it, (taps, width), and the same for the taps that some columns of y see; ones.
+  index workspace_bytes() const noexcept { return (2 * taps() * panels() + 1) * width_ * 4; }
 
   /// db may be null.
   void operator()(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw, float* db,
                   void* workspace) const noexcept {
-    auto* const sums = static_cast<float*>(workspace);
-    float* const ones = sums + taps() * channels_;
+    const auto sums_of = [&](index panel) { return static_cast<float*>(workspace) + 2 * taps() * panel * width_; };
+    float* const ones = sums_of(panels());
     if (data_ == type::f32) std::fill_n(ones, width_, 1.0f);
     if (data_ == type::bf16) std::fill_n(reinterpret_cast<bf16*>(ones), width_, to_bf16(1.0f));
-    const index panels = (channels_ + width_ - 1) / width_;
+    // One task sums all lines of taps, but where there are fewer panels than threads.
     const index lines = axis(0).kernel * axis(1).kernel;
-    // One task sums all lines of taps, for bands of y that stay in L1, but where there are fewer panels than threads.
-    const index parts = std::min<index>(lines, (threads.threads() + panels - 1) / panels);
-    loops::parallel_for(threads, {panels, parts + (db != nullptr)}, [&](index panel, index part) {
+    const index parts = std::min<index>(lines, (threads.threads() + panels() - 1) / panels());
+    const auto write = [&](index panel) {
       const index channel = panel * width_;
-      const index width = std::min(width_, channels_ - channel);
-      if (part == parts) return sum_pixels(images, dz, channel, ones, db + channel, width);
-      const index first = lines * part / parts;
-      const index end = lines * (part + 1) / parts;
-      clear(sums + first * axis(2).kernel * channels_ + channel, channels_, (end - first) * axis(2).kernel, width);
-      for (index r = 0; r < runs_count_; ++r) {
-        for (index image = 0; image < images; ++image) {
-          const void* const of_x = element(x, image * forward_.image_in() + forward_.channel_in(channel));
-          const void* const of_dz = element(dz, image * forward_.image_out() + forward_.channel_out(channel));
-          add_image(runs_[at(r)], first, end, of_x, of_dz, sums + channel, width);
-        }
-      }
+      transpose_words(sums_of(panel), width_, dw + channel * taps(), taps(), taps(), width_at(channel));
+    };
+    loops::parallel_for(threads, {panels(), parts + (db != nullptr)}, [&](index panel, index part) {
+      if (part == parts) return sum_pixels(images, dz, panel * width_, ones, db + panel * width_);
+      add_panel(images, x, dz, panel * width_, {lines * part / parts, lines * (part + 1) / parts}, sums_of(panel));
+      if (parts == 1) write(panel);
     });
-    loops::parallel_for(threads, {panels}, [&](index panel) {
-      const index channel = panel * width_;
-      transpose_words(sums + channel, channels_, dw + channel * taps(), taps(), taps(),
-                      std::min(width_, channels_ - channel));
-    });
+    if (parts > 1) loops::parallel_for(threads, {panels()}, write);
   }
 
  private:
-  static constexpr index band_bytes = 16 << 10;      ///< of dz and of a list
-  static constexpr index short_row_bytes = 4 << 10;  ///< below it a call a row costs more than a list's entries
+  static constexpr index band_bytes = 16 << 10;  ///< of dz
+  static constexpr index most_taps = 12;         ///< of a call, where they are of several lines
+  static constexpr index most_lines = 4;
+  static constexpr index far_apart = 2048;  ///< bytes: such pixels fall on two sets of L1, which a line of taps fills
 
-  /// Columns of y that see the same taps. Where pixels are as far apart as taps, rows are the entries of a call and
-  /// their pixels k. Else each pixel is an entry: those of one row by strides, or, where rows are short, those of
-  /// several rows by a list.
+  /// Columns of y that see the same taps.
   struct planned_run {
-    conv_run columns;
-    index rows = 1;  ///< of y, which all lines of taps read before the next ones
-    index entries_a_row = 1;
-    std::unique_ptr<offset_pair[]> pixels;  ///< (rows, columns.count), or none
-    kernel products[2];                     ///< [full panel]
-  };
-  /// The outputs that see a line of taps, along depth and height.
-  struct planned_line {
-    seen_outputs depths;
-    seen_outputs rows;
+    conv_run columns = {};
+    bool by_rows = false;  ///< rows are the entries of a call, their pixels k; else the pixels of one row are
+    index lines = 1;       ///< of taps that a call has at most
+    index rows = 1;        ///< of y, which all lines of taps read before the next ones
+    kernel products[most_lines][2] = {};  ///< [lines - 1][full panel]
   };
 
   depthwise_update() = default;
 
+  /// Four panels or more, for as many threads, of whole vectors.
+  static constexpr index panel_width(index channels) noexcept {
+    return std::min({channels, (channels + 63) / 64 * 16, most_depthwise});
+  }
+  index width_at(index channel) const noexcept { return std::min(width_, channels_ - channel); }
+  index panels() const noexcept { return (channels_ + width_ - 1) / width_; }
   const conv_axis& axis(int i) const noexcept { return forward_.axes[i]; }
   index taps() const noexcept { return axis(0).kernel * axis(1).kernel * axis(2).kernel; }
   const void* element(const void* of, index i) const noexcept {
@@ -93,55 +83,98 @@ class depthwise_update {
   }
   static std::size_t at(index i) noexcept { return static_cast<std::size_t>(i); }
 
-  static void clear(float* rows, index ld, index count, index width) noexcept {
-    for (index i = 0; i < count; ++i) std::fill_n(rows + i * ld, width, 0.0f);
-  }
-
-  void sum_pixels(index images, const void* dz, index channel, const float* ones, float* db,
-                  index width) const noexcept {
-    std::fill_n(db, width, 0.0f);
+  void sum_pixels(index images, const void* dz, index channel, const float* ones, float* db) const noexcept {
+    std::fill_n(db, width_at(channel), 0.0f);
     for (index image = 0; image < images; ++image) {
       const void* const from = element(dz, image * forward_.image_out() + forward_.channel_out(channel));
-      sums_[width == width_]({.a = ones, .b = from, .c = db, .batch = forward_.pixels_out()});
+      sums_[width_at(channel) == width_]({.a = ones, .b = from, .c = db, .batch = forward_.pixels_out()});
     }
   }
 
-  /// What one image adds to the lines of taps from `first` to `end` - 1 of a panel: lines in turn for a band of rows of
-  /// y, which stays in L1.
-  void add_image(const planned_run& run, index first, index end, const void* x, const void* dz, float* sums,
-                 index width) const noexcept {
-    const index rows = axis(1).out();
+  /// Lines of taps.
+  struct stretch {
+    index first, end;
+  };
+  /// The sums of some lines, (taps, width_); behind those of all taps is room for those that some columns see.
+  void add_panel(index images, const void* x, const void* dz, index channel, stretch lines,
+                 float* sums) const noexcept {
+    const index row = axis(2).kernel * width_;
+    std::fill_n(sums + lines.first * row, (lines.end - lines.first) * row, 0.0f);
+    for (index r = 0; r < runs_count_; ++r) {
+      const planned_run& run = runs_[at(r)];
+      const bool all = run.columns.taps == axis(2).kernel;
+      // From its own lines on: others may be with other columns by now.
+      float* const seen = sums + taps() * width_ + lines.first * (axis(2).kernel - run.columns.taps) * width_;
+      if (!all) copy_seen(run.columns, lines, sums, seen, false);
+      for (index image = 0; image < images; ++image) {
+        const void* const of_x = element(x, image * forward_.image_in() + forward_.channel_in(channel));
+        const void* const of_dz = element(dz, image * forward_.image_out() + forward_.channel_out(channel));
+        add_image(run, lines, of_x, of_dz, all ? sums : seen, width_at(channel) == width_);
+      }
+      if (!all) copy_seen(run.columns, lines, sums, seen, true);
+    }
+  }
+
+  /// From the sums of all taps to those that columns of y see, which are adjacent, or back.
+  void copy_seen(const conv_run& columns, stretch lines, float* all, float* seen, bool back) const noexcept {
+    const index words = columns.taps * width_;
+    for (index line = lines.first; line < lines.end; ++line) {
+      float* const of_all = all + (line * axis(2).kernel + columns.tap) * width_;
+      float* const of_seen = seen + line * words;
+      std::memcpy(back ? of_all : of_seen, back ? of_seen : of_all, at(words) * 4);
+    }
+  }
+
+  /// What one image adds to a panel: all lines of taps for a band of rows of y, which stays in L1.
+  void add_image(const planned_run& run, stretch lines, const void* x, const void* dz, float* sums,
+                 bool full) const noexcept {
+    const index height = axis(1).kernel;
+    arguments call;  // once: clearing it takes as long as a small call
     for (index d = 0; d < axis(0).out(); ++d) {
-      for (index row = 0; row < rows; row += run.rows) {
-        for (index line = first; line < end; ++line) {
-          add_rows(run, line, d, {row, std::min(row + run.rows, rows)}, x, dz, sums, width);
-        }
+      for (index tap = lines.first / height; tap * height < lines.end; ++tap) {
+        const seen_outputs& depths = depths_[at(tap)];
+        if (d < depths.first || d >= depths.first + depths.count) continue;
+        const void* const of_x = element(x, (depths.in + (d - depths.first) * axis(0).stride) * forward_.step_in(0));
+        const void* const of_dz = element(dz, d * forward_.step_out(0));
+        float* const c = sums + tap * height * run.columns.taps * width_;
+        const stretch of_tap{lines.first - tap * height, lines.end - tap * height};
+        for (index r = 0; r < rows_count_; ++r) add_rows(run, rows_[at(r)], of_tap, of_x, of_dz, c, full, call);
       }
     }
   }
 
-  struct stretch {
-    index begin, end;
-  };
-  /// What the rows of y of depth `d` add to a line of taps.
-  void add_rows(const planned_run& run, index line, index d, stretch of_y, const void* x, const void* dz, float* sums,
-                index width) const noexcept {
+  /// What rows of y that see the same lines of taps add to those of `lines`.
+  void add_rows(const planned_run& run, const conv_run& rows, stretch lines, const void* x, const void* dz, float* sums,
+                bool full, arguments& call) const noexcept {
     const conv_run& w = run.columns;
-    const auto& [depths, rows] = lines_[at(line)];
-    const index begin = std::max(of_y.begin, rows.first);
-    const index end = std::min(of_y.end, rows.first + rows.count);
-    if (d < depths.first || d >= depths.first + depths.count || begin >= end) return;
-    const index from = (depths.in + (d - depths.first) * axis(0).stride) * forward_.step_in(0) +
-                       (rows.in + (begin - rows.first) * axis(1).stride) * forward_.step_in(1) +
-                       w.in * forward_.step_in(2);
-    const index of_z = d * forward_.step_out(0) + begin * forward_.step_out(1) + w.first * forward_.step_out(2);
-    arguments call;
-    call.a = element(x, from);
-    call.b = element(dz, of_z);
-    call.c = sums + (line * axis(2).kernel + w.tap) * channels_;
-    call.pairs = run.pixels.get();
-    call.batch = (end - begin) * run.entries_a_row;
-    run.products[width == width_](call);
+    const index end = std::min(rows.taps, lines.end - rows.tap);
+    for (index row = 0; row < rows.count; row += run.rows) {
+      for (index line = std::max<index>(0, lines.first - rows.tap); line < end; line += run.lines) {
+        const index in = rows.in + row * rows.in_step + line * rows.in_tap_step;
+        call.a = element(x, in * forward_.step_in(1) + w.in * forward_.step_in(2));
+        call.b = element(dz, (rows.first + row) * forward_.step_out(1) + w.first * forward_.step_out(2));
+        call.c = sums + (rows.tap + line) * w.taps * width_;
+        call.batch = run.by_rows ? std::min(run.rows, rows.count - row) : w.count;
+        run.products[std::min(run.lines, end - line) - 1][full](call);
+      }
+    }
+  }
+
+  /// The lines of taps: what sees them along depth and height.
+  result<void> plan_lines() noexcept {
+    depths_.reset(new (std::nothrow) seen_outputs[at(axis(0).kernel)]);
+    index count = 0;
+    for_forward_runs(axis(1), [&](const conv_run& r) { count += r.taps > 0; });
+    rows_.reset(new (std::nothrow) conv_run[at(count + 1)]);
+    if (!depths_ || !rows_) {
+      return error(errc::out_of_memory, "axes", "no memory for %ld taps of the depth and %ld runs of the height",
+                   axis(0).kernel, count);
+    }
+    for (index i = 0; i < axis(0).kernel; ++i) depths_[at(i)] = outputs_through(axis(0), i);
+    for_forward_runs(axis(1), [&](const conv_run& r) {
+      if (r.taps > 0) rows_[at(rows_count_++)] = r;
+    });
+    return {};
   }
 
   result<void> plan_runs(const options& how) noexcept {
@@ -149,12 +182,6 @@ class depthwise_update {
     for_forward_runs(axis(2), [&](const conv_run& r) { count += r.taps > 0; });
     runs_.reset(new (std::nothrow) planned_run[at(count + 1)]);
     if (!runs_) return error(errc::out_of_memory, "axes", "no memory for %ld runs of the width", count);
-    const index lines = axis(0).kernel * axis(1).kernel;
-    lines_.reset(new (std::nothrow) planned_line[at(lines)]);
-    if (!lines_) return error(errc::out_of_memory, "axes", "no memory for %ld lines of taps", lines);
-    for (index i = 0; i < lines; ++i) {
-      lines_[at(i)] = {outputs_through(axis(0), i / axis(1).kernel), outputs_through(axis(1), i % axis(1).kernel)};
-    }
     result<void> made;
     for_forward_runs(axis(2), [&](const conv_run& r) {
       if (r.taps > 0 && made) made = plan_run(runs_[at(runs_count_++)], r, how);
@@ -162,74 +189,70 @@ class depthwise_update {
     return made;
   }
 
+  /// Kernels for several lines of taps where that is a desc of its backend.
   result<void> plan_run(planned_run& run, const conv_run& columns, const options& how) noexcept {
     run.columns = columns;
-    const bool by_rows = columns.count == 1 || axis(2).stride == axis(2).dilation;
-    const index row_bytes = columns.count * width_ * size_of(data_);
-    const index listed_bytes = by_rows ? 0 : columns.count * static_cast<index>(sizeof(offset_pair));
-    const index rows = std::clamp<index>(band_bytes / (row_bytes + listed_bytes), 1, axis(1).out());
-    const index step_x = axis(1).stride * forward_.step_in(1);
-    if (by_rows) {
-      run.rows = rows;
-      const entries of_rows{batch_kind::strides, step_x, forward_.step_out(1)};
-      return plan_kernel(run.products, {columns.taps, columns.count}, of_rows, how);
+    run.by_rows = axis(2).stride % axis(2).dilation == 0;
+    run.by_rows = run.by_rows && !loses_backend(product(run, 1), product({.columns = columns}, 1), how);
+    if (run.by_rows) {
+      run.rows = std::clamp<index>(band_bytes / (columns.count * width_ * size_of(data_)), 1, axis(1).out());
     }
-    run.entries_a_row = columns.count;
-    if (row_bytes >= short_row_bytes || rows == 1) {
-      const entries of_pixels{batch_kind::strides, axis(2).stride * forward_.step_in(2), forward_.step_out(2)};
-      return plan_kernel(run.products, {columns.taps, 1}, of_pixels, how);
-    }
-    run.rows = rows;
-    run.pixels.reset(new (std::nothrow) offset_pair[at(run.rows * columns.count)]);
-    if (!run.pixels) {
-      return error(errc::out_of_memory, "axes", "no memory for %ld rows of %ld pixels", run.rows, columns.count);
-    }
-    for (index i = 0; i < run.rows * columns.count; ++i) {
-      const index row = i / columns.count, column = i % columns.count;
-      run.pixels[at(i)] = {row * step_x + column * axis(2).stride * forward_.step_in(2),
-                           row * forward_.step_out(1) + column * forward_.step_out(2)};
-    }
-    return plan_kernel(run.products, {columns.taps, 1}, {batch_kind::offsets}, how);
-  }
-
-  struct shape {
-    index taps;
-    index pixels;
-  };
-  /// Where the entries of a call lie.
-  struct entries {
-    batch_kind kind;
-    index stride_x = 0;
-    index stride_z = 0;
-  };
-  /// C (taps of a row, channels) += sum of pixels: A the inputs that a pixel sees, B the pixel.
-  result<void> plan_kernel(kernel (&made)[2], shape s, entries e, const options& how) noexcept {
-    for (const bool full : {false, true}) {
-      desc d;
-      d.m = s.taps;
-      d.n = full ? width_ : channels_ % width_;
-      if (d.n == 0) continue;
-      d.k = s.pixels;
-      d.lda = axis(2).dilation * forward_.in.pixel();
-      d.ldb = forward_.out.pixel();
-      d.ldc = channels_;
-      d.batch = e.kind;
-      d.stride_a = e.stride_x, d.stride_b = e.stride_z;
-      d.a = d.b = data_;
-      d.layout_a = layout::depthwise;
-      d.beta = beta_kind::one;
-      if (auto r = make_into(made[full], d, how); !r) return r;
+    const bool even = axis(1).dilation * axis(2).in % axis(2).dilation == 0;
+    const bool few_sets = forward_.in.pixel() * size_of(data_) % far_apart == 0;
+    const index most = std::min(axis(1).kernel, most_lines);
+    if (even && !few_sets) run.lines = std::clamp<index>(most_taps / columns.taps, 1, most);
+    if (run.lines > 1 && loses_backend(product(run, run.lines), product(run, 1), how)) run.lines = 1;
+    for (index lines = 1; lines <= run.lines; ++lines) {
+      if (auto r = make_kernels(run.products[lines - 1], product(run, lines), how); !r) return r;
     }
     return {};
+  }
+
+  /// C (lines of taps, channels of a full panel) += sum of pixels: A the inputs that a pixel sees, B the pixel.
+  desc product(const planned_run& run, index lines) const noexcept {
+    desc d = sum_of_pixels();
+    d.m = lines * run.columns.taps;
+    d.lda = axis(2).dilation * forward_.in.pixel();
+    if (lines > 1) {
+      d.line = static_cast<std::uint32_t>(run.columns.taps);
+      d.line_step = axis(1).dilation * axis(2).in / axis(2).dilation;
+    }
+    if (run.by_rows) {
+      d.k = run.columns.count;
+      d.k_step = static_cast<std::uint32_t>(axis(2).stride / axis(2).dilation);
+      d.stride_a = axis(1).stride * forward_.step_in(1);
+      d.stride_b = forward_.step_out(1);
+    } else {
+      d.stride_a = axis(2).stride * forward_.step_in(2);
+      d.stride_b = forward_.step_out(2);
+    }
+    return d;
+  }
+  /// C (1, channels of a full panel) += sum of pixels of y times A, the same for all.
+  desc sum_of_pixels() const noexcept {
+    desc d;
+    d.n = d.lda = d.ldc = width_;
+    d.ldb = d.stride_b = forward_.out.pixel();
+    d.a = d.b = data_;
+    d.layout_a = layout::depthwise;
+    d.beta = beta_kind::one;
+    return d;
+  }
+  result<void> make_kernels(kernel (&made)[2], desc d, const options& how) noexcept {
+    if (auto r = make_into(made[1], d, how); !r) return r;
+    d.n = channels_ % width_;
+    return d.n == 0 ? result<void>() : make_into(made[0], d, how);
   }
 
   index channels_ = 1;
   index width_ = 1;  ///< of a panel
   conv_geometry forward_;
   type data_ = type::f32;
+  index rows_count_ = 0;
   index runs_count_ = 0;
+  std::unique_ptr<seen_outputs[]> depths_;  ///< of each tap of the depth
+  std::unique_ptr<conv_run[]> rows_;        ///< of y that see the same lines of taps
   std::unique_ptr<planned_run[]> runs_;
-  std::unique_ptr<planned_line[]> lines_;
   kernel sums_[2];  ///< [full panel]
 };
 
