@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <fstream>
 
+#include "brgemm/core/user_cache.hpp"
 #include "brgemm/version.hpp"
 
 namespace brgemm::inline abi_0::cuda {
@@ -69,13 +69,8 @@ std::string beginning(std::string_view key, const std::vector<char>& code) {
 
 code_folder::code_folder(std::string_view named, std::uintmax_t most_bytes) : folder_(named), most_bytes_(most_bytes) {
   if (!named.empty()) return;
-  const char* const cache = secure_getenv("XDG_CACHE_HOME");
-  const char* const home = secure_getenv("HOME");
-  if (cache != nullptr && *cache == '/') {  // its specification says to ignore a relative one
-    folder_ = fs::path(cache) / "brgemm";
-  } else if (home != nullptr && *home == '/') {
-    folder_ = fs::path(home) / ".cache" / "brgemm";
-  }
+  const std::string cache = detail::user_cache();
+  if (!cache.empty()) folder_ = fs::path(cache) / "brgemm";
 }
 
 fs::path code_folder::file_of(std::string_view key) const {

@@ -100,9 +100,10 @@ TEST_F(GpuCodeFolder, WithoutAFolderNothingIsKept) {
   EXPECT_FALSE(under_a_file.find("key"));
   setenv("XDG_CACHE_HOME", path_.c_str(), 1);
   EXPECT_EQ(code_folder("").file_of("key").parent_path(), path_ / "brgemm");
-  unsetenv("XDG_CACHE_HOME");
+  setenv("XDG_CACHE_HOME", "not/absolute", 1);
   setenv("HOME", path_.c_str(), 1);
   EXPECT_EQ(code_folder("").file_of("key").parent_path(), path_ / ".cache" / "brgemm");
+  unsetenv("XDG_CACHE_HOME");
   unsetenv("HOME");
   EXPECT_FALSE(code_folder("").keep("key", code_));
 }

@@ -6,13 +6,13 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <cstdlib>
 #include <fstream>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "../core/result.hpp"
+#include "../core/user_cache.hpp"
 #include "../version.hpp"
 
 namespace brgemm::inline abi_0::loops {
@@ -46,13 +46,10 @@ inline std::string tuning_machine() {
 }
 
 /// Where schedules are kept unless the caller says otherwise: $XDG_CACHE_HOME/brgemm-schedules, else
-/// $HOME/.cache/brgemm-schedules; empty where neither is set. The folder must exist.
+/// $HOME/.cache/brgemm-schedules; empty where neither is an absolute path. The folder must exist.
 inline std::string tuning_file() {
-  if (const char* folder = std::getenv("XDG_CACHE_HOME"); folder != nullptr && *folder != 0) {
-    return std::string(folder) + "/brgemm-schedules";
-  }
-  const char* home = std::getenv("HOME");
-  return home != nullptr && *home != 0 ? std::string(home) + "/.cache/brgemm-schedules" : std::string();
+  const std::string folder = detail::user_cache();
+  return folder.empty() ? folder : folder + "/brgemm-schedules";
 }
 
 /// The value that a file has for a key: the last line "key value" counts. Nothing where there is no file.
