@@ -132,15 +132,15 @@ TEST(Depthwise, OneFusedTermAfterTheOther) {
 
 /// Taps of several rows of an image, whose width is 17, at once: C's rows are those taps, of which m / line lines.
 /// Pixels may leave some out, as a convolution's stride does.
-void expect_lines(brgemm::index m, brgemm::index steps, std::uint32_t k_step) {
+void expect_lines(brgemm::index m, std::uint32_t line, brgemm::index steps, std::uint32_t k_step) {
   constexpr brgemm::index width = 17, n = 37, batch = 4;
   const auto value = [](brgemm::index i) { return static_cast<float>(i * 37 % 23) - 11; };
   const auto at = [](brgemm::index i) { return static_cast<std::size_t>(i); };
-  std::vector<float> a(at((batch + 4) * width * n)), b(at(batch * width * n));
+  std::vector<float> a(at((batch + m / line + 2) * width * n)), b(at(batch * width * n));
   for (std::size_t i = 0; i < a.size(); ++i) a[i] = value(static_cast<brgemm::index>(i));
   for (std::size_t i = 0; i < b.size(); ++i) b[i] = value(static_cast<brgemm::index>(i) + 5);
   desc d = depthwise(m, n, steps);
-  d.line = 3, d.line_step = width, d.k_step = k_step;
+  d.line = line, d.line_step = line == 1 ? 2 : width, d.k_step = k_step;
   d.stride_a = d.stride_b = width * n;
   for (const auto& backend : backend::built_in()) {
     if (!backend.runs_here() || backend.name == "amx") continue;  // tiles multiply matrices
@@ -152,7 +152,7 @@ void expect_lines(brgemm::index m, brgemm::index steps, std::uint32_t k_step) {
       float sum = 0;
       for (brgemm::index e = 0; e < batch; ++e) {
         for (brgemm::index q = 0; q < steps; ++q) {
-          const brgemm::index row = e * width + i / n / 3 * width + i / n % 3 + q * k_step;
+          const brgemm::index row = e * width + i / n / line * d.line_step + i / n % line + q * k_step;
           sum += a[at(row * n + i % n)] * b[at((e * width + q) * n + i % n)];
         }
       }
@@ -163,8 +163,14 @@ void expect_lines(brgemm::index m, brgemm::index steps, std::uint32_t k_step) {
 TEST(Depthwise, LinesOfRows) {
   for (const brgemm::index m : {3, 6, 9, 12}) {
     for (const brgemm::index steps : {1, 2, 7}) {
-      for (const std::uint32_t k_step : {1u, 2u, 3u}) expect_lines(m, steps, k_step);
+      for (const std::uint32_t k_step : {1u, 2u, 3u}) expect_lines(m, 3, steps, k_step);
     }
+  }
+}
+/// Rows of A a constant number of rows apart, as outputs of a stride read them, in several blocks of rows of C.
+TEST(Depthwise, LinesOfOneRow) {
+  for (const brgemm::index m : {1, 2, 31, 64}) {
+    for (const std::uint32_t k_step : {1u, 2u, 3u}) expect_lines(m, 1, 3, k_step);
   }
 }
 
@@ -174,10 +180,18 @@ TEST(Depthwise, TooManyOrFarLines) {
   d.line = 2, d.line_step = 5;
   expect_error(make_kernel(d, {.backend = "avx2"}), errc::unsupported, "line", {"m = 64"});
   EXPECT_TRUE(make_kernel(d, {.backend = "reference"}));
-  d.m = 4, d.line_step = brgemm::index{1} << 25;
+  d.line = 64, d.line_step = 1;
+  EXPECT_TRUE(make_kernel(d, {.backend = "avx2"}));  // one line: all rows are adjacent
+  d.m = 4, d.line = 2, d.line_step = brgemm::index{1} << 25;
   expect_error(make_kernel(d, {.backend = "avx2"}), errc::unsupported, "line_step", {"33554432"});
   d.line = 0, d.line_step = 0, d.k_step = 1u << 25;
   expect_error(make_kernel(d, {.backend = "avx2"}), errc::unsupported, "k_step", {"33554432"});
+  d.k_step = 8192;
+  EXPECT_TRUE(make_kernel(d, {.backend = "avx2"}));
+  d.m = 1, d.line = 1, d.line_step = brgemm::index{1} << 62, d.k_step = 1;  // there is no second line
+  EXPECT_TRUE(make_kernel(d, {.backend = "avx2"}));
+  d.m = 300000, d.line_step = 2;
+  EXPECT_TRUE(make_kernel(d, {.backend = "avx2"}));
 }
 
 /// Rows of A around the distance from which an instruction's displacement no longer reaches all of them.
@@ -271,6 +285,23 @@ TEST(Depthwise, Views) {
   EXPECT_TRUE(make_kernel(*d));
   const view<const float, 3> shorter(a.data(), {2, 5, 8}, {60, 10, 1});
   expect_error(describe(shorter, vb, vc, {.layout_a = layout::depthwise}), errc::invalid_argument, "A", {"5", "6"});
+}
+
+/// Two lines of two rows, four rows apart, and steps of two: 1 * 4 + 2 + 2 * 2 rows of A.
+TEST(Depthwise, ViewsWithLines) {
+  std::vector<float> a(2 * 10 * 8), b(2 * 3 * 8), c(4 * 8);
+  const view<const float, 3> va(a.data(), {2, 10, 8});
+  const view<const float, 3> vb(b.data(), {2, 3, 8});
+  const view<float, 2> vc(c.data(), {4, 8});
+  describe_options o{.layout_a = layout::depthwise, .line_step = 4, .line = 2, .k_step = 2};
+  const auto d = describe(va, vb, vc, o);
+  ASSERT_TRUE(d) << d.error().message();
+  EXPECT_EQ(std::string_view(name_of(*d).c_str()), "brgemm_f32_4x8x3_strd_b0_ad_lines2by4_kstep2_by80and24");
+  const auto made = make_kernel(*d);
+  ASSERT_TRUE(made) << made.error().message();
+  EXPECT_TRUE((*made)(va, vb, vc));
+  o.line_step = brgemm::index{1} << 62, o.line = 1;
+  expect_error(describe(va, vb, vc, o), errc::invalid_argument, "A", {"10", "9223372036854775807"});
 }
 
 TEST(Depthwise, BadDescs) {

@@ -518,6 +518,8 @@ TEST(Name, EveryFieldShows) {
   EXPECT_TRUE(differs([](desc& d) { d.zero_b = zero_point::at_call; }));
   EXPECT_TRUE(differs([](desc& d) { d.where = place::gpu; }));
   EXPECT_TRUE(differs([](desc& d) { d.write_c = write_kind::streaming; }));
+  EXPECT_TRUE(differs([](desc& d) { d.line = 3, d.line_step = 5; }));
+  EXPECT_TRUE(differs([](desc& d) { d.k_step = 2; }));
   EXPECT_TRUE(differs([](desc& d) { d.prefetch = 1; }));
   EXPECT_TRUE(differs([](desc& d) { d.epilogue_size = 1; }));
   EXPECT_TRUE(differs([](desc& d) { d.epilogue[0].upper = 2; }));

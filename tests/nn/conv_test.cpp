@@ -106,6 +106,25 @@ TEST(Conv, DepthwiseUpdateByRowsAndByPixels) {
   }
 }
 
+// Panels of channels that blocks of either tensor divide, and one of outputs of a stride that has several blocks of
+// rows.
+TEST(Conv, DepthwiseInBlocks) {
+  std::mt19937 random(22);
+  for (const index channels : {16, 36, 70, 144, 192, 288}) {
+    for (const index block : {0, 8, 16, 32, 64}) {
+      conv_desc d;
+      d.groups = d.in = d.out = channels, d.training = true;
+      d.axes[1] = {5, 3, 2, 1, 1, 1}, d.axes[2] = {channels == 16 ? 150 : 9, 3, 2, 1, 1, 1};
+      const problem p = draw_data(random, d);
+      d.x_block = block, d.y_block = block == 8 ? 64 : block == 64 ? 0 : block;
+      const problem b = in_blocks(p, d);
+      run(b, b.y, b.dx, 2);
+      expect_bits(with_adjacent_channels(p, b));
+      ASSERT_TRUE(same_bits(update_of(b, 2), expected_update(p))) << text_of(d);
+    }
+  }
+}
+
 TEST(Conv, Bf16UpdateHasTheBitsOfThePlainLoops) {
   std::mt19937 random(7);
   for (int i = 0; i < 200; ++i) {
@@ -459,6 +478,17 @@ TEST(Conv, PreferredBlocks) {
   EXPECT_EQ(conv::preferred_block(d), 0);
   d.groups = 128;
   EXPECT_EQ(conv::preferred_block(d), 64);
+  d.axes[1] = d.axes[2] = {56, 3, 1, 1, 1, 1};
+  EXPECT_EQ(conv::preferred_block(d), 16);
+  d.axes[2].in = 32;
+  EXPECT_EQ(conv::preferred_block(d), 32);
+  d.axes[2].in = 16;
+  EXPECT_EQ(conv::preferred_block(d), 64);
+  d.in = d.out = d.groups = 144;  // 192 would be a third more
+  EXPECT_EQ(conv::preferred_block(d), 32);
+  d.in = d.out = d.groups = 33;
+  EXPECT_EQ(conv::preferred_block(d), 0);
+  d = {};
   d.in = d.out = 96, d.groups = 3;
   EXPECT_EQ(conv::preferred_block(d), 32);
   d.data = type::bf16;

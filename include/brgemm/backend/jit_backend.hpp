@@ -38,12 +38,12 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
   }
   if ((d.line != 0 || d.k_step != 1) && lda_needs_register(d)) {
     return error(errc::unsupported, d.line != 0 ? "line_step" : "k_step",
-                 "A's rows are more than 2^31 bytes apart: line_step is %ld, k_step %u, lda %ld", d.line_step, d.k_step,
-                 d.lda);
+                 "rows of A that one step reads lie 2^31 bytes or more apart: line_step is %ld, k_step %u, lda %ld",
+                 d.line_step, d.k_step, d.lda);
   }
   if (has_all_rows(d) && choose_blocking(d, unit).accumulators() == 0) {
-    return error(errc::unsupported, d.line > 1 ? "line" : "rows", "%s only need registers for all of m = %ld rows",
-                 d.line > 1 ? "lines of A" : "entries of some rows", d.m);
+    return error(errc::unsupported, row_ranges(d) != 0 ? "rows" : "line", "%s need registers for all of m = %ld rows",
+                 row_ranges(d) != 0 ? "entries of some rows only" : "several lines of A", d.m);
   }
   return {};
 }

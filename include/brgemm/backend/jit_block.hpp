@@ -279,7 +279,7 @@ class jit_block : public jit_assembler {
   index lane_a_;       // bytes of what lda counts
   index vector_b_;     // bytes of one vector of B's row
   bool transposed_b_;  // B is stored (n,k)
-  bool depthwise_;     // A is stored (m + k - 1, n)
+  bool depthwise_;     // rows of A have a column for each of C
   bool mirrored_;      // and its rows descend with k
   bool a_rows_;        // rows of C are rows of A
   bool lda_in_register_, ldb_in_register_, ldc_in_register_;

@@ -114,10 +114,12 @@ constexpr index lane_of_a(const desc& d) {
 constexpr bool needs_register(index ld, index bytes, index times) {
   return ld == at_call || ld >= ((index{1} << 31) / times - 4096) / bytes;
 }
-/// A step reaches 32 rows of A stored (m,k), 64 where they are k or groups of k, or k are added to them.
-constexpr bool lda_needs_register(const desc& d) {
-  const index lines = d.line == 0 ? 0 : std::min(brgemm::detail::row_of_a(d, d.m - 1), index{1} << 31);
-  return needs_register(d.lda, lane_of_a(d), d.layout_a == layout::plain ? 32 : 64 * index{d.k_step} + lines);
+/// A step reaches 32 rows of A stored (m,k), 64 where they are k or groups of k, or k are added to them; depthwise with
+/// lines and steps 32 rows of C and 32 steps.
+inline bool lda_needs_register(const desc& d) {
+  if (d.line == 0 && d.k_step == 1) return needs_register(d.lda, lane_of_a(d), d.layout_a == layout::plain ? 32 : 64);
+  const index of_c = std::min(brgemm::detail::row_of_a(d, std::min<index>(d.m, 32) - 1), index{1} << 31);
+  return d.lda >= ((index{1} << 31) - 4096) / (of_c + 32 * index{d.k_step}) / lane_of_a(d);
 }
 /// Bytes of what ldb counts.
 constexpr index lane_of_b(const desc& d) {
@@ -580,8 +582,8 @@ inline void weigh(const desc& d, const vector_unit& unit, blocking& b, cheapest&
   if (best.bound == 0 || sum.bound * rows < best.bound) best.bound = sum.bound * rows;
 }
 
-/// Whether one block has all rows of C: those of A are then not as far apart everywhere.
-constexpr bool has_all_rows(const desc& d) { return row_ranges(d) != 0 || d.line > 1; }
+/// Whether one block has all rows of C: entries add to some of them, or those of A are not as far apart everywhere.
+constexpr bool has_all_rows(const desc& d) { return row_ranges(d) != 0 || (d.line > 1 && d.line < d.m); }
 
 /// Tries blocks of `width` vectors, the highest first: lower ones only load B more often.
 inline void try_heights(const desc& d, const vector_unit& unit, blocking& b, int width, int most_rows, cheapest& best) {

@@ -136,7 +136,7 @@ class jit_generator : public jit_steps {
   }
   /// Bytes between rows of A; 0 where they are in a register.
   index row_bytes() const {
-    return !a_rows_ ? lane_a_ : d_.line == 1 ? d_.line_step * lda_ : lda_;  // longer lines are in one block
+    return !a_rows_ ? lane_a_ : d_.line == 1 ? product_of(d_.line_step, lda_) : lda_;  // longer lines are in one block
   }
   bool offset_counts_rows() const {
     return !ldb_in_register_ && row_bytes() > 0 && d_.m <= std::numeric_limits<std::int32_t>::max() / row_bytes();

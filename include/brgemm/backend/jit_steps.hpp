@@ -8,7 +8,8 @@
 // - Depthwise: each vector of C has its own of A.
 #pragma once
 
-#include <limits>
+#include <algorithm>
+#include <compare>
 
 #include "jit_operands.hpp"
 
@@ -217,35 +218,35 @@ class jit_steps : public jit_operands {
     }
     if (left > 0) steps_together(k, left);
   }
+  /// A product of a step: row r of C in step s reads this row of A, counted in the direction of the steps.
+  struct depthwise_product {
+    index row;
+    int s, r;
+    friend constexpr auto operator<=>(const depthwise_product&, const depthwise_product&) = default;
+  };
   /// Of each column the steps' vectors of B from register 0, then those of A in the order in which steps need them,
   /// each for all of its products.
   void steps_together(const block& k, int steps) {
-    for (int j = 0; j < k.columns; ++j) {
-      for (int s = 0; s < steps; ++s) load_widened(s, b_at(j, s), d_.b, masked(k, j));
-      for (index row = next_row(k, steps, nullptr); row != no_row; row = next_row(k, steps, &row)) {
-        const index from = mirrored_ ? -row : row;
-        load_widened(steps, rax + static_cast<std::size_t>(from * lda_ + j * vector_b_), d_.a, masked(k, j));
-        for (int s = 0; s < steps; ++s) {
-          for (int r = 0; r < k.rows; ++r) {
-            if (row_in(r, s) == row) multiply(accumulator(k, r, j), steps, s, steps);
-          }
-        }
-      }
-    }
-  }
-  static constexpr index no_row = std::numeric_limits<index>::max();
-  /// Of A, counted in the direction of the steps: what row r of C reads in step s.
-  index row_in(int r, int s) const {
-    return mirrored_ ? s - r : brgemm::detail::row_of_a(d_, r) + s * index{d_.k_step};
-  }
-  index next_row(const block& k, int steps, const index* behind) const {
-    index next = no_row;
+    depthwise_product products[30 * 4];  // of at most so many rows and steps
+    int count = 0;
     for (int s = 0; s < steps; ++s) {
       for (int r = 0; r < k.rows; ++r) {
-        if (behind == nullptr || row_in(r, s) > *behind) next = std::min(next, row_in(r, s));
+        const index row = mirrored_ ? s - r : brgemm::detail::row_of_a(d_, r) + s * index{d_.k_step};
+        products[count++] = {row, s, r};
       }
     }
-    return next;
+    std::sort(products, products + count);
+    for (int j = 0; j < k.columns; ++j) {
+      for (int s = 0; s < steps; ++s) load_widened(s, b_at(j, s), d_.b, masked(k, j));
+      for (int i = 0; i < count; ++i) {
+        const auto [row, s, r] = products[i];
+        const index bytes = (mirrored_ ? -row : row) * lda_ + j * vector_b_;
+        if (i == 0 || row != products[i - 1].row) {
+          load_widened(steps, rax + static_cast<std::size_t>(bytes), d_.a, masked(k, j));
+        }
+        multiply(accumulator(k, r, j), steps, s, steps);
+      }
+    }
   }
   /// Vectors of B from register 0, then one of A that passes.
   void depthwise_step(const block& k, int s) {

@@ -27,9 +27,10 @@ enum class layout : std::uint8_t {
   interleaved,  ///< groups of k beside each other: B (ceil(k/g), n, g), A (ceil(k/g), m, g); ldb and lda count
                 ///< columns of g elements. The k missing from B's last group are zero (kernels may multiply them), as
                 ///< pack_b writes them, from A stored (k,m) too; those of A's are not read.
-  depthwise,    ///< A stored (m + k - 1, n), B plain: C[i,j] += sum over k of A[i + k, j] * B[k, j], each column of C
-                ///< from its own of A and B. k = 1: a tap of a depthwise convolution, rows of A pixels, B its weights;
-                ///< else its weight gradient, or the taps of a row. One fma a term in ascending k, in bf16 too.
+  depthwise,    ///< A stored (m + k - 1, n), or as `line` and k_step of the desc say, B plain: C[i,j] += sum over k of
+                ///< A[i + k, j] * B[k, j], each column of C from its own of A and B. k = 1: a tap of a depthwise
+                ///< convolution, rows of A pixels, B its weights; else its weight gradient, or the taps of a row. One
+                ///< fma a term in ascending k, in bf16 too.
   depthwise_mirrored,  ///< the same with A[i + k' , j], k' = (the desc's k) - 1 - k: rows of A descend. The taps of a
                        ///< row backward by data, in ascending order.
 };
@@ -151,8 +152,9 @@ struct desc {
   index stride_a = 0;  ///< batch_kind::strides only, else 0. Elements; any sign, 0 allowed
   index stride_b = 0;
   /// layout::depthwise: C[i,j] += sum over k of A[i / line * line_step + i % line + k * k_step, j] * B[k,j], so that
-  /// the taps of several rows of an image, and pixels of any stride, are one product. line divides m, which is fixed,
-  /// as lda is; 0 stands for m, and line_step is 0 then. The rows of A in between count as read.
+  /// the taps of several rows of an image, and pixels of any stride, are one product. line divides m, 0 stands for m
+  /// (and line_step is 0 then); with lines or steps m and lda are fixed. The rows of A in between count as read.
+  /// Generated code needs registers for all of m where 1 < line < m.
   index line_step = 0;
   std::uint32_t line = 0;
   std::uint32_t k_step = 1;
@@ -200,12 +202,9 @@ constexpr int row_ranges(const desc& d) noexcept {
 }
 
 namespace detail {
-/// layout::depthwise: the row of A that row i of C reads first, and how many A has.
+/// layout::depthwise: the row of A that row i of C reads first.
 constexpr index row_of_a(const desc& d, index i) noexcept {
   return d.line == 0 ? i : i / d.line * d.line_step + i % d.line;
-}
-constexpr index rows_of_a(const desc& d, index m) noexcept {
-  return d.k == 0 ? 0 : row_of_a(d, m - 1) + (d.k - 1) * d.k_step + 1;
 }
 
 /// 8-bit products with another C than s32: the exact sum becomes f32, and only then alpha, beta and C come to it.

@@ -20,6 +20,14 @@ struct storage {
   index group = 1;
 };
 
+/// layout::depthwise: rows of A, of a desc that may be wrong: no more than 2^63 - 1.
+constexpr index depthwise_rows(const desc& d, index m) noexcept {
+  if (d.k == 0) return 0;
+  const wide last = d.line == 0 ? m - 1 : static_cast<wide>((m - 1) / d.line) * d.line_step + (m - 1) % d.line;
+  const wide rows = last + static_cast<wide>(d.k - 1) * d.k_step + 1;
+  return static_cast<index>(std::min<wide>(rows, std::numeric_limits<index>::max()));
+}
+
 constexpr index groups_of_k(const desc& d) noexcept { return d.k / k_group_of(d) + (d.k % k_group_of(d) != 0); }
 
 constexpr storage storage_of_a(const desc& d, index m) noexcept {
@@ -27,7 +35,7 @@ constexpr storage storage_of_a(const desc& d, index m) noexcept {
     case layout::transposed: return {d.k, m, 1};
     case layout::interleaved: return {groups_of_k(d), m, k_group_of(d)};
     case layout::depthwise:
-    case layout::depthwise_mirrored: return {rows_of_a(d, m), d.n, 1};
+    case layout::depthwise_mirrored: return {depthwise_rows(d, m), d.n, 1};
     default: return {m, d.k, 1};
   }
 }

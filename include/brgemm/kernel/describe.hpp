@@ -124,8 +124,8 @@ inline result<desc> describe(const any_view& a, const any_view& b, const any_vie
 
 /// The desc of `C = epilogue(beta * C + sum_i A_i * B_i)` for views like these: A (batch,m,k), (batch,k,m) where
 /// layout_a is transposed, (batch, ceil(k/g), m*g) interleaved, or (batch,m+k-1,n) where it is depthwise, mirrored or
-/// not ((batch,0,n) with k = 0), in lines (batch, (m / line - 1) * line_step + line + (k - 1) * k_step, n); B
-/// (batch,k,n), transposed (batch,n,k), interleaved (batch, ceil(k/g), n*g): k is then a multiple of g where A is
+/// not ((batch,0,n) with k = 0), with lines and steps (batch, (m / line - 1) * line_step + line + (k - 1) * k_step, n);
+/// B (batch,k,n), transposed (batch,n,k), interleaved (batch, ceil(k/g), n*g): k is then a multiple of g where A is
 /// interleaved too; C (m,n). Leading dimensions and the distance of entries are the views'. The data is not looked at.
 /// Errors: invalid_argument with the matrix ("A", "B", "C", "batch") that does not fit the others and the numbers, or
 /// "beta"; what else is wrong, make_kernel tells, which takes the result as it is.

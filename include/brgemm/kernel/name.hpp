@@ -134,7 +134,7 @@ inline void append_step(kernel_name& name, const epilogue_op& o) noexcept {
 /// `brgemm_f32_64x48x64_strd_b1_relu`: types (one where A, B and C agree, else all three), m x n x k (`upto` before an
 /// m that is given at the call), batch kind (addr, offs, strd), beta (b0, b1, bx for one at the call), then what is not
 /// usual: alpha, layouts, leading dimensions, strides, order of sums, chains, zero points, streaming, prefetches,
-/// ranges of rows, and the epilogue's steps.
+/// lines and steps of rows, ranges of rows, and the epilogue's steps.
 inline kernel_name name_of(const desc& d) noexcept {
   constexpr const char* batches[] = {"addr", "offs", "strd"};
   constexpr const char* orders[] = {"machine", "chain", "pair", "tile", "foreign"};

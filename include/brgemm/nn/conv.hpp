@@ -126,12 +126,16 @@ class conv {
   }
 
   /// The x_block and y_block with which such a layer is likely to be the quickest: for depthwise layers the largest
-  /// whose rows of x take 4 KiB or less, because each row is read by several taps, or 16; for f32 with groups the
-  /// largest that divides a group's channels; else 0, channels are adjacent.
+  /// whose rows of x take 4 KiB or less, because several taps read each row, or 16, of those that make x at most a
+  /// quarter larger; for f32 with groups the largest that divides a group's channels; else 0, channels are adjacent.
   static constexpr index preferred_block(const conv_desc& d) noexcept {
     if (is_depthwise(d)) {
+      const bool rows_return = d.axes[0].kernel * d.axes[1].kernel > 1;
+      const index width = d.transposed ? d.axes[2].out() : d.axes[2].in;
       for (const index block : {64, 32, 16}) {
-        if (d.in >= block && (block == 16 || d.axes[2].in * block * size_of(d.data) <= 4096)) return block;
+        const bool fits = (d.in + block - 1) / block * block <= d.in + d.in / 4;
+        const bool stays = block == 16 || !rows_return || width * block * size_of(d.data) <= 4096;
+        if (fits && stays) return block;
       }
       return 0;
     }

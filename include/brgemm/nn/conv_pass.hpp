@@ -246,7 +246,7 @@ class conv_pass {
   bool joins_taps(const conv_piece& p) const noexcept {
     if (!d_.depthwise) return joins_taps();
     if (p.tap_a == p.lda || p.tap_a == -p.lda) return true;
-    return p.tap_a > 0 && p.lda % p.tap_a == 0 && p.lda / p.tap_a < 1024 && p.lda < 1 << 20;  // in a kernel's reach
+    return p.tap_a > 0 && p.lda % p.tap_a == 0 && p.lda < 1 << 20;  // 32 of them are in an instruction's reach
   }
   bool joins_taps() const noexcept {
     return !d_.depthwise && d_.in <= chunk_ && (d_.in == padded(d_.in) || axis(2).kernel * d_.in <= most_joined) &&

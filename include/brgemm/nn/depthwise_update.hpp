@@ -21,6 +21,8 @@ class depthwise_update {
                                        const options& how) noexcept {
     depthwise_update u;
     u.channels_ = channels, u.forward_ = forward, u.data_ = data;
+    u.x_ = {forward.image_in(), forward.step_in(0), forward.step_in(1), forward.step_in(2)};
+    u.z_ = {forward.image_out(), forward.step_out(0), forward.step_out(1), forward.step_out(2)};
     u.width_ = forward.in.depthwise_width(forward.out.depthwise_width(panel_width(channels)));
     if (auto r = u.plan_lines(); !r) return r.error();
     if (auto r = u.plan_runs(how); !r) return r.error();
@@ -62,17 +64,23 @@ class depthwise_update {
   /// Columns of y that see the same taps.
   struct planned_run {
     conv_run columns = {};
-    bool by_rows = false;  ///< rows are the entries of a call, their pixels k; else the pixels of one row are
-    index lines = 1;       ///< of taps that a call has at most
-    index rows = 1;        ///< of y, which all lines of taps read before the next ones
+    index lines = 1;                      ///< of taps that a call has at most
+    index rows = 1;                       ///< of y in a call; a band, where all lines of taps are several calls
     kernel products[most_lines][2] = {};  ///< [lines - 1][full panel]
+  };
+
+  /// Elements from one to the next: forward_ divides to find them, which takes as long as a small call.
+  struct distances {
+    index image = 0, depth = 0, row = 0, pixel = 0;
   };
 
   depthwise_update() = default;
 
-  /// Four panels or more, for as many threads, of whole vectors.
+  /// Two panels or more, for as many threads, where each lane has a channel then; panels divide blocks.
   static constexpr index panel_width(index channels) noexcept {
-    return std::min({channels, (channels + 63) / 64 * 16, most_depthwise});
+    index width = most_depthwise;
+    while (width > 16 && 2 * width > channels) width /= 2;
+    return std::min(width, channels);
   }
   index width_at(index channel) const noexcept { return std::min(width_, channels_ - channel); }
   index panels() const noexcept { return (channels_ + width_ - 1) / width_; }
@@ -86,7 +94,7 @@ class depthwise_update {
   void sum_pixels(index images, const void* dz, index channel, const float* ones, float* db) const noexcept {
     std::fill_n(db, width_at(channel), 0.0f);
     for (index image = 0; image < images; ++image) {
-      const void* const from = element(dz, image * forward_.image_out() + forward_.channel_out(channel));
+      const void* const from = element(dz, image * z_.image + forward_.channel_out(channel));
       sums_[width_at(channel) == width_]({.a = ones, .b = from, .c = db, .batch = forward_.pixels_out()});
     }
   }
@@ -98,6 +106,7 @@ class depthwise_update {
   /// The sums of some lines, (taps, width_); behind those of all taps is room for those that some columns see.
   void add_panel(index images, const void* x, const void* dz, index channel, stretch lines,
                  float* sums) const noexcept {
+    x = element(x, forward_.channel_in(channel)), dz = element(dz, forward_.channel_out(channel));
     const index row = axis(2).kernel * width_;
     std::fill_n(sums + lines.first * row, (lines.end - lines.first) * row, 0.0f);
     for (index r = 0; r < runs_count_; ++r) {
@@ -107,9 +116,8 @@ class depthwise_update {
       float* const seen = sums + taps() * width_ + lines.first * (axis(2).kernel - run.columns.taps) * width_;
       if (!all) copy_seen(run.columns, lines, sums, seen, false);
       for (index image = 0; image < images; ++image) {
-        const void* const of_x = element(x, image * forward_.image_in() + forward_.channel_in(channel));
-        const void* const of_dz = element(dz, image * forward_.image_out() + forward_.channel_out(channel));
-        add_image(run, lines, of_x, of_dz, all ? sums : seen, width_at(channel) == width_);
+        add_image(run, lines, element(x, image * x_.image), element(dz, image * z_.image), all ? sums : seen,
+                  width_at(channel) == width_);
       }
       if (!all) copy_seen(run.columns, lines, sums, seen, true);
     }
@@ -130,12 +138,13 @@ class depthwise_update {
                  bool full) const noexcept {
     const index height = axis(1).kernel;
     arguments call;  // once: clearing it takes as long as a small call
-    for (index d = 0; d < axis(0).out(); ++d) {
+    const index depth = axis(0).out();
+    for (index d = 0; d < depth; ++d) {
       for (index tap = lines.first / height; tap * height < lines.end; ++tap) {
         const seen_outputs& depths = depths_[at(tap)];
         if (d < depths.first || d >= depths.first + depths.count) continue;
-        const void* const of_x = element(x, (depths.in + (d - depths.first) * axis(0).stride) * forward_.step_in(0));
-        const void* const of_dz = element(dz, d * forward_.step_out(0));
+        const void* const of_x = element(x, (depths.in + (d - depths.first) * axis(0).stride) * x_.depth);
+        const void* const of_dz = element(dz, d * z_.depth);
         float* const c = sums + tap * height * run.columns.taps * width_;
         const stretch of_tap{lines.first - tap * height, lines.end - tap * height};
         for (index r = 0; r < rows_count_; ++r) add_rows(run, rows_[at(r)], of_tap, of_x, of_dz, c, full, call);
@@ -151,10 +160,10 @@ class depthwise_update {
     for (index row = 0; row < rows.count; row += run.rows) {
       for (index line = std::max<index>(0, lines.first - rows.tap); line < end; line += run.lines) {
         const index in = rows.in + row * rows.in_step + line * rows.in_tap_step;
-        call.a = element(x, in * forward_.step_in(1) + w.in * forward_.step_in(2));
-        call.b = element(dz, (rows.first + row) * forward_.step_out(1) + w.first * forward_.step_out(2));
+        call.a = element(x, in * x_.row + w.in * x_.pixel);
+        call.b = element(dz, (rows.first + row) * z_.row + w.first * z_.pixel);
         call.c = sums + (rows.tap + line) * w.taps * width_;
-        call.batch = run.by_rows ? std::min(run.rows, rows.count - row) : w.count;
+        call.batch = std::min(run.rows, rows.count - row);
         run.products[std::min(run.lines, end - line) - 1][full](call);
       }
     }
@@ -192,47 +201,47 @@ class depthwise_update {
   /// Kernels for several lines of taps where that is a desc of its backend.
   result<void> plan_run(planned_run& run, const conv_run& columns, const options& how) noexcept {
     run.columns = columns;
-    run.by_rows = axis(2).stride % axis(2).dilation == 0;
-    run.by_rows = run.by_rows && !loses_backend(product(run, 1), product({.columns = columns}, 1), how);
-    if (run.by_rows) {
-      run.rows = std::clamp<index>(band_bytes / (columns.count * width_ * size_of(data_)), 1, axis(1).out());
-    }
-    const bool even = axis(1).dilation * axis(2).in % axis(2).dilation == 0;
-    const bool few_sets = forward_.in.pixel() * size_of(data_) % far_apart == 0;
+    const index taps_apart = distance_of_taps();
+    const bool even = taps_apart == axis(2).dilation && axis(1).dilation * axis(2).in % taps_apart == 0;
+    const bool few_sets = x_.pixel * size_of(data_) % far_apart == 0;
     const index most = std::min(axis(1).kernel, most_lines);
     if (even && !few_sets) run.lines = std::clamp<index>(most_taps / columns.taps, 1, most);
-    if (run.lines > 1 && loses_backend(product(run, run.lines), product(run, 1), how)) run.lines = 1;
+    if (run.lines > 1 && loses_backend(product(columns, run.lines), product(columns, 1), how)) run.lines = 1;
+    const index band = std::max<index>(band_bytes / (columns.count * width_ * size_of(data_)), 1);
+    run.rows = run.lines == axis(1).kernel ? axis(1).out() : std::min(band, axis(1).out());
     for (index lines = 1; lines <= run.lines; ++lines) {
-      if (auto r = make_kernels(run.products[lines - 1], product(run, lines), how); !r) return r;
+      if (auto r = make_kernels(run.products[lines - 1], product(columns, lines), how); !r) return r;
     }
     return {};
   }
 
-  /// C (lines of taps, channels of a full panel) += sum of pixels: A the inputs that a pixel sees, B the pixel.
-  desc product(const planned_run& run, index lines) const noexcept {
+  /// Pixels from one row of A to the next: those between taps, or 1 where a stride is no whole number of them.
+  index distance_of_taps() const noexcept { return axis(2).stride % axis(2).dilation == 0 ? axis(2).dilation : 1; }
+
+  /// C (lines of taps, channels of a full panel) += sum over rows of y, the entries, and their pixels: A the inputs
+  /// that a pixel sees, B the pixel.
+  desc product(const conv_run& columns, index lines) const noexcept {
+    const index taps_apart = distance_of_taps();
     desc d = sum_of_pixels();
-    d.m = lines * run.columns.taps;
-    d.lda = axis(2).dilation * forward_.in.pixel();
+    d.m = lines * columns.taps;
+    d.k = columns.count;
+    d.lda = taps_apart * x_.pixel;
     if (lines > 1) {
-      d.line = static_cast<std::uint32_t>(run.columns.taps);
-      d.line_step = axis(1).dilation * axis(2).in / axis(2).dilation;
+      d.line = static_cast<std::uint32_t>(columns.taps);
+      d.line_step = axis(1).dilation * axis(2).in / taps_apart;
+    } else if (taps_apart != axis(2).dilation) {
+      d.line = 1, d.line_step = axis(2).dilation;
     }
-    if (run.by_rows) {
-      d.k = run.columns.count;
-      d.k_step = static_cast<std::uint32_t>(axis(2).stride / axis(2).dilation);
-      d.stride_a = axis(1).stride * forward_.step_in(1);
-      d.stride_b = forward_.step_out(1);
-    } else {
-      d.stride_a = axis(2).stride * forward_.step_in(2);
-      d.stride_b = forward_.step_out(2);
-    }
+    if (d.k > 1) d.k_step = static_cast<std::uint32_t>(axis(2).stride / taps_apart);
+    d.stride_a = axis(1).stride * x_.row;
+    d.stride_b = z_.row;
     return d;
   }
   /// C (1, channels of a full panel) += sum of pixels of y times A, the same for all.
   desc sum_of_pixels() const noexcept {
     desc d;
     d.n = d.lda = d.ldc = width_;
-    d.ldb = d.stride_b = forward_.out.pixel();
+    d.ldb = d.stride_b = z_.pixel;
     d.a = d.b = data_;
     d.layout_a = layout::depthwise;
     d.beta = beta_kind::one;
@@ -248,6 +257,7 @@ class depthwise_update {
   index width_ = 1;  ///< of a panel
   conv_geometry forward_;
   type data_ = type::f32;
+  distances x_, z_;
   index rows_count_ = 0;
   index runs_count_ = 0;
   std::unique_ptr<seen_outputs[]> depths_;  ///< of each tap of the depth
