@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need (Debian), builds and runs them.
+# Installs what the tests need (Debian; where the CUDA Toolkit is, nvdisasm from PyPI too), builds and runs them.
 #
 #   scripts/test.sh [--full] [--preset release|debug|asan|tsan]
 #
@@ -26,6 +26,17 @@ done
 scripts/install-packages.sh g++ clang cmake ninja-build pkg-config libxbyak-dev libgtest-dev libzip-dev \
   libcli11-dev zlib1g-dev libbenchmark-dev libdnnl-dev libxsmm-dev python3 gdb dataset-fashion-mnist
 
+options=()
+# What prints the machine code of GPU kernels is not in every CUDA Toolkit, but on PyPI (5 MB). Without it
+# gpu.machine_code is skipped, and says so.
+if [ "$preset" != tsan ] && { command -v nvcc || [ -x /usr/local/cuda/bin/nvcc ]; } > /dev/null; then
+  scripts/install-packages.sh python3-venv
+  [ -x build/nvdisasm/bin/pip ] || python3 -m venv build/nvdisasm
+  build/nvdisasm/bin/pip install --quiet --retries 1 --timeout 15 nvidia-cuda-nvdisasm ||
+    echo "scripts/test.sh: no nvdisasm from PyPI" >&2
+  options+=("-DBRGEMM_NVDISASM_FOLDER=$PWD/build/nvdisasm")
+fi
+
 build_dir="build/$preset"
 if [ -n "${BUILD_DIR:-}" ]; then build_dir="$(cd "$from" && realpath -m "$BUILD_DIR")"; fi
 target=(--target all)
@@ -34,7 +45,7 @@ if [ "$preset" = tsan ]; then
   target=(--target threads_tests)
   labels=(-L threads)
 fi
-cmake --preset "$preset" -B "$build_dir" -DBRGEMM_FULL_GRID="$full"
+cmake --preset "$preset" -B "$build_dir" -DBRGEMM_FULL_GRID="$full" "${options[@]}"
 cmake --build "$build_dir" "${target[@]}"
 ctest --test-dir "$build_dir" --output-on-failure --no-tests=error -j "$(nproc)" "${labels[@]}"
 # How much of the set has run, by backend and feature set; the errors of the activations; which tests were skipped for what

@@ -1,0 +1,91 @@
+// The machine code of kernels as NVIDIA's nvdisasm prints it: which instructions multiply, and that nothing lives in
+// local memory. Skipped where NVRTC or nvdisasm (BRGEMM_NVDISASM, else in PATH) is not.
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <cstdlib>
+#include <fstream>
+#include <map>
+#include <regex>
+
+#include "compiler.hpp"
+
+namespace brgemm::cuda {
+namespace {
+
+std::string disassembler() {
+  const char* const named = std::getenv("BRGEMM_NVDISASM");
+  return named != nullptr && *named != 0 ? named : "nvdisasm";
+}
+
+std::string output_of(const std::string& command) {
+  std::string text;
+  if (FILE* const pipe = ::popen((command + " 2>&1").c_str(), "r"); pipe != nullptr) {
+    char part[4096];
+    while (const std::size_t size = std::fread(part, 1, sizeof part, pipe)) text.append(part, size);
+    if (::pclose(pipe) != 0) text.insert(0, "failed: ");
+  }
+  return text;
+}
+
+/// How often each instruction occurs, with its modifiers: "FFMA", "HMMA.16816.F32.BF16".
+std::map<std::string, int> instructions_of(const std::vector<char>& code) {
+  char file[] = "/tmp/brgemm-machine-code-XXXXXX";
+  const int descriptor = ::mkstemp(file);
+  if (descriptor < 0) return {};
+  ::close(descriptor);
+  std::ofstream(file, std::ios::binary).write(code.data(), static_cast<std::streamsize>(code.size()));
+  const std::string text = output_of("'" + disassembler() + "' " + file);
+  std::remove(file);
+  static const std::regex instruction(R"(/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*))");
+  std::map<std::string, int> found;
+  for (std::sregex_iterator i(text.begin(), text.end(), instruction), end; i != end; ++i) ++found[(*i)[1].str()];
+  return found;
+}
+
+struct multiplication {
+  type of;
+  order sums;
+  std::string instruction;                ///< that multiplies
+  std::vector<std::string> not_expected;  ///< beginnings of those that would sum otherwise
+};
+
+TEST(GpuMachineCode, MultipliesByTheRightInstructionsAndSpillsNothing) {
+  if (const auto there = check_compiler({8, 0}); !there) GTEST_SKIP() << there.error().message();
+  if (const std::string version = output_of("'" + disassembler() + "' --version");
+      version.find("NVIDIA") > version.size()) {
+    GTEST_SKIP() << "no nvdisasm: " << version.substr(0, version.find('\n'));
+  }
+  const multiplication all[] = {
+      {type::f32, order::machine, "FFMA", {"HMMA", "FMUL"}},
+      {type::f64, order::machine, "DFMA", {"DMMA", "DMUL"}},
+      {type::f16, order::chain, "FFMA", {"HMMA", "HFMA2.MMA", "FMUL"}},
+      {type::f16, order::machine, "HMMA.16816.F32", {"FFMA"}},
+      {type::bf16, order::machine, "HMMA.16816.F32.BF16", {"FFMA"}},
+      {type::s8, order::machine, "IMAD", {"FFMA", "IMMA"}},
+  };
+  for (const multiplication& m : all) {
+    for (const capability c : {capability{8, 0}, capability{9, 0}}) {
+      desc d;
+      d.m = d.n = d.k = d.lda = d.ldb = d.ldc = 64;
+      d.where = place::gpu;
+      d.a = d.b = m.of, d.c = m.of == type::s8 ? type::s32 : m.of;
+      d.sums = m.sums;
+      const auto made = compile(d, c);
+      ASSERT_TRUE(made) << made.error().message();
+      const auto found = instructions_of(made->code);
+      const std::string what = std::string(name_of(m.of)) + ", sm_" + std::to_string(c.major) + std::to_string(c.minor);
+      EXPECT_TRUE(found.contains(m.instruction)) << what;
+      for (const auto& [name, count] : found) {
+        EXPECT_FALSE(name.starts_with("LDL") || name.starts_with("STL")) << what << ": " << name;
+        for (const std::string& other : m.not_expected) EXPECT_FALSE(name.starts_with(other)) << what << ": " << name;
+      }
+      std::printf("%s: %d of %s\n", what.c_str(), found.contains(m.instruction) ? found.at(m.instruction) : 0,
+                  m.instruction.c_str());
+    }
+  }
+}
+
+}  // namespace
+}  // namespace brgemm::cuda
