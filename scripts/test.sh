@@ -26,19 +26,23 @@ done
 scripts/install-packages.sh g++ clang cmake ninja-build pkg-config libxbyak-dev libgtest-dev libzip-dev \
   libcli11-dev zlib1g-dev libbenchmark-dev libdnnl-dev libxsmm-dev python3 gdb dataset-fashion-mnist
 
-options=()
-# What prints the machine code of GPU kernels is not in every CUDA Toolkit, but on PyPI (5 MB). Without it
-# gpu.machine_code is skipped, and says so.
-if [ "$preset" != tsan ] && { command -v nvcc || [ -x /usr/local/cuda/bin/nvcc ]; } > /dev/null; then
-  scripts/install-packages.sh python3-venv
-  [ -x build/nvdisasm/bin/pip ] || python3 -m venv build/nvdisasm
-  build/nvdisasm/bin/pip install --quiet --retries 1 --timeout 15 nvidia-cuda-nvdisasm ||
-    echo "scripts/test.sh: no nvdisasm from PyPI" >&2
-  options+=("-DBRGEMM_NVDISASM_FOLDER=$PWD/build/nvdisasm")
-fi
-
 build_dir="build/$preset"
 if [ -n "${BUILD_DIR:-}" ]; then build_dir="$(cd "$from" && realpath -m "$BUILD_DIR")"; fi
+# What prints the machine code of GPU kernels is not in every CUDA Toolkit, but on PyPI (5 MB). Where it cannot be had,
+# gpu.machine_code is skipped, and says so.
+options=()
+PATH="$PATH:/usr/local/cuda/bin"
+if [ "$preset" != tsan ] && command -v nvcc > /dev/null && ! command -v nvdisasm > /dev/null; then
+  tools="$PWD/$build_dir/nvdisasm"
+  case "$build_dir" in /*) tools="$build_dir/nvdisasm" ;; esac
+  if scripts/install-packages.sh python3-venv && python3 -m venv "$tools" &&
+    "$tools/bin/python" -m pip install --quiet --retries 1 --timeout 15 nvidia-cuda-nvdisasm; then
+    options+=("-DBRGEMM_NVDISASM_FOLDER=$tools")
+  else
+    echo "scripts/test.sh: no nvdisasm from PyPI" >&2
+  fi
+fi
+
 target=(--target all)
 labels=()
 if [ "$preset" = tsan ]; then

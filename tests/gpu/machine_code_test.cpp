@@ -44,26 +44,29 @@ std::map<std::string, int> instructions_of(const std::vector<char>& code) {
   return found;
 }
 
+constexpr int few = 8;  ///< constants are loaded by some of them
+
 struct multiplication {
   type of;
   order sums;
   std::string instruction;                ///< that multiplies
+  int least;                              ///< of them: as many as a thread's products in a step of k
   std::vector<std::string> not_expected;  ///< beginnings of those that would sum otherwise
 };
 
 TEST(GpuMachineCode, MultipliesByTheRightInstructionsAndSpillsNothing) {
   if (const auto there = check_compiler({8, 0}); !there) GTEST_SKIP() << there.error().message();
-  if (const std::string version = output_of("'" + disassembler() + "' --version");
-      version.find("NVIDIA") > version.size()) {
+  const std::string version = output_of("'" + disassembler() + "' --version");
+  if (version.starts_with("failed: ") || version.find("NVIDIA") == std::string::npos) {
     GTEST_SKIP() << "no nvdisasm: " << version.substr(0, version.find('\n'));
   }
   const multiplication all[] = {
-      {type::f32, order::machine, "FFMA", {"HMMA", "FMUL"}},
-      {type::f64, order::machine, "DFMA", {"DMMA", "DMUL"}},
-      {type::f16, order::chain, "FFMA", {"HMMA", "HFMA2.MMA", "FMUL"}},
-      {type::f16, order::machine, "HMMA.16816.F32", {"FFMA"}},
-      {type::bf16, order::machine, "HMMA.16816.F32.BF16", {"FFMA"}},
-      {type::s8, order::machine, "IMAD", {"FFMA", "IMMA"}},
+      {type::f32, order::machine, "FFMA", 512, {"HMMA", "FMUL"}},
+      {type::f64, order::machine, "DFMA", 256, {"DMMA", "DMUL"}},
+      {type::f16, order::chain, "FFMA", 512, {"HMMA", "HFMA2", "HMUL2", "FMUL"}},
+      {type::f16, order::machine, "HMMA.16816.F32", 16, {"FFMA"}},
+      {type::bf16, order::machine, "HMMA.16816.F32.BF16", 16, {"FFMA"}},
+      {type::s8, order::machine, "IMAD", 512, {"FFMA", "IMMA", "IDP"}},
   };
   for (const multiplication& m : all) {
     for (const capability c : {capability{8, 0}, capability{9, 0}}) {
@@ -76,13 +79,14 @@ TEST(GpuMachineCode, MultipliesByTheRightInstructionsAndSpillsNothing) {
       ASSERT_TRUE(made) << made.error().message();
       const auto found = instructions_of(made->code);
       const std::string what = std::string(name_of(m.of)) + ", sm_" + std::to_string(c.major) + std::to_string(c.minor);
-      EXPECT_TRUE(found.contains(m.instruction)) << what;
+      const int products = found.contains(m.instruction) ? found.at(m.instruction) : 0;
+      EXPECT_GE(products, m.least) << what;
       for (const auto& [name, count] : found) {
         EXPECT_FALSE(name.starts_with("LDL") || name.starts_with("STL")) << what << ": " << name;
-        for (const std::string& other : m.not_expected) EXPECT_FALSE(name.starts_with(other)) << what << ": " << name;
+        for (const std::string& other : m.not_expected)
+          EXPECT_FALSE(name.starts_with(other) && count > few) << what << ": " << name;
       }
-      std::printf("%s: %d of %s\n", what.c_str(), found.contains(m.instruction) ? found.at(m.instruction) : 0,
-                  m.instruction.c_str());
+      std::printf("%s: %d of %s\n", what.c_str(), products, m.instruction.c_str());
     }
   }
 }

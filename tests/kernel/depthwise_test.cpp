@@ -136,7 +136,7 @@ void expect_lines(brgemm::index m, std::uint32_t line, brgemm::index steps, std:
   constexpr brgemm::index width = 17, n = 37, batch = 4;
   const auto value = [](brgemm::index i) { return static_cast<float>(i * 37 % 23) - 11; };
   const auto at = [](brgemm::index i) { return static_cast<std::size_t>(i); };
-  std::vector<float> a(at((batch + m / line + 2) * width * n)), b(at(batch * width * n));
+  std::vector<float> a(at((batch * width + m / line * width + m + steps * k_step) * n)), b(at(batch * width * n));
   for (std::size_t i = 0; i < a.size(); ++i) a[i] = value(static_cast<brgemm::index>(i));
   for (std::size_t i = 0; i < b.size(); ++i) b[i] = value(static_cast<brgemm::index>(i) + 5);
   desc d = depthwise(m, n, steps);
@@ -172,6 +172,10 @@ TEST(Depthwise, LinesOfOneRow) {
   for (const brgemm::index m : {1, 2, 31, 64}) {
     for (const std::uint32_t k_step : {1u, 2u, 3u}) expect_lines(m, 1, 3, k_step);
   }
+}
+TEST(Depthwise, OneLineAndLongSteps) {
+  for (const std::uint32_t m : {3u, 31u, 64u}) expect_lines(m, m, 3, 2);
+  expect_lines(6, 3, 3, 8192);
 }
 
 /// Generated code has all lines in registers, and in the reach of a displacement; the reference has any.
@@ -299,9 +303,14 @@ TEST(Depthwise, ViewsWithLines) {
   EXPECT_EQ(std::string_view(name_of(*d).c_str()), "brgemm_f32_4x8x3_strd_b0_ad_lines2by4_kstep2_by80and24");
   const auto made = make_kernel(*d);
   ASSERT_TRUE(made) << made.error().message();
+  // Row 6 of A is that of row 2 of C in step 1, and of no other.
+  std::fill(a.begin() + 48, a.begin() + 56, 2.0f), std::fill(b.begin() + 8, b.begin() + 16, 3.0f);
   EXPECT_TRUE((*made)(va, vb, vc));
+  for (std::size_t row = 0; row < 4; ++row) EXPECT_EQ(c[8 * row], row == 2 ? 6.0f : 0.0f) << row;
   o.line_step = brgemm::index{1} << 62, o.line = 1;
   expect_error(describe(va, vb, vc, o), errc::invalid_argument, "A", {"10", "9223372036854775807"});
+  o.line_step = std::numeric_limits<brgemm::index>::min();
+  expect_error(describe(va, vb, vc, o), errc::invalid_argument, "A", {"10"});
 }
 
 TEST(Depthwise, BadDescs) {

@@ -77,7 +77,7 @@ TEST(Conv, UpdateOfLargerImages) {
 
 // Depthwise: a depth; bands of rows; strides that dilations divide, and not; lines of taps together, some left over, of
 // too many taps for that, and at no whole number of taps from each other; a single row; a last panel of few channels.
-TEST(Conv, DepthwiseUpdateByRowsAndByPixels) {
+TEST(Conv, DepthwiseUpdateOfManyKinds) {
   std::mt19937 random(21);
   const struct {
     index channels;

@@ -38,7 +38,7 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
   }
   if ((d.line != 0 || d.k_step != 1) && lda_needs_register(d)) {
     return error(errc::unsupported, d.line != 0 ? "line_step" : "k_step",
-                 "rows of A that one step reads lie 2^31 bytes or more apart: line_step is %ld, k_step %u, lda %ld",
+                 "32 rows of C and 32 steps read A over 2^31 bytes or more: line_step is %ld, k_step %u, lda %ld",
                  d.line_step, d.k_step, d.lda);
   }
   if (has_all_rows(d) && choose_blocking(d, unit).accumulators() == 0) {

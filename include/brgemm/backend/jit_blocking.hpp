@@ -115,11 +115,12 @@ constexpr bool needs_register(index ld, index bytes, index times) {
   return ld == at_call || ld >= ((index{1} << 31) / times - 4096) / bytes;
 }
 /// A step reaches 32 rows of A stored (m,k), 64 where they are k or groups of k, or k are added to them; depthwise with
-/// lines and steps 32 rows of C and 32 steps.
+/// lines and steps 32 rows of C and 32 steps, or as many as there are.
 inline bool lda_needs_register(const desc& d) {
   if (d.line == 0 && d.k_step == 1) return needs_register(d.lda, lane_of_a(d), d.layout_a == layout::plain ? 32 : 64);
   const index of_c = std::min(brgemm::detail::row_of_a(d, std::min<index>(d.m, 32) - 1), index{1} << 31);
-  return d.lda >= ((index{1} << 31) - 4096) / (of_c + 32 * index{d.k_step}) / lane_of_a(d);
+  const index of_k = std::min<index>(d.k, 32) * d.k_step;
+  return d.lda >= ((index{1} << 31) - 4096) / (of_c + of_k + 1) / lane_of_a(d);
 }
 /// Bytes of what ldb counts.
 constexpr index lane_of_b(const desc& d) {
@@ -291,7 +292,7 @@ inline int depthwise_window(const desc& d, const vector_unit& unit, const blocki
 
 /// layout::depthwise: rows of A that `rows` of C read in so many steps.
 inline index rows_read(const desc& d, int rows, int steps) {
-  const index line = d.line > 1 ? d.line : rows;
+  const index line = d.line > 1 && d.line < d.m ? d.line : rows;
   const index apart = d.line == 1 ? d.line_step : 1;
   const index spread = (line - 1) * apart + (steps - 1) * index{d.k_step};
   return rows / line * std::min<index>(line * steps, spread / std::gcd(apart, index{d.k_step}) + 1);

@@ -154,7 +154,8 @@ struct desc {
   /// layout::depthwise: C[i,j] += sum over k of A[i / line * line_step + i % line + k * k_step, j] * B[k,j], so that
   /// the taps of several rows of an image, and pixels of any stride, are one product. line divides m, 0 stands for m
   /// (and line_step is 0 then); with lines or steps m and lda are fixed. The rows of A in between count as read.
-  /// Generated code needs registers for all of m where 1 < line < m.
+  /// Generated code needs registers for all of m where 1 < line < m, and what 32 rows of C read in 32 steps within 2^31
+  /// bytes.
   index line_step = 0;
   std::uint32_t line = 0;
   std::uint32_t k_step = 1;

@@ -20,12 +20,13 @@ struct storage {
   index group = 1;
 };
 
-/// layout::depthwise: rows of A, of a desc that may be wrong: no more than 2^63 - 1.
+/// layout::depthwise: rows of A, of a desc that may be wrong: within 0..2^63 - 1.
 constexpr index depthwise_rows(const desc& d, index m) noexcept {
   if (d.k == 0) return 0;
-  const wide last = d.line == 0 ? m - 1 : static_cast<wide>((m - 1) / d.line) * d.line_step + (m - 1) % d.line;
-  const wide rows = last + static_cast<wide>(d.k - 1) * d.k_step + 1;
-  return static_cast<index>(std::min<wide>(rows, std::numeric_limits<index>::max()));
+  const wide behind = static_cast<wide>(m) - 1;  // rows of C behind the first
+  const wide last = d.line == 0 ? behind : behind / d.line * d.line_step + behind % d.line;
+  const wide rows = last + (static_cast<wide>(d.k) - 1) * d.k_step + 1;
+  return static_cast<index>(std::clamp<wide>(rows, 0, std::numeric_limits<index>::max()));
 }
 
 constexpr index groups_of_k(const desc& d) noexcept { return d.k / k_group_of(d) + (d.k % k_group_of(d) != 0); }

@@ -105,6 +105,8 @@ class conv {
   /// than 64 channels do not come in whole chunks; "algorithm" where Winograd's is asked for and cannot be; what
   /// make_kernel says; out_of_memory. by: what `tune` found; the bits are the same.
   static result<conv> plan(const conv_desc& d, const options& how = {}, const conv_schedules& by = {}) noexcept;
+  /// What is wrong with a desc on every backend: as plan, without what make_kernel says.
+  static result<void> check(const conv_desc& d) noexcept;
 
   const conv_desc& description() const noexcept { return d_; }
   std::string_view backend() const noexcept { return forward_->backend(); }
@@ -125,13 +127,15 @@ class conv {
     return d.groups > 1 && d.groups == d.in && d.groups == d.out;
   }
 
-  /// The x_block and y_block with which such a layer is likely to be the quickest: for depthwise layers the largest
-  /// whose rows of x take 4 KiB or less, because several taps read each row, or 16, of those that make x at most a
-  /// quarter larger; for f32 with groups the largest that divides a group's channels; else 0, channels are adjacent.
+  /// The x_block and y_block with which such a layer is likely to be the quickest. For depthwise layers it is the
+  /// largest of 64, 32 and 16 that makes x at most a quarter larger and whose rows of x take 4 KiB or less (or it is
+  /// 16, or rows are read by one row of taps); for f32 with groups the largest that divides a group's channels; else,
+  /// or where none fits, 0: channels are adjacent. d is one that `check` accepts.
   static constexpr index preferred_block(const conv_desc& d) noexcept {
     if (is_depthwise(d)) {
       const bool rows_return = d.axes[0].kernel * d.axes[1].kernel > 1;
-      const index width = d.transposed ? d.axes[2].out() : d.axes[2].in;
+      const conv_axis& w = d.axes[2];
+      const index width = d.transposed && w.stride > 0 ? w.out() : w.in;
       for (const index block : {64, 32, 16}) {
         const bool fits = (d.in + block - 1) / block * block <= d.in + d.in / 4;
         const bool stays = block == 16 || !rows_return || width * block * size_of(d.data) <= 4096;
@@ -210,7 +214,6 @@ class conv {
 
  private:
   conv() = default;
-  static result<void> check(const conv_desc& d) noexcept;
   static result<void> check_types(const conv_desc& d) noexcept;
   static result<void> check_masks(const conv_desc& d) noexcept;
   static result<void> check_blocks(const conv_desc& d) noexcept;

@@ -76,10 +76,11 @@ class depthwise_update {
 
   depthwise_update() = default;
 
-  /// Two panels or more, for as many threads, where each lane has a channel then; panels divide blocks.
+  /// 16, 32, 64 or 128 channels, so that panels divide blocks, and where that leaves 16 four panels, for as many
+  /// threads.
   static constexpr index panel_width(index channels) noexcept {
     index width = most_depthwise;
-    while (width > 16 && 2 * width > channels) width /= 2;
+    while (width > 16 && 4 * width > channels) width /= 2;
     return std::min(width, channels);
   }
   index width_at(index channel) const noexcept { return std::min(width_, channels_ - channel); }
@@ -133,7 +134,8 @@ class depthwise_update {
     }
   }
 
-  /// What one image adds to a panel: all lines of taps for a band of rows of y, which stays in L1.
+  /// What one image adds to a panel. Where lines of taps are several calls, all of them for a band of rows of y, which
+  /// stays in L1.
   void add_image(const planned_run& run, stretch lines, const void* x, const void* dz, float* sums,
                  bool full) const noexcept {
     const index height = axis(1).kernel;
