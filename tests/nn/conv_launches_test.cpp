@@ -1,0 +1,112 @@
+// Convolutions as launches of a GPU's primitive: their lists, block by block on the CPU, against plain loops.
+#include <gtest/gtest.h>
+
+#include <brgemm/nn/conv_launches.hpp>
+
+#include "support/conv_problem.hpp"
+#include "support/expect_error.hpp"
+
+namespace brgemm_test::convolution {
+namespace {
+
+using nn::conv_launches;
+
+/// What the launches compute; operands as the steps of the products have them, null behind the last.
+void run(const conv_launches& pass, const void* a, const void* b, void* c, std::vector<const void*> operands = {}) {
+  const auto move = [](const void* from, index elements, type t) {
+    return static_cast<char*>(const_cast<void*>(from)) + elements * size_of(t);
+  };
+  std::size_t blocks = 0;
+  for (const conv_launches::launch& launch : pass.launches) {
+    desc d = launch.product;
+    d.where = place::cpu;
+    const auto kernel = make_kernel(d);
+    ASSERT_TRUE(kernel) << kernel.error().message();
+    ASSERT_EQ(static_cast<index>(blocks), launch.first);
+    for (index i = 0; i < launch.count; ++i, ++blocks) {
+      const auto& o = pass.outputs[blocks];
+      const index at = o.row * d.ldc + o.column;
+      arguments x;
+      x.a = move(a, o.a, d.a), x.b = move(b, o.b, d.b), x.c = move(c, at, d.c);
+      x.pairs = pass.pairs.data() + o.first, x.batch = o.batch, x.m = o.m;
+      for (std::size_t s = 0; s < operands.size(); ++s) {
+        const epilogue_op& step = d.epilogue[s];
+        const bool vector = step.along == axis::column;
+        x.operand[s] = vector ? move(operands[s], o.vectors + o.column, step.operand)
+                              : move(operands[s], o.row * step.ld + o.column, step.operand);
+      }
+      const auto called = kernel->call(x);
+      ASSERT_TRUE(called) << called.error().message();
+    }
+  }
+  ASSERT_EQ(blocks, pass.outputs.size());
+}
+
+/// As out_last stores them.
+std::vector<float> weights_of(const problem& p) {
+  const index in = p.d.in / p.d.groups, out = p.d.out / p.d.groups;
+  std::vector<float> w;
+  for (index group = 0; group < p.d.groups; ++group) {
+    for (index tap = 0; tap < p.taps(); ++tap) {
+      for (index c = 0; c < in; ++c) {
+        for (index k = 0; k < out; ++k) w.push_back(p.weight(group * out + k, c, tap));
+      }
+    }
+  }
+  return w;
+}
+
+TEST(ConvLaunches, HaveTheBitsOfThePlainLoops) {
+  std::mt19937 random(31);
+  int layers = 0, of_several_launches = 0;
+  while (layers < 150) {
+    conv_desc d = draw_desc(random);
+    if (is_depthwise(d)) continue;
+    ++layers;
+    d.training = true;
+    d.scale = random() % 2 == 0, d.residual = random() % 2 == 0;
+    d.clamp = random() % 2 == 0, d.lower = -0.25f, d.upper = 0.75f;
+    const problem p = draw_data(random, d);
+    const auto forward = forward_launches(d);
+    const auto by_data = backward_data_launches(d);
+    const auto by_weights = backward_weights_launches(d);
+    ASSERT_TRUE(forward && by_data && by_weights);
+    of_several_launches += forward->launches.size() > 1;
+    const std::vector<float> w = weights_of(p);
+    p.y.fill(std::byte{0xee}), p.dx.fill(std::byte{0xee});
+    std::vector<const void*> operands;
+    if (d.scale) operands.push_back(p.scale.data());
+    if (d.bias) operands.push_back(p.bias.data());
+    if (d.residual) operands.push_back(p.residual.data());
+    run(*forward, p.x.data(), w.data(), p.y.data(), operands);
+    run(*by_data, p.z.data(), w.data(), p.dx.data());
+    expect_bits(p);
+    std::vector<float> dw(w.size(), std::nanf(""));
+    run(*by_weights, p.x.data(), p.z.data(), dw.data());
+    std::vector<float> expected = update_of(p, 1);
+    expected.resize(dw.size());  // db is behind it
+    // conv joins a row of taps of few channels, and then sums columns in another order.
+    const bool joined =
+        d.groups == 1 && d.axes[2].kernel > 1 && d.axes[2].dilation == 1 && d.axes[2].kernel * d.in <= 64;
+    ASSERT_TRUE(joined || same_bits(dw, expected)) << text_of(d);
+    for (std::size_t i = 0; i < dw.size(); ++i) ASSERT_NEAR(dw[i], expected[i], 1e-3) << text_of(d) << i;
+    if (testing::Test::HasFatalFailure()) return;
+  }
+  EXPECT_GT(of_several_launches, 20);
+}
+
+TEST(ConvLaunches, RefuseWhatTheyLack) {
+  conv_desc d;
+  d.in = d.out = 8;
+  d.axes[2] = {9, 3, 1, 1, 1, 1};
+  EXPECT_TRUE(forward_launches(d));
+  d.groups = 8;
+  expect_error(forward_launches(d), errc::unsupported, "place", {"8 groups"});
+  d.groups = 3;
+  expect_error(backward_data_launches(d), errc::invalid_argument, "in", {"8", "3"});
+  d.groups = 1, d.x_block = 8;
+  expect_error(backward_weights_launches(d), errc::unsupported, "place", {"blocks"});
+}
+
+}  // namespace
+}  // namespace brgemm_test::convolution
