@@ -3,11 +3,12 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <cctype>
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
 #include <map>
-#include <regex>
+#include <sstream>
 
 #include "compiler.hpp"
 
@@ -38,9 +39,14 @@ std::map<std::string, int> instructions_of(const std::vector<char>& code) {
   std::ofstream(file, std::ios::binary).write(code.data(), static_cast<std::streamsize>(code.size()));
   const std::string text = output_of("'" + disassembler() + "' " + file);
   std::remove(file);
-  static const std::regex instruction(R"(/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]*))");
   std::map<std::string, int> found;
-  for (std::sregex_iterator i(text.begin(), text.end(), instruction), end; i != end; ++i) ++found[(*i)[1].str()];
+  std::istringstream lines(text);
+  for (std::string line, address, name; std::getline(lines, line);) {  // "/*0a30*/  @!P0 FFMA R1, R2, R3, R1 ;"
+    std::istringstream words(line);
+    if (!(words >> address >> name) || !address.starts_with("/*")) continue;
+    if (name.front() == '@') words >> name;
+    if (std::isupper(static_cast<unsigned char>(name.front())) != 0) ++found[name];
+  }
   return found;
 }
 
