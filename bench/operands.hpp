@@ -45,6 +45,9 @@ inline void fill(const buffer& b, brgemm::type t, std::int64_t count, unsigned s
       case brgemm::type::s8: b.as<std::int8_t>()[i] = static_cast<std::int8_t>(generator()); break;
       case brgemm::type::u8: b.as<std::uint8_t>()[i] = static_cast<std::uint8_t>(generator()); break;
       case brgemm::type::s32: b.as<std::int32_t>()[i] = static_cast<std::int32_t>(generator()); break;
+      case brgemm::type::e4m3: b.as<brgemm::e4m3>()[i] = brgemm::to_e4m3(real(generator)); break;
+      case brgemm::type::e5m2: b.as<brgemm::e5m2>()[i] = brgemm::to_e5m2(real(generator)); break;
+      case brgemm::type::tf32: b.as<brgemm::tf32>()[i] = {real(generator)}; break;
     }
   }
 }
@@ -59,6 +62,9 @@ inline double value_of(const buffer& b, brgemm::type t, std::int64_t i) {
     case brgemm::type::s8: return b.as<std::int8_t>()[i];
     case brgemm::type::u8: return b.as<std::uint8_t>()[i];
     case brgemm::type::s32: return b.as<std::int32_t>()[i];
+    case brgemm::type::e4m3: return static_cast<double>(brgemm::to_f32(b.as<brgemm::e4m3>()[i]));
+    case brgemm::type::e5m2: return static_cast<double>(brgemm::to_f32(b.as<brgemm::e5m2>()[i]));
+    case brgemm::type::tf32: return static_cast<double>(brgemm::to_f32(b.as<brgemm::tf32>()[i]));
   }
   return 0;
 }

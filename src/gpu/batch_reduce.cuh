@@ -220,26 +220,30 @@ __device__ __forceinline__ void sum_by_fma(const launch& call) {
   }
 }
 
-/// d += a * b on a warp, (16,16) by (16,8), for 16-bit floats and f32 sums: mma.sync.m16n8k16.
+/// d += a * b on a warp, (16,k) by (k,8), with f32 sums: mma.sync.m16n8k16 for bf16 and f16, m16n8k8 for tf32.
 template <type T>
 __device__ __forceinline__ void multiply_on_warp(float (&d)[4], const std::uint32_t (&a)[4],
                                                  const std::uint32_t (&b)[2]);
 
-__device__ __forceinline__ std::uint32_t two_at(const std::uint16_t* p) {
-  std::uint32_t two;
-  memcpy(&two, p, sizeof two);
-  return two;
+/// Four bytes of one or two elements.
+__device__ __forceinline__ std::uint32_t word_at(const void* p) {
+  std::uint32_t word;
+  memcpy(&word, p, sizeof word);
+  return word;
 }
 
-/// Products of bf16 or f16 by tensor cores, 32 x 32 of C a warp. In the unit's own order of sums, meant
-/// to be the same from run to run and for every place in C.
+/// Products of bf16, f16, tf32 or, as f16, of 8-bit floats by tensor cores, 32 x 32 of C a warp. In the unit's own
+/// order of sums, meant to be the same from run to run and for every place in C.
 template <desc D, tile T>
 __device__ __forceinline__ void sum_by_tensor_cores(const launch& call) {
-  constexpr int ld = T.k + 8;  // keeps the rows that a warp reads together in different banks
+  constexpr type multiplied = multiplied_as<D.a>;
+  using element = decltype(load_bits<D.a>(nullptr, 0));
+  constexpr int in_word = 4 / sizeof(element);  // counted in words, the fragments of all types are the same
+  constexpr int ld = T.k + 4 * in_word;         // keeps the rows that a warp reads together in different banks
   constexpr int ld_of_c = T.n + 8;
   struct operands {
-    std::uint16_t a[T.m * ld];
-    std::uint16_t b[T.n * ld];
+    element a[T.m * ld];
+    element b[T.n * ld];
   };
   union shared_memory {
     operands ab;
@@ -257,35 +261,33 @@ __device__ __forceinline__ void sum_by_tensor_cores(const launch& call) {
   float sums[2][4][4] = {};
   for (index e = 0; call.k > 0 && e < at.of.batch; ++e) {
     const entry ab = find_entry<D>(call, at.of, e);
-    const auto* const from_a = static_cast<const std::uint16_t*>(ab.a);
-    const auto* const from_b = static_cast<const std::uint16_t*>(ab.b);
     for (index first = 0; first < call.k; first += T.k) {
       __syncthreads();
       each_of_a<D, T>(call, at, first, [&](int i, int k, index where, bool exists) {
-        shared.ab.a[i * ld + k] = exists ? from_a[where] : std::uint16_t{0};
+        shared.ab.a[i * ld + k] = exists ? load_bits<D.a>(ab.a, where) : element{0};
       });
       each_of_b<D, T>(call, at, first, [&](int k, int j, index where, bool exists) {
-        shared.ab.b[j * ld + k] = exists ? from_b[where] : std::uint16_t{0};
+        shared.ab.b[j * ld + k] = exists ? load_bits<D.b>(ab.b, where) : element{0};
       });
       __syncthreads();
 #pragma unroll
-      for (int k = 0; k < T.k; k += 16) {
+      for (int k = 0; k < T.k; k += 8 * in_word) {
         std::uint32_t a[2][4], b[4][2];
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
-          const std::uint16_t* const row = shared.ab.a + (i0 + 16 * i + group) * ld + k + 2 * lane;
-          a[i][0] = two_at(row), a[i][1] = two_at(row + 8 * ld), a[i][2] = two_at(row + 8);
-          a[i][3] = two_at(row + 8 * ld + 8);
+          const element* const row = shared.ab.a + (i0 + 16 * i + group) * ld + k + in_word * lane;
+          a[i][0] = word_at(row), a[i][1] = word_at(row + 8 * ld), a[i][2] = word_at(row + 4 * in_word);
+          a[i][3] = word_at(row + 8 * ld + 4 * in_word);
         }
 #pragma unroll
         for (int j = 0; j < 4; ++j) {
-          const std::uint16_t* const column = shared.ab.b + (j0 + 8 * j + group) * ld + k + 2 * lane;
-          b[j][0] = two_at(column), b[j][1] = two_at(column + 8);
+          const element* const column = shared.ab.b + (j0 + 8 * j + group) * ld + k + in_word * lane;
+          b[j][0] = word_at(column), b[j][1] = word_at(column + 4 * in_word);
         }
 #pragma unroll
         for (int i = 0; i < 2; ++i) {
 #pragma unroll
-          for (int j = 0; j < 4; ++j) multiply_on_warp<D.a>(sums[i][j], a[i], b[j]);
+          for (int j = 0; j < 4; ++j) multiply_on_warp<multiplied>(sums[i][j], a[i], b[j]);
         }
       }
     }

@@ -35,6 +35,18 @@ template <>
 struct element_of<type::s32> {
   using stored = std::int32_t;
 };
+template <>
+struct element_of<type::e4m3> {
+  using stored = e4m3;
+};
+template <>
+struct element_of<type::e5m2> {
+  using stored = e5m2;
+};
+template <>
+struct element_of<type::tf32> {
+  using stored = tf32;
+};
 template <type T>
 using stored = typename element_of<T>::stored;
 
@@ -48,14 +60,31 @@ struct sum_of<type::s32> {
 template <type T>
 using sum_type = typename sum_of<T>::stored;
 
-/// Widened exactly. 8-bit integers are summed modulo 2^32.
+/// Widened exactly; tf32 is rounded. 8-bit integers are summed modulo 2^32.
 template <type T, class To>
 __device__ __forceinline__ To load(const void* data, index at) {
   const stored<T> x = static_cast<const stored<T>*>(data)[at];
-  if constexpr (T == type::bf16 || T == type::f16) {
+  if constexpr (requires { to_f32(x); }) {
     return static_cast<To>(to_f32(x));
   } else {
     return static_cast<To>(x);
+  }
+}
+
+/// What tensor cores are given: bf16, tf32, or f16, which has every 8-bit float.
+template <type T>
+inline constexpr type multiplied_as = T == type::bf16 || T == type::tf32 ? T : type::f16;
+
+/// The bits of an element as tensor cores are given it.
+template <type T>
+__device__ __forceinline__ auto load_bits(const void* data, index at) {
+  const stored<T> x = static_cast<const stored<T>*>(data)[at];
+  if constexpr (T == type::tf32) {
+    return __float_as_uint(to_f32(x));
+  } else if constexpr (T == type::e4m3 || T == type::e5m2) {
+    return to_f16(x).bits;
+  } else {
+    return x.bits;
   }
 }
 
@@ -84,6 +113,10 @@ __device__ __forceinline__ void store(void* data, index at, Real x) {
     to = to_bf16(static_cast<float>(x));
   } else if constexpr (T == type::f16) {
     to = to_f16(static_cast<float>(x));
+  } else if constexpr (T == type::e4m3) {
+    to = to_e4m3(static_cast<float>(x));
+  } else if constexpr (T == type::e5m2) {
+    to = to_e5m2(static_cast<float>(x));
   } else if constexpr (T == type::s8) {
     to = static_cast<std::int8_t>(saturate(static_cast<float>(x), -128, 127));
   } else if constexpr (T == type::u8) {

@@ -10,9 +10,11 @@
 
 namespace brgemm::inline abi_0::cuda {
 
-/// Whether tensor cores sum the products, in their own order: bf16, and f16 where its chain is not asked for.
+/// Whether tensor cores sum the products, in their own order: bf16, and f16, tf32 and 8-bit floats where their chain is
+/// not asked for.
 constexpr bool by_tensor_cores(const desc& d) noexcept {
-  return d.a == type::bf16 || (d.a == type::f16 && d.sums == order::machine && d.chains == 1);
+  const bool either = d.a == type::f16 || d.a == type::tf32 || brgemm::detail::is_8bit_float(d.a);
+  return d.a == type::bf16 || (either && d.sums == order::machine && d.chains == 1);
 }
 
 /// The order of sums of a kernel for `d`.
@@ -70,6 +72,7 @@ constexpr desc specialised(const desc& d) noexcept {
 /// The tile that leaves the fewest elements of C to blocks of threads beyond C's edges, of those the largest.
 constexpr tile choose_tile(const desc& d) noexcept {
   constexpr tile by_warps[] = {{64, 64, 32, 0}, {32, 32, 32, 0}};
+  constexpr tile by_warps_of_words[] = {{64, 64, 16, 0}, {32, 32, 16, 0}};
   constexpr tile by_threads[] = {{64, 64, 16, 4}, {32, 32, 16, 2}, {16, 16, 16, 1}};
   constexpr tile of_chains[] = {{32, 32, 16, 2}, {16, 16, 16, 1}};  // up to eight sums an element
   constexpr tile of_wide_chains[] = {{16, 16, 16, 1}};              // as many, of two registers each
@@ -81,7 +84,7 @@ constexpr tile choose_tile(const desc& d) noexcept {
     for (const tile& t : tiles) found = padded(t) < padded(found) ? t : found;
     return found;
   };
-  if (by_tensor_cores(d)) return best(by_warps);
+  if (by_tensor_cores(d)) return d.a == type::tf32 ? best(by_warps_of_words) : best(by_warps);
   const bool is_wide = accumulator_of(d) == type::f64;
   if (is_wide && d.chains > 1) return best(of_wide_chains);
   return is_wide || d.chains > 1 ? best(of_chains) : best(by_threads);

@@ -16,6 +16,7 @@
 
 #include "brgemm/kernel/dump.hpp"
 #include "brgemm/kernel/kernel.hpp"
+#include "support/expect_error.hpp"
 
 namespace {
 
@@ -667,6 +668,17 @@ void expect_far_rows(brgemm::index m, brgemm::index far) {
     EXPECT_EQ(c, expected) << e->name << " m=" << m << " lda=" << far;
   }
   ::munmap(memory, bytes);
+}
+
+TEST(Jit, TypesOfTheGpuAreRefused) {
+  for (const type t : {type::e4m3, type::e5m2, type::tf32}) {
+    desc d = f32_desc(3, 4, 5);
+    d.a = d.b = t;
+    EXPECT_TRUE(make_kernel(d, {.backend = "reference"}));
+    for (const backend::entry* e : generating()) {
+      brgemm_test::expect_error(e->supports(d), errc::unsupported, "a", {std::string(name_of(t)), "reference"});
+    }
+  }
 }
 
 TEST(Jit, LeadingDimensionsBeyondAnInstructionsDisplacement) {

@@ -31,6 +31,9 @@ void write(type t, void* data, index i, double value) {
     case type::s8: static_cast<std::int8_t*>(data)[i] = static_cast<std::int8_t>(value); break;
     case type::u8: static_cast<std::uint8_t*>(data)[i] = static_cast<std::uint8_t>(value); break;
     case type::s32: static_cast<std::int32_t*>(data)[i] = static_cast<std::int32_t>(value); break;
+    case type::e4m3: static_cast<e4m3*>(data)[i] = to_e4m3(static_cast<float>(value)); break;
+    case type::e5m2: static_cast<e5m2*>(data)[i] = to_e5m2(static_cast<float>(value)); break;
+    case type::tf32: static_cast<tf32*>(data)[i] = {static_cast<float>(value)}; break;
   }
 }
 
@@ -43,6 +46,9 @@ double read(type t, const void* data, index i) {
     case type::s8: return static_cast<const std::int8_t*>(data)[i];
     case type::u8: return static_cast<const std::uint8_t*>(data)[i];
     case type::s32: return static_cast<const std::int32_t*>(data)[i];
+    case type::e4m3: return static_cast<double>(to_f32(static_cast<const e4m3*>(data)[i]));
+    case type::e5m2: return static_cast<double>(to_f32(static_cast<const e5m2*>(data)[i]));
+    case type::tf32: return static_cast<double>(to_f32(static_cast<const tf32*>(data)[i]));
   }
   return 0;
 }
@@ -288,7 +294,8 @@ __extension__ typedef __float128 quad;
 /// (every rounding is a factor 1 + d, |d| <= u, and products of R such factors lie within 1 +- R u / (1 - R u)), the
 /// result is off by at most R u / (1 - R u) times S = |beta C| + |alpha| sum |ab|. Storing as bf16 or f16 is one more
 /// rounding, of relative size 2^-8 or 2^-11, of a value that is at most S (1 + R u); below the smallest normal number
-/// of f16 the spacing 2^-24 bounds it. With R u < 2^-10, 1.01 covers the second-order terms.
+/// of f16 the spacing 2^-24 bounds it. 8-bit floats: 2^-4 or 2^-3, and half of 2^-9 or 2^-16; what is beyond the
+/// largest becomes the largest. With R u < 2^-10, 1.01 covers the second-order terms.
 struct exact {
   double value;
   double bound;
@@ -313,25 +320,39 @@ exact exact_sum(const call& t, index i, index j) {
   double bound = 1.01 * roundings * u * magnitude;
   if (d.c == type::bf16) bound += 0x1p-8 * (std::fabs(static_cast<double>(sum)) + bound);
   if (d.c == type::f16) bound += 0x1p-11 * (std::fabs(static_cast<double>(sum)) + bound) + 0x1p-25;
-  return {static_cast<double>(sum), bound};
+  if (d.c == type::e4m3) bound += 0x1p-4 * (std::fabs(static_cast<double>(sum)) + bound) + 0x1p-10;
+  if (d.c == type::e5m2) bound += 0x1p-3 * (std::fabs(static_cast<double>(sum)) + bound) + 0x1p-17;
+  const double most = d.c == type::e4m3 ? 448 : d.c == type::e5m2 ? 57344 : HUGE_VAL;
+  return {std::clamp(static_cast<double>(sum), -most, most), bound};
 }
 
 struct float_types {
-  type ab;
+  type a;
+  type b;
   type c;
   order sums;
 };
 constexpr std::array float_cases = {
-    float_types{type::f32, type::f32, order::machine}, float_types{type::f32, type::f32, order::chain},
-    float_types{type::f64, type::f64, order::machine}, float_types{type::f16, type::f32, order::machine},
-    float_types{type::f16, type::f16, order::chain},   float_types{type::bf16, type::f32, order::machine},
-    float_types{type::bf16, type::bf16, order::pair},  float_types{type::bf16, type::f32, order::tile},
-    float_types{type::bf16, type::bf16, order::tile},
+    float_types{type::f32, type::f32, type::f32, order::machine},
+    float_types{type::f32, type::f32, type::f32, order::chain},
+    float_types{type::f64, type::f64, type::f64, order::machine},
+    float_types{type::f16, type::f16, type::f32, order::machine},
+    float_types{type::f16, type::f16, type::f16, order::chain},
+    float_types{type::bf16, type::bf16, type::f32, order::machine},
+    float_types{type::bf16, type::bf16, type::bf16, order::pair},
+    float_types{type::bf16, type::bf16, type::f32, order::tile},
+    float_types{type::bf16, type::bf16, type::bf16, order::tile},
+    float_types{type::tf32, type::tf32, type::f32, order::machine},
+    float_types{type::e4m3, type::e4m3, type::f32, order::machine},
+    float_types{type::e5m2, type::e4m3, type::bf16, order::chain},
+    float_types{type::e4m3, type::e5m2, type::f16, order::machine},
+    float_types{type::e4m3, type::e4m3, type::e4m3, order::machine},
+    float_types{type::e4m3, type::e5m2, type::e5m2, order::machine},
 };
 
 void check_float_case(const float_types& types, random_source& random) {
   call t;
-  t.d.a = t.d.b = types.ab;
+  t.d.a = types.a, t.d.b = types.b;
   t.d.c = types.c;
   t.d.sums = types.sums;
   randomise(t, random);
@@ -344,7 +365,7 @@ void check_float_case(const float_types& types, random_source& random) {
   for (index i = 0; i < t.m; ++i) {
     for (index j = 0; j < t.d.n; ++j) {
       const double value = t.c_after(i, j);
-      ASSERT_EQ(value, types.ab == type::f64 ? contract<double>(t, i, j) : contract<float>(t, i, j)) << i << ' ' << j;
+      ASSERT_EQ(value, types.a == type::f64 ? contract<double>(t, i, j) : contract<float>(t, i, j)) << i << ' ' << j;
       const exact e = exact_sum(t, i, j);
       ASSERT_LE(std::fabs(value - e.value), e.bound) << i << ' ' << j;
     }
@@ -358,7 +379,7 @@ TEST(Reference, FloatSumsHaveTheContractsBitsAndKeepTheBound) {
     for (const auto& types : float_cases) {
       check_float_case(types, random);
       if (HasFatalFailure()) {
-        FAIL() << name_of(types.ab) << " to " << name_of(types.c) << ", order " << static_cast<int>(types.sums)
+        FAIL() << name_of(types.a) << " to " << name_of(types.c) << ", order " << static_cast<int>(types.sums)
                << ", round " << round;
       }
     }
@@ -457,7 +478,7 @@ TEST(Reference, WithAndWithoutFmaInstructionsTheSameBits) {
   random_source random(5);
   for (const auto& types : float_cases) {
     call t;
-    t.d.a = t.d.b = types.ab;
+    t.d.a = types.a, t.d.b = types.b;
     t.d.c = types.c;
     t.d.sums = types.sums;
     t.d.m = t.m = 5, t.d.n = t.d.ldb = t.d.ldc = 17, t.d.k = t.d.lda = 40;
@@ -469,7 +490,7 @@ TEST(Reference, WithAndWithoutFmaInstructionsTheSameBits) {
     hide_cpu_features("-avx2");
     run(t.d, t.x);
     hide_cpu_features("");
-    EXPECT_EQ(std::memcmp(with.data(), t.x.c, with.size()), 0) << name_of(types.ab);
+    EXPECT_EQ(std::memcmp(with.data(), t.x.c, with.size()), 0) << name_of(types.a);
   }
 }
 

@@ -5,6 +5,7 @@
 #include <gtest/gtest.h>
 #include <immintrin.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstring>
@@ -39,10 +40,11 @@ double rounded(double x, int fraction_bits, int least) {
 }
 
 TEST(Types, SizesNamesAndTraits) {
-  constexpr std::array<type, type_count> all = {type::f32, type::f64, type::bf16, type::f16,
-                                                type::s8,  type::u8,  type::s32};
-  constexpr std::array<index, type_count> sizes = {4, 8, 2, 2, 1, 1, 4};
-  constexpr std::array<const char*, type_count> names = {"f32", "f64", "bf16", "f16", "s8", "u8", "s32"};
+  constexpr std::array<type, type_count> all = {type::f32, type::f64, type::bf16, type::f16,  type::s8,
+                                                type::u8,  type::s32, type::e4m3, type::e5m2, type::tf32};
+  constexpr std::array<index, type_count> sizes = {4, 8, 2, 2, 1, 1, 4, 1, 1, 4};
+  constexpr std::array<const char*, type_count> names = {"f32", "f64", "bf16", "f16",  "s8",
+                                                         "u8",  "s32", "e4m3", "e5m2", "tf32"};
   for (std::size_t i = 0; i < all.size(); ++i) {
     EXPECT_EQ(static_cast<std::size_t>(all[i]), i);
     EXPECT_TRUE(is_known(all[i]));
@@ -56,6 +58,8 @@ TEST(Types, SizesNamesAndTraits) {
   static_assert(element_traits<bf16>::value == type::bf16 && element_traits<f16>::value == type::f16);
   static_assert(element_traits<std::int8_t>::value == type::s8 && element_traits<std::uint8_t>::value == type::u8);
   static_assert(element_traits<std::int32_t>::value == type::s32);
+  static_assert(element_traits<e4m3>::value == type::e4m3 && element_traits<e5m2>::value == type::e5m2);
+  static_assert(element_traits<tf32>::value == type::tf32);
   static_assert(element<float> && !element<long double> && !element<char*>);
   static_assert(accumulator_of(type::bf16) == type::f32 && accumulator_of(type::u8) == type::s32);
   static_assert(accumulator_of(type::f64) == type::f64 && accumulator_of(type::f16) == type::f32);
@@ -125,6 +129,76 @@ TEST(Types, NarrowingAWidenedValueGivesItBack) {
     ASSERT_TRUE(std::isnan(to_f32(h)) || to_f16(to_f32(h)) == h) << u;
     ASSERT_TRUE(std::isnan(to_f32(b)) || (u & 0x7f80) == 0 || to_bf16(to_f32(b)) == b) << u;  // subnormals flush
   }
+}
+
+/// The value that OFP8 gives a pattern of so many bits of mantissa; NaN and infinities aside.
+double value_of_8bit(std::uint32_t u, int mantissa_bits, int bias) {
+  const int exponent = static_cast<int>(u & 0x7f) >> mantissa_bits;
+  const int mantissa = static_cast<int>(u) & ((1 << mantissa_bits) - 1);
+  const double magnitude = exponent == 0 ? std::ldexp(mantissa, 1 - bias - mantissa_bits)
+                                         : std::ldexp(mantissa + (1 << mantissa_bits), exponent - bias - mantissa_bits);
+  return (u & 0x80) != 0 ? -magnitude : magnitude;
+}
+
+TEST(Types, EightBitFloatsWidenExactly) {
+  for (std::uint32_t u = 0; u < 0x100; ++u) {
+    const e4m3 x{static_cast<std::uint8_t>(u)};
+    const e5m2 y{static_cast<std::uint8_t>(u)};
+    if ((u & 0x7f) == 0x7f) {
+      ASSERT_TRUE(std::isnan(to_f32(x)));
+    } else {
+      ASSERT_EQ(static_cast<double>(to_f32(x)), value_of_8bit(u, 3, 7)) << u;
+      ASSERT_EQ(bits_of(to_f32(to_f16(x))), bits_of(to_f32(x))) << u;
+    }
+    if ((u & 0x7f) > 0x7c) {
+      ASSERT_TRUE(std::isnan(to_f32(y)));
+    } else {
+      const double value = (u & 0x7f) == 0x7c ? (u & 0x80 ? -HUGE_VAL : HUGE_VAL) : value_of_8bit(u, 2, 15);
+      ASSERT_EQ(static_cast<double>(to_f32(y)), value) << u;
+      ASSERT_EQ(bits_of(to_f32(to_f16(y))), bits_of(to_f32(y))) << u;
+    }
+    ASSERT_EQ(bits_of(to_f32(x)) >> 31, u >> 7);
+    ASSERT_EQ(bits_of(to_f32(y)) >> 31, u >> 7);
+    ASSERT_TRUE(std::isnan(to_f32(x)) || to_e4m3(to_f32(x)) == x) << u;
+    ASSERT_TRUE(!std::isfinite(to_f32(y)) || to_e5m2(to_f32(y)) == y) << u;
+  }
+}
+
+TEST(Types, ToEightBitFloatsRoundsToNearestEvenAndSaturates) {
+  static_assert(to_e4m3(464.0f).bits == 0x7e && to_e4m3(-1e30f).bits == 0xfe && to_e5m2(61440.0f).bits == 0x7b);
+  static_assert(to_e4m3(0x1p-10f).bits == 0 && to_e4m3(0x1.8p-10f).bits == 1 && to_e5m2(0x1p-17f).bits == 0);
+  for_many_floats([](float x) {
+    const e4m3 a = to_e4m3(x);
+    const e5m2 b = to_e5m2(x);
+    if (std::isnan(x)) {
+      ASSERT_TRUE(std::isnan(to_f32(a)) && std::isnan(to_f32(b)));
+      return;
+    }
+    const auto expected = [x](int fraction_bits, int least, double most) {
+      const double value =
+          std::isfinite(x) ? rounded(static_cast<double>(x), fraction_bits, least) : static_cast<double>(x);
+      return std::clamp(value, -most, most);
+    };
+    ASSERT_EQ(static_cast<double>(to_f32(a)), expected(3, -6, 448)) << bits_of(x);
+    ASSERT_EQ(static_cast<double>(to_f32(b)), expected(2, -14, 57344)) << bits_of(x);
+    ASSERT_EQ(a.bits >> 7, bits_of(x) >> 31) << bits_of(x);
+    ASSERT_EQ(b.bits >> 7, bits_of(x) >> 31) << bits_of(x);
+  });
+}
+
+TEST(Types, Tf32RoundsToNearestTiesAway) {
+  for_many_floats([](float x) {
+    const float narrow = to_f32(tf32{x});
+    if (!std::isfinite(x)) {
+      ASSERT_EQ(bits_of(narrow), bits_of(x));
+      return;
+    }
+    const int exponent = x == 0 ? 0 : std::max(std::ilogb(x), -126);
+    double value = std::ldexp(std::round(std::ldexp(static_cast<double>(x), 10 - exponent)), exponent - 10);
+    if (std::fabs(value) >= 0x1p128) value = std::copysign(HUGE_VAL, value);
+    ASSERT_EQ(static_cast<double>(narrow), value) << bits_of(x);
+    ASSERT_EQ(bits_of(narrow) >> 31, bits_of(x) >> 31) << bits_of(x);
+  });
 }
 
 [[gnu::target("f16c,avx")]] std::uint16_t instruction_to_f16(float x) {

@@ -1,6 +1,6 @@
 // The kernels for the GPU, run on the CPU, thread by thread, on drawn descs and between inaccessible pages: the bits of
-// the reference. Tensor cores are stood in for by an fma a term; the sums that they are given here are exact, or (f16)
-// in the order of the stand-in.
+// the reference. Tensor cores are stood in for by an fma a term; the sums that they are given here are exact, or (not
+// bf16) in the order of the stand-in.
 #include <gtest/gtest.h>
 
 #include <brgemm/nn/conv_launches.hpp>
@@ -15,7 +15,7 @@ namespace {
 using brgemm::type;
 using brgemm::cuda::tile;
 
-constexpr int samples = 77;
+constexpr int samples = 99;
 constexpr index entries = 5;
 
 constexpr drawn_desc sample_of(int sample) {
@@ -25,7 +25,10 @@ constexpr drawn_desc sample_of(int sample) {
 
 constexpr tile tile_of(int sample) {
   const desc d = sample_of(sample).d;
-  if (brgemm::cuda::by_tensor_cores(d)) return sample / 11 % 2 == 0 ? tile{64, 64, 32, 0} : tile{32, 32, 32, 0};
+  if (brgemm::cuda::by_tensor_cores(d)) {
+    const int k = d.a == type::tf32 ? 16 : 32;
+    return sample / 11 % 2 == 0 ? tile{64, 64, k, 0} : tile{32, 32, k, 0};
+  }
   if (d.chains > 1 || accumulator_of(d) == type::f64) {
     return sample / 11 % 2 == 0 ? tile{32, 32, 16, 2} : tile{16, 16, 16, 1};
   }
@@ -250,6 +253,8 @@ TEST(GpuBatchReduce, BlocksHaveListsOfTheirOwn) {
   }();
   check_blocks<by_addresses, tile{32, 32, 32, 0}>();
   check_blocks<of_blocks(type::f16, type::f16, type::f16, batch_kind::strides), tile{64, 64, 32, 0}>();
+  check_blocks<of_blocks(type::tf32, type::tf32, type::f32, batch_kind::offsets), tile{32, 32, 16, 0}>();
+  check_blocks<of_blocks(type::e4m3, type::e5m2, type::e4m3, batch_kind::addresses), tile{32, 32, 32, 0}>();
 }
 
 /// Without a term no list is read, as validate allows.

@@ -72,6 +72,9 @@ TEST(GpuMachineCode, MultipliesByTheRightInstructionsAndSpillsNothing) {
       {type::f16, order::chain, "FFMA", 512, {"HMMA", "HFMA2", "HMUL2", "FMUL"}},
       {type::f16, order::machine, "HMMA.16816.F32", 16, {"FFMA"}},
       {type::bf16, order::machine, "HMMA.16816.F32.BF16", 16, {"FFMA"}},
+      {type::e4m3, order::machine, "HMMA.16816.F32", 16, {"FFMA"}},
+      {type::tf32, order::machine, "HMMA.1688.F32.TF32", 16, {"FFMA"}},
+      {type::tf32, order::chain, "FFMA", 512, {"HMMA"}},
       {type::s8, order::machine, "IMAD", 512, {"FFMA", "IMMA", "IDP"}},
   };
   for (const multiplication& m : all) {
@@ -79,7 +82,7 @@ TEST(GpuMachineCode, MultipliesByTheRightInstructionsAndSpillsNothing) {
       desc d;
       d.m = d.n = d.k = d.lda = d.ldb = d.ldc = 64;
       d.where = place::gpu;
-      d.a = d.b = m.of, d.c = m.of == type::s8 ? type::s32 : m.of;
+      d.a = d.b = m.of, d.c = m.of == type::s8 ? type::s32 : m.of == type::tf32 ? type::f32 : m.of;
       d.sums = m.sums;
       const auto made = compile(d, c);
       ASSERT_TRUE(made) << made.error().message();

@@ -57,6 +57,12 @@ TEST(GpuPlan, TensorCoresSumWhereNoChainIsAskedFor) {
   EXPECT_EQ(order_of(d), order::chain);
   d.sums = order::machine, d.chains = 2;
   EXPECT_EQ(order_of(d), order::chain);
+  for (const type t : {type::tf32, type::e4m3, type::e5m2}) {
+    d = of(t, type::f32);
+    EXPECT_EQ(order_of(d), order::foreign);
+    d.sums = order::chain;
+    EXPECT_EQ(order_of(d), order::chain);
+  }
   for (const type t : {type::f32, type::f64}) EXPECT_EQ(order_of(of(t, t)), order::chain);
   EXPECT_EQ(order_of(of(type::u8, type::s32)), order::chain);
 }
@@ -97,6 +103,8 @@ TEST(GpuPlan, TilesLeaveFewElementsOver) {
   EXPECT_EQ(choose_tile(d), (tile{64, 64, 32, 0}));
   d.m = 32;
   EXPECT_EQ(choose_tile(d), (tile{32, 32, 32, 0}));
+  d.a = d.b = type::tf32, d.c = type::f32;
+  EXPECT_EQ(choose_tile(d), (tile{32, 32, 16, 0}));
 }
 
 struct memory {

@@ -129,8 +129,8 @@ inline std::int32_t __float2int_rn(float x) { return static_cast<std::int32_t>(s
 
 namespace brgemm::inline abi_0::cuda {
 
-/// mma.sync.m16n8k16, fragments as the PTX manual has them: row.col, a (16,16), b (16,8). One fma a term here; the
-/// unit rounds otherwise.
+/// mma.sync.m16n8k16 and (tf32) k8, fragments as the PTX manual has them: row.col, a (16,k), b (k,8). One fma a term
+/// here; the unit rounds otherwise.
 template <type T>
 void multiply_on_warp(float (&d)[4], const std::uint32_t (&a)[4], const std::uint32_t (&b)[2]) {
   using brgemm_test::gpu::block;
@@ -140,15 +140,18 @@ void multiply_on_warp(float (&d)[4], const std::uint32_t (&a)[4], const std::uin
   std::copy(std::begin(b), std::end(b), warp.b[me]);
   block::current()->wait();
   ++block::current()->warp_products;
-  const auto value = [](std::uint32_t two, unsigned k) {
-    const auto bits = static_cast<std::uint16_t>(two >> (k % 2 * 16));
+  constexpr unsigned in_word = T == type::tf32 ? 1 : 2;
+  const auto value = [](std::uint32_t word, unsigned k) {
+    if (T == type::tf32) return std::bit_cast<float>(word & 0xffffe000u);  // the unit reads no more
+    const auto bits = static_cast<std::uint16_t>(word >> (k % 2 * 16));
     return T == type::bf16 ? to_f32(bf16{bits}) : to_f32(f16{bits});
   };
   for (unsigned e = 0; e < 4; ++e) {
     const unsigned row = me / 4 + e / 2 * 8, column = me % 4 * 2 + e % 2;
-    for (unsigned k = 0; k < 16; ++k) {
-      const std::uint32_t of_a = warp.a[row % 8 * 4 + k % 8 / 2][row / 8 + k / 8 * 2];
-      const std::uint32_t of_b = warp.b[column * 4 + k % 8 / 2][k / 8];
+    for (unsigned k = 0; k < 8 * in_word; ++k) {
+      const unsigned of_group = k / in_word % 4, half = k / in_word / 4;
+      const std::uint32_t of_a = warp.a[row % 8 * 4 + of_group][row / 8 + half * 2];
+      const std::uint32_t of_b = warp.b[column * 4 + of_group][half];
       d[e] = std::fma(value(of_a, k), value(of_b, k), d[e]);
     }
   }

@@ -60,6 +60,24 @@ inline brgemm::f16 draw_element<brgemm::f16>(std::uint64_t bits, values v) {
   if (v == values::wild) return {static_cast<std::uint16_t>(bits)};
   return brgemm::to_f16(draw_f32(bits, v));
 }
+/// Special: any bits now and then, as all the others have infinities and NaN seldom or never.
+constexpr bool is_any_pattern(std::uint64_t bits, values v) {
+  return v == values::wild || (v == values::special && (bits >> 32) % 64 == 0);
+}
+template <>
+inline brgemm::e4m3 draw_element<brgemm::e4m3>(std::uint64_t bits, values v) {
+  if (is_any_pattern(bits, v)) return {static_cast<std::uint8_t>(bits)};
+  return brgemm::to_e4m3(draw_f32(bits, v));
+}
+template <>
+inline brgemm::e5m2 draw_element<brgemm::e5m2>(std::uint64_t bits, values v) {
+  if (is_any_pattern(bits, v)) return {static_cast<std::uint8_t>(bits)};
+  return brgemm::to_e5m2(draw_f32(bits, v));
+}
+template <>
+inline brgemm::tf32 draw_element<brgemm::tf32>(std::uint64_t bits, values v) {
+  return {draw_f32(bits, v)};
+}
 /// Bytes: everything, small ones, or (special) the extremes, which saturate an instruction that may not be used.
 template <>
 inline std::uint8_t draw_element<std::uint8_t>(std::uint64_t bits, values v) {
@@ -86,6 +104,9 @@ auto with_type(brgemm::type t, F&& f) {
     case brgemm::type::s8: return f(std::int8_t{});
     case brgemm::type::u8: return f(std::uint8_t{});
     case brgemm::type::s32: return f(std::int32_t{});
+    case brgemm::type::e4m3: return f(brgemm::e4m3{});
+    case brgemm::type::e5m2: return f(brgemm::e5m2{});
+    case brgemm::type::tf32: return f(brgemm::tf32{});
     case brgemm::type::f32: break;
   }
   return f(float{});
@@ -105,7 +126,7 @@ inline bool is_nan(brgemm::type t, const std::byte* at) {
   return with_type(t, [&]<class T>(T x) {
     std::memcpy(&x, at, sizeof(T));
     if constexpr (std::is_floating_point_v<T>) return std::isnan(x);
-    if constexpr (std::is_same_v<T, brgemm::bf16> || std::is_same_v<T, brgemm::f16>) return std::isnan(to_f32(x));
+    if constexpr (requires { to_f32(x); }) return std::isnan(to_f32(x));
     return false;
   });
 }

@@ -25,7 +25,10 @@ inline result<void> supported(const desc& d, const vector_unit& unit) noexcept {
   if (d.where != place::cpu)
     return error(errc::unsupported, "where", "generated code runs on the CPU, not at place %d",
                  static_cast<int>(d.where));
-  if (a == type::s32) return error(errc::unsupported, "a", "no products of s32");
+  if (a == type::s32 || a == type::tf32 || brgemm::detail::is_8bit_float(a)) {
+    return error(errc::unsupported, "a", "a is %s, of which no code for the CPU is generated: name the reference",
+                 name_of(a).data());
+  }
   if (k_group_of(d) > 1 && d.layout_a == layout::transposed) {
     return error(
         errc::unsupported, "layout_a",

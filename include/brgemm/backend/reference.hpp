@@ -69,16 +69,11 @@ template <class To, class From>
 BRGEMM_DETAIL_INLINE To convert(From x) noexcept {
   return static_cast<To>(x);
 }
-template <class To>
-BRGEMM_DETAIL_INLINE To convert(bf16 x) noexcept {
-  return static_cast<To>(to_f32(x));
-}
-template <class To>
-BRGEMM_DETAIL_INLINE To convert(f16 x) noexcept {
-  return static_cast<To>(to_f32(x));
-}
+template <class To, class From>
+requires requires(From x) { to_f32(x); }
+BRGEMM_DETAIL_INLINE To convert(From x) noexcept { return static_cast<To>(to_f32(x)); }
 
-/// out[j] = data[offset + j * step] for j < count, widened exactly.
+/// out[j] = data[offset + j * step] for j < count, widened exactly; tf32 is rounded.
 template <class From, class To>
 BRGEMM_DETAIL_INLINE void load_as(const void* data, index offset, index step, index count, To* out) noexcept {
   const From* const from = static_cast<const From*>(data) + offset;
@@ -95,6 +90,9 @@ BRGEMM_DETAIL_ONCE void load(type t, const void* data, index offset, index step,
     case type::s8: return load_as<std::int8_t>(data, offset, step, count, out);
     case type::u8: return load_as<std::uint8_t>(data, offset, step, count, out);
     case type::s32: return load_as<std::int32_t>(data, offset, step, count, out);
+    case type::e4m3: return load_as<e4m3>(data, offset, step, count, out);
+    case type::e5m2: return load_as<e5m2>(data, offset, step, count, out);
+    case type::tf32: return load_as<tf32>(data, offset, step, count, out);
   }
 }
 
@@ -352,7 +350,10 @@ BRGEMM_DETAIL_ONCE void store_values(type t, void* p, index first, index count, 
       case type::u8:
         static_cast<std::uint8_t*>(p)[first + j] = static_cast<std::uint8_t>(saturate(narrow, 0, 255));
         break;
-      case type::s32: break;  // stored as summed
+      case type::e4m3: static_cast<e4m3*>(p)[first + j] = to_e4m3(narrow); break;
+      case type::e5m2: static_cast<e5m2*>(p)[first + j] = to_e5m2(narrow); break;
+      case type::s32:
+      case type::tf32: break;  // s32 is stored as summed, no C is of tf32
     }
   }
 }

@@ -61,7 +61,9 @@ constexpr index bytes_of(const storage& s, index ld, index element_bytes) noexce
   return bytes > limit ? -1 : static_cast<index>(bytes);
 }
 
+/// Integers.
 constexpr bool is_8bit(type t) noexcept { return t == type::s8 || t == type::u8; }
+constexpr bool is_8bit_float(type t) noexcept { return t == type::e4m3 || t == type::e5m2; }
 
 constexpr bool is_transcendental(op_kind kind) noexcept {
   switch (kind) {
@@ -122,18 +124,23 @@ inline result<void> check_enumerators(const desc& d) noexcept {
 inline result<void> check_types(const desc& d) noexcept {
   const auto name = [](type t) { return name_of(t).data(); };
   const bool bytes = is_8bit(d.a) && is_8bit(d.b);
-  if (d.a == type::s32 || (d.a != d.b && !bytes)) {
+  const bool short_floats = is_8bit_float(d.a) && is_8bit_float(d.b);
+  if (d.a == type::s32 || (d.a != d.b && !bytes && !short_floats)) {
     return error(errc::unsupported, is_8bit(d.a) || d.a == d.b ? "a" : "b",
-                 "a is %s and b is %s; the pairs are f32, f64, bf16, f16 with themselves, and u8 or s8 with u8 or s8",
+                 "a is %s and b is %s; the pairs are f32, tf32, f64, bf16, f16 with themselves, u8 or s8 with u8 or "
+                 "s8, and e4m3 or e5m2 with e4m3 or e5m2",
                  name(d.a), name(d.b));
   }
   const type sum = accumulator_of(d);
   const bool narrow = d.c == d.a && (d.a == type::bf16 || d.a == type::f16);
   const bool requantised = bytes && (d.c == type::f32 || d.c == type::bf16 || is_8bit(d.c));
-  if (d.c == sum || narrow || requantised) return {};
+  const bool rounded = short_floats && (d.c == type::bf16 || d.c == type::f16 || is_8bit_float(d.c));
+  if (d.c == sum || narrow || requantised || rounded) return {};
   return error(errc::unsupported, "c", "c is %s, but %s x %s sums in %s and %s", name(d.c), name(d.a), name(d.b),
                name(sum),
-               bytes ? "stores s32, f32, bf16, u8 or s8" : "stores that, or for bf16 and f16 the type of a and b");
+               bytes          ? "stores s32, f32, bf16, u8 or s8"
+               : short_floats ? "stores f32, bf16, f16, e4m3 or e5m2"
+                              : "stores that, or for bf16 and f16 the type of a and b");
 }
 
 /// Checks one leading dimension, and that the matrix ends within 2^63 - 1 bytes.
