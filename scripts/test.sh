@@ -24,7 +24,7 @@ while [ $# -gt 0 ]; do
 done
 
 scripts/install-packages.sh g++ clang cmake ninja-build pkg-config libxbyak-dev libgtest-dev libzip-dev \
-  libcli11-dev zlib1g-dev libbenchmark-dev libdnnl-dev libxsmm-dev python3 gdb dataset-fashion-mnist
+  libcli11-dev zlib1g-dev libbenchmark-dev libdnnl-dev libdlpack-dev libxsmm-dev python3 gdb dataset-fashion-mnist
 
 build_dir="build/$preset"
 if [ -n "${BUILD_DIR:-}" ]; then build_dir="$(cd "$from" && realpath -m "$BUILD_DIR")"; fi

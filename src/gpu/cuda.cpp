@@ -1,5 +1,7 @@
 #include "brgemm/backend/cuda.hpp"
 
+#include <algorithm>
+
 #include "code_folder.hpp"
 #include "compiler.hpp"
 #include "driver.hpp"
@@ -107,11 +109,9 @@ result<shared_module> module_for(const chosen_code& chosen, capability of, const
   const driver& d = **load_driver();
   const std::string key = bytes_of(o.device) + bytes_of(chosen.specialised) + bytes_of(chosen.of_c);
   if (auto found = modules().find(key)) return found;
-  CUdevice handle = 0;
-  if (auto r = check(d, d.device(&handle, o.device), "cuDeviceGet"); !r) return r.error();
-  CUcontext context = nullptr;
-  if (auto r = check(d, d.retain_context(&context, handle), "cuDevicePrimaryCtxRetain"); !r) return r.error();
-  const auto made = std::make_shared<module_of_device>(d, context);
+  const auto context = context_of(d, o.device);
+  if (!context) return context.error();
+  const auto made = std::make_shared<module_of_device>(d, *context);
   if (auto r = load(*made, chosen, of, d, o.cache_folder); !r) return r.error();
   return modules().keep(key, made);
 }
@@ -139,6 +139,27 @@ result<kernel> make_kernel(const desc& d, const options& o) {
     auto code = module_for(*chosen, device->capability, o);
     if (!code) return code.error();
     return kernel(std::make_shared<const loaded_kernel>(loaded_kernel{d, chosen->of_c, o.device, std::move(*code)}));
+  });
+}
+
+result<std::shared_ptr<const void>> copy_to_device(const void* from, std::size_t bytes, int device) {
+  return without_exceptions<std::shared_ptr<const void>>([&]() -> result<std::shared_ptr<const void>> {
+    if (auto r = properties_of(device); !r) return r.error();
+    const driver& d = **load_driver();
+    const auto context = context_of(d, device);
+    if (!context) return context.error();
+    const current_context here(d, *context);
+    if (auto r = check(d, here.status(), "cuCtxPushCurrent"); !r) return r.error();
+    CUdeviceptr address = 0;
+    if (auto r = check(d, d.allocate(&address, std::max<std::size_t>(bytes, 1)), "cuMemAlloc"); !r) return r.error();
+    const std::shared_ptr<const void> copy(reinterpret_cast<const void*>(address), [&d, context](const void* p) {
+      const current_context there(d, *context);
+      if (there.status() == CUDA_SUCCESS) d.free(reinterpret_cast<CUdeviceptr>(p));
+    });
+    if (auto r = check(d, d.copy_to_device(address, from, bytes), "cuMemcpyHtoD"); !r) return r.error();
+    // From pageable memory a copy may still be on its way when the call returns.
+    if (auto r = check(d, d.synchronize(), "cuCtxSynchronize"); !r) return r.error();
+    return copy;
   });
 }
 

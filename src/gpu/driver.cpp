@@ -28,7 +28,9 @@ result<driver> find_driver() {
       library.find(d.current_context, "cuCtxGetCurrent") && library.find(d.push_context, "cuCtxPushCurrent_v2") &&
       library.find(d.pop_context, "cuCtxPopCurrent_v2") && library.find(d.load_module, "cuModuleLoadData") &&
       library.find(d.unload_module, "cuModuleUnload") && library.find(d.function_of, "cuModuleGetFunction") &&
-      library.find(d.launch, "cuLaunchKernel") && library.find(d.words, "cuGetErrorString");
+      library.find(d.launch, "cuLaunchKernel") && library.find(d.allocate, "cuMemAlloc_v2") &&
+      library.find(d.free, "cuMemFree_v2") && library.find(d.copy_to_device, "cuMemcpyHtoD_v2") &&
+      library.find(d.synchronize, "cuCtxSynchronize") && library.find(d.words, "cuGetErrorString");
   if (!found) return error(errc::unsupported, "device", "NVIDIA's driver lacks a function: %s", dlerror());
   library.find(d.load_function, "cuFuncLoad");  // of CUDA 12.4; else a function is there when its module is
   const CUresult status = d.init(0);
@@ -66,6 +68,14 @@ result<void> check(const driver& d, CUresult status, const char* what) noexcept 
   if (d.words(status, &words) != CUDA_SUCCESS || words == nullptr) words = "no words for it";
   const errc code = status == CUDA_ERROR_OUT_OF_MEMORY ? errc::out_of_memory : errc::device;
   return error(code, "device", "%s: error %d, %s", what, static_cast<int>(status), words);
+}
+
+result<CUcontext> context_of(const driver& d, int device) noexcept {
+  CUdevice handle = 0;
+  if (auto r = check(d, d.device(&handle, device), "cuDeviceGet"); !r) return r.error();
+  CUcontext context = nullptr;
+  if (auto r = check(d, d.retain_context(&context, handle), "cuDevicePrimaryCtxRetain"); !r) return r.error();
+  return context;
 }
 
 result<int> device_count() {

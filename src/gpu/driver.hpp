@@ -23,12 +23,19 @@ struct driver {
   decltype(&cuModuleGetFunction) function_of;
   decltype(&cuFuncLoad) load_function;  // may be null
   decltype(&cuLaunchKernel) launch;
+  decltype(&cuMemAlloc) allocate;
+  decltype(&cuMemFree) free;
+  decltype(&cuMemcpyHtoD) copy_to_device;
+  decltype(&cuCtxSynchronize) synchronize;
   decltype(&cuGetErrorString) words;
   int version;
 };
 
 /// The driver, loaded and initialised once. Errors: unsupported "device".
 result<const driver*> load_driver();
+
+/// The primary context of a device that is there, kept to the end of the process.
+result<CUcontext> context_of(const driver& d, int device) noexcept;
 
 /// Nothing where `status` is CUDA_SUCCESS. Errors: out_of_memory; device with what was asked for and the driver's
 /// words.

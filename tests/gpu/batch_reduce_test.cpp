@@ -3,8 +3,6 @@
 // bf16) in the order of the stand-in.
 #include <gtest/gtest.h>
 
-#include <brgemm/nn/conv_launches.hpp>
-
 #include "support/gpu_emulator.hpp"
 #include "support/gpu_problem.hpp"
 #include "support/problem.hpp"
@@ -293,68 +291,6 @@ TEST(GpuBatchReduce, WhatFillsTilesUpAddsNoTerm) {
   x.a = a.data(), x.b = b.data(), x.c = c.data();
   run_on_emulator<brgemm::cuda::specialised(D), tile{16, 16, 16, 1}>(D, x);
   for (const float value : c) EXPECT_TRUE(value == 0 && std::signbit(value));
-}
-
-/// All launches of a pass of a convolution in f32, which have kernels as D's.
-template <desc D>
-void run_on_emulator(const brgemm::nn::conv_launches& pass, const std::vector<float>& a, const std::vector<float>& b,
-                     std::vector<float>& c, const std::vector<float>& bias = {}) {
-  for (const auto& l : pass.launches) {
-    ASSERT_TRUE(brgemm::cuda::check_supported(l.product));
-    ASSERT_EQ(brgemm::cuda::specialised(l.product), brgemm::cuda::specialised(D));
-    brgemm::cuda::arguments x;
-    x.a = a.data(), x.b = b.data(), x.c = c.data(), x.pairs = pass.pairs.data();
-    x.outputs = pass.outputs.data() + l.first, x.count = l.count;
-    x.operand[0] = const_cast<float*>(bias.data());
-    ASSERT_TRUE(brgemm::cuda::validate(l.product, x));
-    run_on_emulator<brgemm::cuda::specialised(D), tile{16, 16, 16, 1}>(l.product, x);
-  }
-}
-
-constexpr desc product_of_conv(brgemm::layout a, brgemm::layout b, bool bias) {
-  desc d;
-  d.where = brgemm::place::gpu;
-  d.batch = brgemm::batch_kind::offsets, d.m_extent = brgemm::extent_kind::at_call;
-  d.layout_a = a, d.layout_b = b;
-  if (bias) append(d, brgemm::op::bias(brgemm::axis::column));
-  return d;
-}
-
-TEST(GpuBatchReduce, AConvolutionHasTheBitsOfTheCpus) {
-  namespace nn = brgemm::nn;
-  using brgemm::layout;
-  nn::conv_desc d;
-  d.images = 2, d.groups = 2, d.in = 140, d.out = 36, d.training = true;
-  d.axes[1] = {6, 3, 2, 1, 1, 1}, d.axes[2] = {9, 3, 2, 1, 1, 0};
-  const auto layer = nn::conv::plan(d);
-  ASSERT_TRUE(layer);
-  entropy e(5);
-  const auto floats = [&e](index bytes) {
-    std::vector<float> x(static_cast<std::size_t>(bytes) / 4);
-    for (float& f : x) f = static_cast<float>(e.between(-1000, 1000)) / 999;
-    return x;
-  };
-  const auto x = floats(layer->x_bytes()), z = floats(layer->y_bytes()), bias = floats(d.out * 4);
-  const auto w = floats(layer->weights() * 4);
-  std::vector<float> weights(static_cast<std::size_t>(layer->weights_bytes()) / 4);
-  std::vector<float> transposed(static_cast<std::size_t>(layer->transposed_bytes()) / 4);
-  std::vector<float> y(z.size()), dx(x.size()), dw(w.size()), y_of_gpu(z.size()), dx_of_gpu(x.size()),
-      dw_of_gpu(w.size());
-  brgemm::loops::serial one;
-  ASSERT_TRUE(layer->pack_weights(one, w.data(), nn::conv_weights::out_last, weights.data(), transposed.data()));
-  ASSERT_TRUE(layer->forward(one, d.images, x.data(), weights.data(), bias.data(), y.data()));
-  ASSERT_TRUE(layer->backward_data(one, d.images, z.data(), transposed.data(), dx.data()));
-  ASSERT_EQ(layer->backward_weights_workspace_bytes(), 0);
-  ASSERT_TRUE(layer->backward_weights(one, d.images, x.data(), z.data(), dw.data(), nullptr));
-  const auto forward = forward_launches(d), by_data = backward_data_launches(d),
-             by_weights = backward_weights_launches(d);
-  ASSERT_TRUE(forward && by_data && by_weights);
-  run_on_emulator<product_of_conv(layout::plain, layout::plain, true)>(*forward, x, w, y_of_gpu, bias);
-  run_on_emulator<product_of_conv(layout::plain, layout::transposed, false)>(*by_data, z, w, dx_of_gpu);
-  run_on_emulator<product_of_conv(layout::transposed, layout::plain, false)>(*by_weights, x, z, dw_of_gpu);
-  EXPECT_EQ(y, y_of_gpu);
-  EXPECT_EQ(dx, dx_of_gpu);
-  EXPECT_EQ(dw, dw_of_gpu);
 }
 
 }  // namespace

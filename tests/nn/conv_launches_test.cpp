@@ -31,6 +31,11 @@ void run(const conv_launches& pass, const void* a, const void* b, void* c, std::
       x.pairs = pass.pairs.data() + o.first, x.batch = o.batch, x.m = o.m;
       for (std::size_t s = 0; s < operands.size(); ++s) {
         const epilogue_op& step = d.epilogue[s];
+        if (step.kind == op_kind::none) continue;
+        if (brgemm::detail::is_mask(step.kind)) {
+          x.operand[s] = move(operands[s], o.row * step.ld + o.column / 8, type::u8);
+          continue;
+        }
         const bool vector = step.along == axis::column;
         x.operand[s] = vector ? move(operands[s], o.vectors + o.column, step.operand)
                               : move(operands[s], o.row * step.ld + o.column, step.operand);
@@ -58,7 +63,7 @@ std::vector<float> weights_of(const problem& p) {
 
 TEST(ConvLaunches, HaveTheBitsOfThePlainLoops) {
   std::mt19937 random(31);
-  int layers = 0, of_several_launches = 0;
+  int layers = 0, of_several_launches = 0, masked = 0;
   while (layers < 150) {
     conv_desc d = draw_desc(random);
     if (is_depthwise(d)) continue;
@@ -66,11 +71,20 @@ TEST(ConvLaunches, HaveTheBitsOfThePlainLoops) {
     d.training = true;
     d.scale = random() % 2 == 0, d.residual = random() % 2 == 0;
     d.clamp = random() % 2 == 0, d.lower = -0.25f, d.upper = 0.75f;
+    if (random() % 3 == 0) d.in = d.groups * 8 * (1 + static_cast<index>(random() % 10));
+    if (random() % 3 == 0) d.out = d.groups * 8 * (1 + static_cast<index>(random() % 10));
+    if (random() % 8 == 0) {  // each pixel sees itself alone
+      for (auto& a : d.axes) a = {.in = a.in};
+    }
+    d.mask = d.act == nn::activation::relu && !d.clamp && d.out / d.groups % 8 == 0;
+    d.input_mask = d.in / d.groups % 8 == 0;
+    masked += d.mask || d.input_mask;
     const problem p = draw_data(random, d);
     const auto forward = forward_launches(d);
     const auto by_data = backward_data_launches(d);
     const auto by_weights = backward_weights_launches(d);
-    ASSERT_TRUE(forward && by_data && by_weights);
+    const auto by_bias = backward_bias_launches(d);
+    ASSERT_TRUE(forward && by_data && by_weights && by_bias);
     of_several_launches += forward->launches.size() > 1;
     const std::vector<float> w = weights_of(p);
     p.y.fill(std::byte{0xee}), p.dx.fill(std::byte{0xee});
@@ -78,13 +92,16 @@ TEST(ConvLaunches, HaveTheBitsOfThePlainLoops) {
     if (d.scale) operands.push_back(p.scale.data());
     if (d.bias) operands.push_back(p.bias.data());
     if (d.residual) operands.push_back(p.residual.data());
+    if (d.mask) operands.push_back(p.mask.data()), p.mask.fill(std::byte{0xee});
     run(*forward, p.x.data(), w.data(), p.y.data(), operands);
-    run(*by_data, p.z.data(), w.data(), p.dx.data());
+    run(*by_data, p.z.data(), w.data(), p.dx.data(), {p.input_mask.data()});
     expect_bits(p);
     std::vector<float> dw(w.size(), std::nanf(""));
     run(*by_weights, p.x.data(), p.z.data(), dw.data());
-    std::vector<float> expected = update_of(p, 1);
-    expected.resize(dw.size());  // db is behind it
+    std::vector<float> expected = update_of(p, 1), db(static_cast<std::size_t>(d.out), std::nanf(""));
+    const std::vector<float> ones(static_cast<std::size_t>(d.axes[2].out()), 1.0f);
+    run(*by_bias, ones.data(), p.z.data(), db.data());
+    dw.insert(dw.end(), db.begin(), db.end());
     // conv joins a row of taps of few channels, and then sums columns in another order.
     const bool joined =
         d.groups == 1 && d.axes[2].kernel > 1 && d.axes[2].dilation == 1 && d.axes[2].kernel * d.in <= 64;
@@ -93,6 +110,7 @@ TEST(ConvLaunches, HaveTheBitsOfThePlainLoops) {
     if (testing::Test::HasFatalFailure()) return;
   }
   EXPECT_GT(of_several_launches, 20);
+  EXPECT_GT(masked, 20);
 }
 
 TEST(ConvLaunches, RefuseWhatTheyLack) {
@@ -106,6 +124,8 @@ TEST(ConvLaunches, RefuseWhatTheyLack) {
   expect_error(backward_data_launches(d), errc::invalid_argument, "in", {"8", "3"});
   d.groups = 1, d.x_block = 8;
   expect_error(backward_weights_launches(d), errc::unsupported, "place", {"blocks"});
+  d.x_block = 0, d.in = 9, d.training = d.input_mask = true;
+  expect_error(backward_bias_launches(d), errc::unsupported, "mask", {"9 channels"});
 }
 
 }  // namespace

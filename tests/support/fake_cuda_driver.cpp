@@ -1,7 +1,9 @@
-// A stand-in for NVIDIA's driver: it answers as the driver does, keeps what it was asked for, and runs nothing.
+// A stand-in for NVIDIA's driver: it answers as the driver does and keeps what it was asked for. Its devices have the
+// memory of the CPU; what a launch runs is the test's to say.
 #include "support/fake_cuda_driver.hpp"
 
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 
 namespace {
@@ -81,16 +83,34 @@ CUresult cuFuncLoad(CUfunction) {
   ++state().functions_loaded;
   return CUDA_SUCCESS;
 }
-CUresult cuLaunchKernel(CUfunction, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned, unsigned,
-                        CUstream stream, void** parameters, void**) {
+CUresult cuLaunchKernel(CUfunction function, unsigned blocks, unsigned, unsigned, unsigned threads, unsigned, unsigned,
+                        unsigned, CUstream stream, void** parameters, void**) {
   if (state().answer_to_launch != CUDA_SUCCESS) return state().answer_to_launch;
   ++state().launches;
   state().blocks = blocks, state().threads = threads, state().stream = stream;
   state().launched_in = state().contexts.back();
   const auto* const first = static_cast<const std::byte*>(parameters[0]);
   state().parameter.assign(first, first + state().parameter_bytes);
+  if (state().run) state().run(function, blocks, first);
   return CUDA_SUCCESS;
 }
+CUresult cuMemAlloc_v2(CUdeviceptr* address, std::size_t bytes) {
+  *address = reinterpret_cast<CUdeviceptr>(std::malloc(bytes));
+  state().memory[*address] = bytes;
+  return CUDA_SUCCESS;
+}
+CUresult cuMemFree_v2(CUdeviceptr address) {
+  if (state().memory.erase(address) == 0) std::abort();  // freed twice
+  std::free(reinterpret_cast<void*>(address));
+  return CUDA_SUCCESS;
+}
+CUresult cuMemcpyHtoD_v2(CUdeviceptr to, const void* from, std::size_t bytes) {
+  if (state().answer_to_copy != CUDA_SUCCESS) return state().answer_to_copy;
+  if (state().memory.count(to) == 0 || state().memory.at(to) < bytes) return CUDA_ERROR_INVALID_VALUE;
+  std::memcpy(reinterpret_cast<void*>(to), from, bytes);
+  return CUDA_SUCCESS;
+}
+CUresult cuCtxSynchronize() { return CUDA_SUCCESS; }
 CUresult cuGetErrorString(CUresult status, const char** words) {
   *words = status == CUDA_ERROR_ILLEGAL_ADDRESS ? "an illegal address" : "something else";
   return CUDA_SUCCESS;

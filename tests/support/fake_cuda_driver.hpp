@@ -5,6 +5,8 @@
 #include <cuda.h>
 
 #include <cstddef>
+#include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -23,8 +25,11 @@ struct fake_cuda_driver {
   CUstream stream = nullptr;
   std::vector<std::byte> parameter;  // the first `parameter_bytes` of the last launch's
   std::size_t parameter_bytes = 0;
+  std::function<void(CUfunction, unsigned blocks, const void* parameter)> run;  // at a launch
+  std::map<CUdeviceptr, std::size_t> memory;                                    // that is allocated
   CUresult answer_to_load = CUDA_SUCCESS;
   CUresult answer_to_launch = CUDA_SUCCESS;
+  CUresult answer_to_copy = CUDA_SUCCESS;
 };
 
 using fake_cuda_driver_of = fake_cuda_driver& (*)();  // the symbol brgemm_fake_cuda_driver

@@ -97,6 +97,10 @@ class kernel {
   std::shared_ptr<const loaded_kernel> code_;
 };
 
+/// A copy of `bytes` bytes in the device's memory, there when the call returns: lists of a plan, say. The last handle
+/// frees it, which waits for the device. Errors: as `properties_of`; out_of_memory; device with the driver's words.
+result<std::shared_ptr<const void>> copy_to_device(const void* from, std::size_t bytes, int device = 0);
+
 /// A kernel for the desc, whose `where` is place::gpu: compiled at the first request, or read from the folder, and
 /// found in memory after that. k, strides and leading dimensions are no part of the code, and m and n only choose its
 /// tile. The last 256 modules are kept. Threads that ask for the same new kernel at once each compile it. Errors: as

@@ -1,4 +1,5 @@
-// A convolution on a GPU: its passes as launches of the primitive, whose lists are planned once. Opt-in.
+// A convolution on a GPU: its passes as launches of the primitive, whose lists are planned once. Opt-in, and what
+// conv_on_gpu is made of.
 //
 //     const auto pass = nn::forward_launches(d);                       // needs no GPU
 //     copy pass->outputs and pass->pairs to the device: `outputs`, `pairs`
@@ -21,7 +22,7 @@ namespace brgemm::inline abi_0::nn {
 struct conv_launches {
   /// Computes outputs[first], ..., outputs[first + count - 1]. Launches write different elements, in any order.
   struct launch {
-    desc product;  ///< its operands: scale, bias, residual, as the conv_desc has them, at the addresses of the whole
+    desc product;  ///< its operands: scale, bias, residual, mask, as the conv_desc has them, of the whole tensors
     index first = 0;
     index count = 0;
   };
@@ -31,13 +32,16 @@ struct conv_launches {
 };
 
 /// y from a: x and b: w. Errors: those of conv::check; unsupported for depthwise and transposed layers, blocks of
-/// channels, 8-bit types and masks. The order of sums is conv's, with equal bits in f32.
+/// channels, 8-bit types and masks of a tensor whose channels are no multiple of 8. The order of sums is conv's, with
+/// equal bits in f32.
 result<conv_launches> forward_launches(const conv_desc& d);
-/// dx from a: dz and b: w; no masks. Errors: as forward_launches.
+/// dx from a: dz and b: w. Errors: as forward_launches.
 result<conv_launches> backward_data_launches(const conv_desc& d);
-/// dw from a: x and b: dz; db is not among it. Each sum is one chain over the images, then the pixels of y. Errors: as
-/// forward_launches.
+/// dw from a: x and b: dz. Each sum is one chain over the images, then the pixels of y. Errors: as forward_launches.
 result<conv_launches> backward_weights_launches(const conv_desc& d);
+/// db (out) from a: ones, as many as a row of y has pixels, of the layer's type, and b: dz. Each sum is one chain over
+/// the images, then the pixels of y. Errors: as forward_launches.
+result<conv_launches> backward_bias_launches(const conv_desc& d);
 
 }  // namespace brgemm::inline abi_0::nn
 
@@ -82,17 +86,32 @@ inline desc launched_product(type data, type c) {
   return d;
 }
 
-inline result<conv_geometry> launched_geometry(const nn::conv_desc& d, bool backward) {
-  if (auto r = nn::conv::check(d); !r) return r.error();
-  const bool other = nn::conv::is_depthwise(d) || d.transposed || d.x_block != 0 || d.y_block != 0 || is_8bit(d.data) ||
-                     d.mask || d.input_mask;
-  if (other) {
+inline result<void> check_launches(const nn::conv_desc& d) {
+  if (auto r = nn::conv::check(d); !r) return r;
+  if (nn::conv::is_depthwise(d) || d.transposed || d.x_block != 0 || d.y_block != 0 || is_8bit(d.data)) {
     return error(errc::unsupported, "place",
-                 "launches of %s with %ld groups: no depthwise or transposed layers, blocks, 8-bit types or masks yet",
+                 "launches of %s with %ld groups: no depthwise or transposed layers, blocks or 8-bit types yet",
                  name_of(d.data).data(), d.groups);
   }
+  const index masked = d.mask && d.out % 8 != 0 ? d.out : d.input_mask && d.in % 8 != 0 ? d.in : 0;
+  if (masked == 0) return {};
+  return error(errc::unsupported, "mask", "launches with a mask of %ld channels: they must be a multiple of 8", masked);
+}
+
+/// The layer with all pixels of all images as one row where each sees itself alone.
+constexpr nn::conv_desc in_one_row(nn::conv_desc d) noexcept {
+  for (const conv_axis& a : d.axes) {
+    if (a.kernel != 1 || a.stride != 1 || a.pad_before != 0 || a.pad_after != 0) return d;
+  }
+  d.axes[2].in *= d.axes[0].in * d.axes[1].in * d.images;
+  d.axes[0] = d.axes[1] = {};
+  d.images = 1;
+  return d;
+}
+
+constexpr conv_geometry launched_geometry(const nn::conv_desc& d, bool backward) noexcept {
   const conv_channels x{d.in, 0}, y{d.out, 0};
-  return conv_geometry{{d.axes[0], d.axes[1], d.axes[2]}, backward, backward ? y : x, backward ? x : y};
+  return {{d.axes[0], d.axes[1], d.axes[2]}, backward, backward ? y : x, backward ? x : y};
 }
 
 /// Forward and, with the geometry's `backward`, by data: blocks of outputs that see the same taps. `product` has n,
@@ -127,6 +146,7 @@ inline nn::conv_launches plan_launches(const nn::conv_desc& d, const conv_geomet
       block.lda = std::max(p.lda, product.k), block.ldc = std::max(p.ldc, n);
       for (int i = 0; i < block.epilogue_size; ++i) {
         if (block.epilogue[i].kind == op_kind::add) block.epilogue[i].ld = block.ldc;
+        if (is_mask(block.epilogue[i].kind)) block.epilogue[i].ld = block.ldc / 8;
       }
       for (index image = 0; image < d.images; ++image) {
         for (index group = 0; group < d.groups; ++group) {
@@ -150,38 +170,56 @@ inline nn::conv_launches plan_launches(const nn::conv_desc& d, const conv_geomet
 
 namespace brgemm::inline abi_0::nn {
 
-inline result<conv_launches> forward_launches(const conv_desc& d) {
-  const auto g = detail::launched_geometry(d, false);
-  if (!g) return g.error();
+inline result<conv_launches> forward_launches(const conv_desc& layer) {
+  if (auto r = detail::check_launches(layer); !r) return r.error();
+  const conv_desc d = detail::in_one_row(layer);
   desc product = detail::launched_product(d.data, d.y);
   product.n = product.ldb = d.out / d.groups;
   if (d.scale) append(product, op::scale(axis::column));
   if (d.bias) append(product, op::bias(axis::column));
   if (d.residual) append(product, op::add(0, d.y));
-  if (d.act != activation::none) append(product, op::make(op_of(d.act)));
+  if (d.mask) append(product, op::relu_mask(0));
+  if (d.act != activation::none && !d.mask) append(product, op::make(op_of(d.act)));
   if (d.clamp) append(product, op::clamp(d.lower, d.upper));
-  return detail::plan_launches(d, *g, product, d.out / d.groups);
+  return detail::plan_launches(d, detail::launched_geometry(d, false), product, d.out / d.groups);
 }
 
-inline result<conv_launches> backward_data_launches(const conv_desc& d) {
-  const auto g = detail::launched_geometry(d, true);
-  if (!g) return g.error();
+inline result<conv_launches> backward_data_launches(const conv_desc& layer) {
+  if (auto r = detail::check_launches(layer); !r) return r.error();
+  const conv_desc d = detail::in_one_row(layer);
   desc product = detail::launched_product(d.data, d.data);
   product.n = d.in / d.groups;
   product.ldb = d.out / d.groups;
   product.layout_b = layout::transposed;
-  return detail::plan_launches(d, *g, product, 1);
+  if (d.input_mask) append(product, op::multiply_mask(0));
+  return detail::plan_launches(d, detail::launched_geometry(d, true), product, 1);
 }
 
-inline result<conv_launches> backward_weights_launches(const conv_desc& d) {
-  const auto g = detail::launched_geometry(d, false);
-  if (!g) return g.error();
+inline result<conv_launches> backward_bias_launches(const conv_desc& d) {
+  if (auto r = detail::check_launches(d); !r) return r.error();
+  desc product = detail::launched_product(d.data, type::f32);
+  product.m = 1, product.m_extent = extent_kind::fixed;
+  product.n = product.ldb = product.ldc = d.out;
+  product.k = product.lda = d.axes[2].out();
+  product.batch = batch_kind::strides;
+  product.stride_b = product.k * d.out;
+  detail::launch_planner planner;
+  cuda::output o;
+  o.batch = d.images * d.axes[0].out() * d.axes[1].out();
+  planner.add(product, o);
+  return planner.end();
+}
+
+inline result<conv_launches> backward_weights_launches(const conv_desc& layer) {
+  if (auto r = detail::check_launches(layer); !r) return r.error();
+  const conv_desc d = detail::in_one_row(layer);
+  const detail::conv_geometry g = detail::launched_geometry(d, false);
   const index in = d.in / d.groups, out = d.out / d.groups;
   desc product = detail::launched_product(d.data, type::f32);
   product.layout_a = layout::transposed;
   product.m = std::min(in, detail::launch_planner::rows);  // A's rows are as long
   product.n = product.ldc = out;
-  product.lda = d.axes[2].stride * g->in.pixel(), product.ldb = g->out.pixel();
+  product.lda = d.axes[2].stride * g.in.pixel(), product.ldb = g.out.pixel();
   detail::launch_planner planner;
   const index taps = d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel;
   for (index tap = 0; tap < taps; ++tap) {
@@ -192,10 +230,10 @@ inline result<conv_launches> backward_weights_launches(const conv_desc& d) {
     product.k = std::max<index>(width.count, 1);
     for (index i = 0; width.count > 0 && i < d.images * depth.count * height.count; ++i) {
       const index image = i / height.count / depth.count, z = i / height.count % depth.count, row = i % height.count;
-      planner.add_pair(image * g->image_in() + (depth.in + z * d.axes[0].stride) * g->step_in(0) +
-                           (height.in + row * d.axes[1].stride) * g->step_in(1) + width.in * g->step_in(2),
-                       image * g->image_out() + (depth.first + z) * g->step_out(0) +
-                           (height.first + row) * g->step_out(1) + width.first * g->step_out(2));
+      planner.add_pair(image * g.image_in() + (depth.in + z * d.axes[0].stride) * g.step_in(0) +
+                           (height.in + row * d.axes[1].stride) * g.step_in(1) + width.in * g.step_in(2),
+                       image * g.image_out() + (depth.first + z) * g.step_out(0) +
+                           (height.first + row) * g.step_out(1) + width.first * g.step_out(2));
     }
     for (index group = 0; group < d.groups; ++group) {
       for (index channel = 0; channel < in; channel += detail::launch_planner::rows) {
