@@ -108,12 +108,13 @@ result<void> load(module_of_device& into, const chosen_code& chosen, capability 
 result<shared_module> module_for(const chosen_code& chosen, capability of, const options& o) {
   const driver& d = **load_driver();
   const std::string key = bytes_of(o.device) + bytes_of(chosen.specialised) + bytes_of(chosen.of_c);
-  if (auto found = modules().find(key)) return found;
-  const auto context = context_of(d, o.device);
-  if (!context) return context.error();
-  const auto made = std::make_shared<module_of_device>(d, *context);
-  if (auto r = load(*made, chosen, of, d, o.cache_folder); !r) return r.error();
-  return modules().keep(key, made);
+  return modules().find_or_make(key, [&]() -> result<shared_module> {
+    const auto context = context_of(d, o.device);
+    if (!context) return context.error();
+    const auto made = std::make_shared<module_of_device>(d, *context);
+    if (auto r = load(*made, chosen, of, d, o.cache_folder); !r) return r.error();
+    return shared_module(made);
+  });
 }
 
 }  // namespace

@@ -1,12 +1,15 @@
 // The values that were asked for last.
 #pragma once
 
+#include <functional>
 #include <list>
 #include <memory>
 #include <mutex>
 #include <string>
 #include <unordered_map>
 #include <utility>
+
+#include "brgemm/core/result.hpp"
 
 namespace brgemm::inline abi_0::cuda {
 
@@ -17,6 +20,20 @@ class recent {
   using shared = std::shared_ptr<const T>;
   explicit recent(std::size_t most) : most_(most) {}
 
+  /// What is there, or what `make` gives, which is kept. Threads that ask for one new value make it once, and those
+  /// that ask for others seldom wait for each other. Errors: those of `make`.
+  template <class Make>
+  result<shared> find_or_make(const std::string& key, Make&& make) {
+    if (auto found = find(key)) return found;
+    const std::lock_guard guard(making_[std::hash<std::string>()(key) % std::size(making_)]);
+    if (auto found = find(key)) return found;
+    result<shared> made = make();
+    return made ? keep(key, std::move(*made)) : made;
+  }
+
+ private:
+  using entry = std::pair<std::string, shared>;
+
   /// Null where it is not there.
   shared find(const std::string& key) {
     const std::lock_guard guard(lock_);
@@ -25,11 +42,9 @@ class recent {
     newest_first_.splice(newest_first_.begin(), newest_first_, found->second);
     return found->second->second;
   }
-  /// The value that another thread brought first, where one did.
   shared keep(const std::string& key, shared made) {
     shared dropped;
     const std::lock_guard guard(lock_);
-    if (const auto found = places_.find(key); found != places_.end()) return found->second->second;
     std::list<entry> fresh;  // what can fail comes first
     fresh.emplace_front(key, std::move(made));
     places_[key] = fresh.begin();
@@ -42,9 +57,8 @@ class recent {
     return newest_first_.front().second;
   }
 
- private:
-  using entry = std::pair<std::string, shared>;
   std::size_t most_;
+  std::mutex making_[16];
   std::mutex lock_;
   std::list<entry> newest_first_;
   std::unordered_map<std::string, typename std::list<entry>::iterator> places_;

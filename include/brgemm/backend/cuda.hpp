@@ -103,7 +103,7 @@ result<std::shared_ptr<const void>> copy_to_device(const void* from, std::size_t
 
 /// A kernel for the desc, whose `where` is place::gpu: compiled at the first request, or read from the folder, and
 /// found in memory after that. k, strides and leading dimensions are no part of the code, and m and n only choose its
-/// tile. The last 256 modules are kept. Threads that ask for the same new kernel at once each compile it. Errors: as
+/// tile. The last 256 modules are kept. Threads that ask for the same new kernel at once compile it once. Errors: as
 /// `supports`, `properties_of` and `compile`; out_of_memory.
 result<kernel> make_kernel(const desc& d, const options& o = {});
 
