@@ -501,6 +501,9 @@ def tile_kernel_rows(suite, results):
         found = {} if reason else measured(results, name)
         rows.append(row(suite, name, "ours/ceiling >= 0.85", met=compare(found.get("share"), ">=", 0.85), reason=reason,
                         cases=[name], **found))
+        rows += [value_row(suite, results, f"a call without a scope over one inside, {name.removeprefix('unscoped/')}",
+                           name, "configurations", 1, "configurations", "<=", 1)
+                 for name in results.names() if name.startswith(f"unscoped/{kind}/")]
         shapes = [n for n in results.names() if n.startswith(f"shapes_1000/{kind}/")]
         rows += libxsmm_rows(suite, results, f"{kind}, {len(shapes):,} different shapes", shapes, 16, 1.15)
     return rows

@@ -144,6 +144,7 @@ class Rows(unittest.TestCase):
                    for shape in accept.TILE_KERNELS}
         libxsmm |= {f"shapes_1000/{kind}/{m}x16x16/batch16": kernel(speed=1.3, peer="LIBXSMM 2.0")
                     for kind in ("bf16", "u8s8") for m in (1, 2)}
+        unscoped = {f"unscoped/{kind}/16x16x16/batch1": {"configurations": 0.98} for kind in ("bf16", "u8s8")}
         hot = {f"hot/{kind}/64x64x64/batch16": kernel(0.9, peer="LIBXSMM 2.0") for kind in ("bf16", "u8s8")}
         products = {f"product/{kind}/512x512x512/threads1{given}": kernel(speed=speed, peer="oneDNN 3.13")
                     for kind, given, speed in [("bf16x3", "/pieces_given", 2.5), ("bf16x3", "", 2.1),
@@ -155,7 +156,7 @@ class Rows(unittest.TestCase):
                    for (layer, kind, direction), limit in accept.TILE_LAYERS.items() if layer == "conv"
                    for images in (2, 32)}
         layers["linear/bf16/1x1024x1024/threads1/forward"] = kernel(0.95, peer="oneDNN 3.13", reading=1)
-        cases = {**libxsmm, **hot, **products, **layers}
+        cases = {**libxsmm, **hot, **unscoped, **products, **layers}
         if name:
             self.assertIn(name, cases)
             cases[name] = {**cases[name], **changed}
@@ -164,8 +165,9 @@ class Rows(unittest.TestCase):
     def test_tiles(self):
         rows = self.tiles()
         self.assertTrue(all(row["met"] for row in rows.values()), [r for r in rows.values() if not r["met"]])
-        # Kernels 16, hot 2, shapes 2 x 2, products 4, linear 9 and a mean of each, conv 7 x 2 and a mean, one read.
-        self.assertEqual(len(rows), 16 + 2 + 4 + 4 + 9 * 2 + 7 * 2 * 2 + 1)
+        # Kernels 16, hot 2, without a scope 2, shapes 2 x 2, products 4, linear 9 and a mean of each, conv 7 x 2 and a
+        # mean, one read.
+        self.assertEqual(len(rows), 16 + 2 + 2 + 4 + 4 + 9 * 2 + 7 * 2 * 2 + 1)
 
         def missed(name, **changed):
             return {case for case, row in self.tiles(name, **changed).items() if not row["met"]}
@@ -173,6 +175,8 @@ class Rows(unittest.TestCase):
         gemm, hot, given = "gemm/bf16/64x64x64/batch16", "hot/u8s8/64x64x64/batch16", "product/bf16x3/512x512x512/threads1"
         self.assertEqual(missed(gemm, **{"speed LIBXSMM 2.0": 1.19}), {gemm})
         self.assertEqual(missed(hot, **{"share ours": 0.84}), {hot})
+        self.assertEqual(missed("unscoped/bf16/16x16x16/batch1", configurations=1.1),
+                         {"a call without a scope over one inside, bf16/16x16x16/batch1"})
         self.assertEqual(missed(given + "/pieces_given", **{"speed oneDNN 3.13": 2.3}), {given + "/pieces_given"})
         self.assertEqual(missed(given, **{"speed oneDNN 3.13": 1.9}), {given})
         read = "linear/bf16/1x1024x1024/threads1/forward"

@@ -73,6 +73,12 @@ inline constexpr int tile_sums = 6;
         : "m"(all)                                                                                                     \
         : "cc", "memory");                                                                                             \
   }
+/// Loads a tile configuration and releases the tiles, so many times.
+[[gnu::noinline]] inline void configure_tiles(std::int64_t times) {
+  const brgemm::backend::tile_configuration one{{1, 0, 0x0040004000400040, 0, 0, 0, 0x10101010}};
+  while (times-- > 0) __asm__ volatile("ldtilecfg %0\ntilerelease" ::"m"(one));
+}
+
 BENCH_TILES(dot_bf16_tiles, "tdpbf16ps")
 BENCH_TILES(dot_u8s8_tiles, "tdpbusd")
 

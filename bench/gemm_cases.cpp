@@ -190,6 +190,29 @@ void run_against_plain(benchmark::State& state, const gemm& g, const settings& s
   }
 }
 
+// What calls outside a scope take more, counted in tile configurations.
+void run_unscoped(benchmark::State& state, const gemm& g, const settings& s) {
+  for ([[maybe_unused]] auto _ : state) {
+    if (!has_tiles()) return state.SkipWithError("this CPU has no tiles, or the system hides them");
+    const operands o(g);
+    const auto kernel = brgemm::make_kernel(o.d);
+    if (!kernel) return state.SkipWithError(kernel.error().message().data());
+    if (kernel->backend() != "amx") return state.SkipWithError("not a kernel on tiles");
+    const std::vector<contestant> contestants = {{"configuration", configure_tiles},
+                                                 ours_of(*kernel, o.arguments, "in a scope"),
+                                                 {"ours", [&kernel, &o](std::int64_t times) {
+                                                    for (std::int64_t i = 0; i < times; ++i) (*kernel)(o.arguments);
+                                                  }}};
+    const auto seconds = interleave(contestants, s.kernels);
+    report(state, contestants, seconds, 2.0 * static_cast<double>(g.m * g.n * g.k * g.batch), 0);
+    std::vector<double> configurations;
+    for (std::size_t r = 0; r < seconds[0].size(); ++r) {
+      configurations.push_back((seconds[2][r] - seconds[1][r]) / seconds[0][r]);
+    }
+    state.counters["configurations"] = median(configurations);
+  }
+}
+
 std::string name_of(const gemm& g, const std::string& type) {
   return type + "/" + std::to_string(g.m) + "x" + std::to_string(g.n) + "x" + std::to_string(g.k) + "/batch" +
          std::to_string(g.batch);
@@ -211,13 +234,13 @@ void add_shapes(const problem& p, const settings& s) {
 bool add_gemm(const problem& p, const settings& s) {
   if (p.words[0] == "shapes") return add_shapes(p, s), true;
   const std::string& kind = p.words[0];
-  if (kind != "gemm" && kind != "hot" && kind != "epilogue" && kind != "at_call") return false;
+  if (kind != "gemm" && kind != "hot" && kind != "epilogue" && kind != "at_call" && kind != "unscoped") return false;
   gemm g{peer_type::f32, p.number(2), p.number(3), p.number(4), p.number(5), "", kind == "at_call"};
   if (!parse_type(p.words.at(1), g.type)) return false;
   if (kind == "epilogue") g.steps = p.words.at(6);
   const std::string name = kind + "/" + name_of(g, p.words[1]) + (g.steps.empty() ? "" : "/" + g.steps);
   g.hot = kind == "hot";
-  const auto run = kind == "gemm" || g.hot ? run_gemm : run_against_plain;
+  const auto run = kind == "unscoped" ? run_unscoped : kind == "gemm" || g.hot ? run_gemm : run_against_plain;
   add_case(s, name, [g, run, &s](benchmark::State& state) { run(state, g, s); });
   return true;
 }

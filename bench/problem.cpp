@@ -13,6 +13,7 @@ namespace {
 constexpr const char* forms[] = {
     "gemm TYPE M N K BATCH",
     "hot TYPE M N K BATCH",
+    "unscoped TYPE M N K BATCH",
     "shapes TYPE FILE BATCH",
     "epilogue TYPE M N K BATCH STEPS",
     "at_call TYPE M N K BATCH",
