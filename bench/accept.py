@@ -465,7 +465,8 @@ def train_rows(results):
 TILE_KERNELS = {"64x64x64": 1.2, "128x128x128": 1.2, "64x64x256": 1.2, "32x32x32": 1.1, "64x28x64": 1.1,
                 "48x28x64": 1.1, "23x23x24": 1.1, "16x16x16": 1.1}  # over LIBXSMM
 TILE_LAYERS = {("linear", "bf16", "forward"): 1.3, ("linear", "bf16", "backward_data"): 1.3,
-               ("linear", "bf16", "backward_weights"): 1.5, ("linear", "bf16x3", "forward"): 2,
+               ("linear", "bf16", "backward_weights"): 1.5, ("linear", "u8s8", "forward"): 1.2,
+               ("linear", "bf16x3", "forward"): 2,
                ("linear", "bf16x3", "backward_data"): 2, ("linear", "bf16x3", "backward_weights"): 2,
                ("linear", "bf16x2", "forward"): 3, ("linear", "bf16x2", "backward_data"): 3,
                ("linear", "bf16x2", "backward_weights"): 3, ("conv", "bf16", "forward"): 1.4,

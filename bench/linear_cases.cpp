@@ -1,11 +1,12 @@
 // Fully connected layers, without bias and activation, which the peers' products have none of either:
 //   linear TYPE ROWS IN OUT THREADS          f32, bf16, or f32 by pieces (bf16x3, bf16x2): forward, backward by data,
-//                                            weight update
+//                                            weight update; u8s8: forward, y u8 by a scale a feature
 // Ours and oneDNN keep activations and weights in the layout they like best, prepared outside the timing. In bf16 the
 // weight update writes f32, as training with f32 master weights needs. With one row the limit is reading the weights.
 #include <algorithm>
 #include <brgemm/loops/parallel_for.hpp>
 #include <brgemm/nn/linear.hpp>
+#include <cmath>
 #include <memory>
 #include <optional>
 
@@ -26,7 +27,13 @@ struct layer {
   peer_pass pass;
 };
 
-brgemm::type type_of(const layer& l) { return l.type == peer_type::bf16 ? brgemm::type::bf16 : brgemm::type::f32; }
+bool is_8bit(const layer& l) { return l.type == peer_type::u8s8; }
+brgemm::type type_of(const layer& l) {
+  return is_8bit(l) ? brgemm::type::u8 : l.type == peer_type::bf16 ? brgemm::type::bf16 : brgemm::type::f32;
+}
+brgemm::type weights_type_of(const layer& l) { return is_8bit(l) ? brgemm::type::s8 : type_of(l); }
+// Of all features of u8s8: sums of `in` random products then lie within u8 for the most part.
+float scale_of(const layer& l) { return 100.0f / (127 * 127 * std::sqrt(static_cast<float>(l.in))); }
 brgemm::type result_type_of(const layer& l) {
   return l.pass == peer_pass::backward_weights ? brgemm::type::f32 : type_of(l);
 }
@@ -44,7 +51,7 @@ struct plain_matrices {
   buffer x, w, y;
   explicit plain_matrices(const layer& l) : x(l.rows * l.in * 4), w(l.out * l.in * 4), y(l.rows * l.out * 4) {
     fill(x, type_of(l), l.rows * l.in, 1);
-    fill(w, type_of(l), l.out * l.in, 2);
+    fill(w, weights_type_of(l), l.out * l.in, 2);
     fill(y, type_of(l), l.rows * l.out, 3);
   }
   const buffer& result(const layer& l) const {
@@ -76,7 +83,7 @@ class planned_layer {
   result<void> run() const {
     switch (l_.pass) {
       case peer_pass::forward:
-        return plan_.forward(threads_, l_.rows, x_.data(), weights(), nullptr, y_.data(), nullptr, {},
+        return plan_.forward(threads_, l_.rows, x_.data(), weights(), nullptr, y_.data(), nullptr, quantised(),
                              plan_.forward_workspace_bytes() > 0 ? workspace_.data() : nullptr);
       case peer_pass::backward_data:
         return plan_.backward_data(threads_, l_.rows, y_.data(), weights(), x_.data(), nullptr,
@@ -117,16 +124,28 @@ class planned_layer {
         weights_(plan_.weights_bytes()),
         transposed_(plan_.transposed_bytes()),
         gradient_(plan_.parameters() * 4),
+        scale_(l.out * 4),
+        column_sums_(nn::panels(l.out) * nn::block_width(l.out) * 4),
         workspace_(std::max({plan_.backward_weights_workspace_bytes(), plan_.forward_workspace_bytes(),
                              plan_.backward_data_workspace_bytes()})) {}
 
-  bool makes_weights() const { return l_.type == peer_type::bf16 || l_.compute != brgemm::math::f32; }
+  bool makes_weights() const { return l_.type != peer_type::f32 || l_.compute != brgemm::math::f32; }
+  nn::quantisation quantised() const {
+    if (!is_8bit(l_)) return {};
+    return {.scale = scale_.as<float>(), .column_sums = column_sums_.as<std::int32_t>()};
+  }
 
   // Blocked activations get random values of their own: what they are does not matter to the time.
   result<void> load(const plain_matrices& from) {
     const brgemm::type t = type_of(l_);
     fill(x_, t, plan_.x_bytes() / brgemm::size_of(t), 1);
     fill(y_, t, plan_.y_bytes() / brgemm::size_of(t), 3);
+    if (is_8bit(l_)) {
+      std::fill_n(scale_.as<float>(), l_.out, scale_of(l_));
+      const brgemm::view<const std::int8_t, 2> bytes(from.w.as<std::int8_t>(), {l_.out, l_.in});
+      return plan_.pack_weights(threads_, bytes, brgemm::layout::transposed, weights_.as<std::int8_t>(),
+                                column_sums_.as<std::int32_t>());
+    }
     buffer wide(l_.out * l_.in * 4);
     for (std::int64_t i = 0; i < l_.out * l_.in; ++i) {
       wide.as<float>()[i] = static_cast<float>(value_of(from.w, t, i));
@@ -142,7 +161,7 @@ class planned_layer {
   nn::linear plan_;
   brgemm::loops::openmp executor_;
   brgemm::loops::executor_ref threads_;
-  buffer x_, y_, parameters_, weights_, transposed_, gradient_, workspace_;
+  buffer x_, y_, parameters_, weights_, transposed_, gradient_, scale_, column_sums_, workspace_;
 };
 
 // Our result in plain layout, which the peers' must agree with.
@@ -187,9 +206,12 @@ void run_linear(benchmark::State& state, const layer& l, const settings& s) {
                              for (std::int64_t i = 0; i < times; ++i) (*ours)->run();
                            }});
     std::vector<std::unique_ptr<peer_task>> tasks;
-    const peer_linear problem{l.type,    l.pass,         l.rows,         l.in,          l.out,
-                              l.threads, plain.x.data(), plain.w.data(), plain.y.data()};
-    const double tolerance = l.type == peer_type::bf16 ? 2e-2 : l.compute == brgemm::math::bf16x2 ? 1e-3 : 1e-4;
+    const peer_linear problem{l.type,    l.pass,      l.rows,         l.in,           l.out,
+                              l.threads, scale_of(l), plain.x.data(), plain.w.data(), plain.y.data()};
+    const double tolerance = is_8bit(l)                          ? 1.0 / 254
+                             : l.type == peer_type::bf16         ? 2e-2
+                             : l.compute == brgemm::math::bf16x2 ? 1e-3
+                                                                 : 1e-4;
     add_peers(
         state, s,
         [&](const peer_api& peer, char* reason, std::size_t size) { return peer.make_linear(problem, reason, size); },
@@ -213,8 +235,11 @@ void run_linear(benchmark::State& state, const layer& l, const settings& s) {
 
 bool add_linear(const problem& p, const settings& s) {
   if (p.words[0] != "linear") return false;
-  const peer_type type = p.words[1] == "bf16" ? peer_type::bf16 : peer_type::f32;
+  const peer_type type = p.words[1] == "bf16"   ? peer_type::bf16
+                         : p.words[1] == "u8s8" ? peer_type::u8s8
+                                                : peer_type::f32;
   for (const peer_pass pass : {peer_pass::forward, peer_pass::backward_data, peer_pass::backward_weights}) {
+    if (type == peer_type::u8s8 && pass != peer_pass::forward) continue;
     const layer l{type,        math_of(p.words[1]),           p.number(2), p.number(3),
                   p.number(4), static_cast<int>(p.number(5)), pass};
     const std::string shape = p.words[2] + "x" + p.words[3] + "x" + p.words[4];

@@ -78,7 +78,7 @@ void expect_shapes(const problem& p, const std::string& word) try {
 void expect_value(const problem& p, const std::string& name, const std::string& word) {
   if (name == "TYPE") return expect_one_of(p, name, word, {"f32", "f64", "bf16", "u8s8"});
   if (name == "MATH") return expect_one_of(p, name, word, {"f32", "bf16x3", "bf16x2"});
-  if (name == "LINEAR_TYPE") return expect_one_of(p, name, word, {"f32", "bf16", "bf16x3", "bf16x2"});
+  if (name == "LINEAR_TYPE") return expect_one_of(p, name, word, {"f32", "bf16", "bf16x3", "bf16x2", "u8s8"});
   if (name == "LAYER_TYPE") return expect_one_of(p, name, word, {"f32", "bf16"});
   if (name == "CONV_TYPE") return expect_one_of(p, name, word, {"f32", "bf16", "u8s8"});
   if (name == "FILE") return expect_shapes(p, word);

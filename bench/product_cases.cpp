@@ -70,8 +70,8 @@ void run_product(benchmark::State& state, const product& p, const settings& s) {
                                                                           }}};
     const buffer theirs(p.m * p.n * 4);
     std::vector<std::unique_ptr<peer_task>> tasks;
-    const peer_linear problem{peer_type::f32, peer_pass::forward, p.m,           p.k,          p.n,
-                              p.threads,      ours.a.data(),      ours.b.data(), theirs.data()};
+    const peer_linear problem{peer_type::f32, peer_pass::forward, p.m,          p.k, p.n, p.threads, 1,
+                              ours.a.data(),  ours.b.data(),      theirs.data()};
     const double tolerance = p.compute == brgemm::math::bf16x2 ? 1e-3 : 1e-4;
     add_peers(
         state, s,

@@ -97,6 +97,13 @@ struct primitive_task final : bench::peer_task {
     arguments.insert({argument, own});
     if (!read) result = {user, own};
   }
+  // Of u8s8: the factor that scaled_by leaves to the call.
+  void bind_scale([[maybe_unused]] float scale) {
+#if DNNL_VERSION_MAJOR >= 3
+    const memory::desc one({1}, memory::data_type::f32, tag::a);
+    bind(DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, one, one, &scale, true);
+#endif
+  }
   void deliver() override {
     dnnl::reorder(result.own, result.user).execute(stream, result.own, result.user);
     stream.wait();
@@ -116,15 +123,25 @@ struct shapes {
 };
 
 shapes shapes_of(const peer_linear& p, tag order) {
-  const auto t = type_of(p.type);
-  const auto weights = p.pass == peer_pass::backward_weights ? memory::data_type::f32 : t;
+  const bool is_8bit = p.type == peer_type::u8s8;
+  const auto t = is_8bit ? memory::data_type::u8 : type_of(p.type);
+  const auto weights = is_8bit                                 ? memory::data_type::s8
+                       : p.pass == peer_pass::backward_weights ? memory::data_type::f32
+                                                               : t;
   return {memory::desc({p.rows, p.in}, t, order), memory::desc({p.out, p.in}, weights, order),
           memory::desc({p.rows, p.out}, t, order)};
 }
 
 #if DNNL_VERSION_MAJOR >= 3
-auto forward_of(const shapes& s, dnnl::prop_kind kind) {
-  return dnnl::inner_product_forward::primitive_desc(cpu(), kind, s.x, s.w, s.y);
+// y = scale * sums; the factor is an argument.
+dnnl::primitive_attr scaled_by(float) {
+  dnnl::primitive_attr a;
+  a.set_scales_mask(DNNL_ARG_WEIGHTS, 0);
+  return a;
+}
+memory::data_type data_type_of(const memory::desc& d) { return d.get_data_type(); }
+auto forward_of(const shapes& s, dnnl::prop_kind kind, const dnnl::primitive_attr& attributes = {}) {
+  return dnnl::inner_product_forward::primitive_desc(cpu(), kind, s.x, s.w, s.y, attributes);
 }
 auto backward_data_of(const shapes& s) {
   return dnnl::inner_product_backward_data::primitive_desc(cpu(), s.x, s.w, s.y,
@@ -134,12 +151,20 @@ auto backward_weights_of(const shapes& s, const shapes& hint) {
   return dnnl::inner_product_backward_weights::primitive_desc(cpu(), s.x, s.w, s.y,
                                                               forward_of(hint, dnnl::prop_kind::forward_training));
 }
-auto matmul_of(const memory::desc& a, const memory::desc& b, const memory::desc& c) {
-  return dnnl::matmul::primitive_desc(cpu(), a, b, c);
+auto matmul_of(const memory::desc& a, const memory::desc& b, const memory::desc& c,
+               const dnnl::primitive_attr& attributes) {
+  return dnnl::matmul::primitive_desc(cpu(), a, b, c, attributes);
 }
 #else
-auto forward_of(const shapes& s, dnnl::prop_kind kind) {
-  return dnnl::inner_product_forward::primitive_desc({kind, s.x, s.w, s.y}, cpu());
+// y = scale * sums
+dnnl::primitive_attr scaled_by(float scale) {
+  dnnl::primitive_attr a;
+  a.set_output_scales(0, {scale});
+  return a;
+}
+memory::data_type data_type_of(const memory::desc& d) { return d.data_type(); }
+auto forward_of(const shapes& s, dnnl::prop_kind kind, const dnnl::primitive_attr& attributes = {}) {
+  return dnnl::inner_product_forward::primitive_desc({kind, s.x, s.w, s.y}, attributes, cpu());
 }
 auto backward_data_of(const shapes& s) {
   return dnnl::inner_product_backward_data::primitive_desc({s.x, s.w, s.y}, cpu(),
@@ -149,10 +174,16 @@ auto backward_weights_of(const shapes& s, const shapes& hint) {
   return dnnl::inner_product_backward_weights::primitive_desc({s.x, s.w, s.y}, cpu(),
                                                               forward_of(hint, dnnl::prop_kind::forward_training));
 }
-auto matmul_of(const memory::desc& a, const memory::desc& b, const memory::desc& c) {
-  return dnnl::matmul::primitive_desc({a, b, c}, cpu());
+auto matmul_of(const memory::desc& a, const memory::desc& b, const memory::desc& c,
+               const dnnl::primitive_attr& attributes) {
+  return dnnl::matmul::primitive_desc({a, b, c}, attributes, cpu());
 }
 #endif
+
+template <class Problem>
+dnnl::primitive_attr attributes_of(const Problem& p) {
+  return p.type == peer_type::u8s8 ? scaled_by(p.scale) : dnnl::primitive_attr();
+}
 
 std::unique_ptr<primitive_task> inner_product(const peer_linear& p) {
   auto made = std::make_unique<primitive_task>(p.threads);
@@ -160,10 +191,11 @@ std::unique_ptr<primitive_task> inner_product(const peer_linear& p) {
   const shapes any = shapes_of(p, tag::any);
   made->limit([&] {
     if (p.pass == peer_pass::forward) {
-      const auto pd = forward_of(any, dnnl::prop_kind::forward_inference);
+      const auto pd = forward_of(any, dnnl::prop_kind::forward_inference, attributes_of(p));
       made->bind(DNNL_ARG_SRC, plain.x, pd.src_desc(), p.x, true);
       made->bind(DNNL_ARG_WEIGHTS, plain.w, pd.weights_desc(), p.w, true);
       made->bind(DNNL_ARG_DST, plain.y, pd.dst_desc(), p.y, false);
+      if (p.type == peer_type::u8s8) made->bind_scale(p.scale);
       made->primitive = dnnl::inner_product_forward(pd);
     } else if (p.pass == peer_pass::backward_data) {
       const auto pd = backward_data_of(any);
@@ -187,31 +219,31 @@ std::unique_ptr<primitive_task> inner_product(const peer_linear& p) {
 // Each pass as one product a * b = c; the weights, where they are an input, in the layout that matmul likes best.
 std::unique_ptr<primitive_task> matrix_product(const peer_linear& p) {
   auto made = std::make_unique<primitive_task>(p.threads);
-  const auto t = type_of(p.type);
-  const auto plain = [&](std::int64_t rows, std::int64_t columns, tag order) {
-    return memory::desc({rows, columns}, t, order);
+  const shapes types = shapes_of(p, tag::ab);
+  const auto plain = [](const memory::desc& type, std::int64_t rows, std::int64_t columns, tag order) {
+    return memory::desc({rows, columns}, data_type_of(type), order);
   };
   memory::desc a, b, c, b_any;
   void* data[3] = {};
   if (p.pass == peer_pass::forward) {  // x (rows,in) * w' (in,out)
-    a = plain(p.rows, p.in, tag::ab), b = plain(p.in, p.out, tag::ba), c = plain(p.rows, p.out, tag::ab);
-    b_any = plain(p.in, p.out, tag::any);
+    a = types.x, b = plain(types.w, p.in, p.out, tag::ba), c = types.y;
+    b_any = plain(types.w, p.in, p.out, tag::any);
     data[0] = p.x, data[1] = p.w, data[2] = p.y;
   } else if (p.pass == peer_pass::backward_data) {  // dy (rows,out) * w (out,in)
-    a = plain(p.rows, p.out, tag::ab), b = plain(p.out, p.in, tag::ab), c = plain(p.rows, p.in, tag::ab);
-    b_any = plain(p.out, p.in, tag::any);
+    a = types.y, b = types.w, c = types.x;
+    b_any = plain(types.w, p.out, p.in, tag::any);
     data[0] = p.y, data[1] = p.w, data[2] = p.x;
   } else {  // dy' (out,rows) * x (rows,in)
-    a = plain(p.out, p.rows, tag::ba), b = plain(p.rows, p.in, tag::ab),
-    c = memory::desc({p.out, p.in}, memory::data_type::f32, tag::ab);
+    a = plain(types.y, p.out, p.rows, tag::ba), b = types.x, c = types.w;
     b_any = b;
     data[0] = p.y, data[1] = p.x, data[2] = p.w;
   }
   made->limit([&] {
-    const auto pd = matmul_of(a, b_any, c);
+    const auto pd = matmul_of(a, b_any, c, attributes_of(p));
     made->bind(DNNL_ARG_SRC, a, pd.src_desc(), data[0], true);
     made->bind(DNNL_ARG_WEIGHTS, b, pd.weights_desc(), data[1], true);
     made->bind(DNNL_ARG_DST, c, pd.dst_desc(), data[2], false);
+    if (p.type == peer_type::u8s8) made->bind_scale(p.scale);
     made->primitive = dnnl::matmul(pd);
   });
   return made;
@@ -230,10 +262,6 @@ double seconds_of(bench::peer_task& task) {
 }
 
 bench::peer_task* make_linear(const peer_linear& p, char* reason, std::size_t size) {
-  if (p.type != peer_type::f32 && p.type != peer_type::bf16) {
-    std::snprintf(reason, size, "the suite measures f32 and bf16 layers");
-    return nullptr;
-  }
   std::unique_ptr<primitive_task> best;
   for (const auto make : {inner_product, matrix_product}) {
     try {
@@ -275,12 +303,6 @@ auto forward_of(const conv_shapes& s, const conv_geometry& g, dnnl::prop_kind ki
   return dnnl::convolution_forward::primitive_desc(cpu(), kind, direct, s.x, s.w, s.y, g.strides, g.pad, g.pad,
                                                    attributes);
 }
-// y = scale * sums; the factor is an argument.
-dnnl::primitive_attr scaled_by(float) {
-  dnnl::primitive_attr a;
-  a.set_scales_mask(DNNL_ARG_WEIGHTS, 0);
-  return a;
-}
 auto backward_data_of(const conv_shapes& s, const conv_geometry& g) {
   return dnnl::convolution_backward_data::primitive_desc(cpu(), direct, s.x, s.w, s.y, g.strides, g.pad, g.pad,
                                                          forward_of(s, g, dnnl::prop_kind::forward_training));
@@ -294,12 +316,6 @@ auto forward_of(const conv_shapes& s, const conv_geometry& g, dnnl::prop_kind ki
                 const dnnl::primitive_attr& attributes = {}) {
   return dnnl::convolution_forward::primitive_desc({kind, direct, s.x, s.w, s.y, g.strides, g.pad, g.pad}, attributes,
                                                    cpu());
-}
-// y = scale * sums
-dnnl::primitive_attr scaled_by(float scale) {
-  dnnl::primitive_attr a;
-  a.set_output_scales(0, {scale});
-  return a;
 }
 auto backward_data_of(const conv_shapes& s, const conv_geometry& g) {
   return dnnl::convolution_backward_data::primitive_desc({direct, s.x, s.w, s.y, g.strides, g.pad, g.pad}, cpu(),
@@ -323,18 +339,11 @@ bench::peer_task* make_conv(const peer_conv& p, char* reason, std::size_t size) 
   const conv_geometry geometry(p);
   made->limit([&] {
     if (p.pass == peer_pass::forward) {
-      const auto attributes = is_8bit ? scaled_by(p.scale) : dnnl::primitive_attr();
-      const auto pd = forward_of(any, geometry, dnnl::prop_kind::forward_inference, attributes);
+      const auto pd = forward_of(any, geometry, dnnl::prop_kind::forward_inference, attributes_of(p));
       made->bind(DNNL_ARG_SRC, plain.x, pd.src_desc(), p.x, true);
       made->bind(DNNL_ARG_WEIGHTS, plain.w, pd.weights_desc(), p.w, true);
       made->bind(DNNL_ARG_DST, plain.y, pd.dst_desc(), p.y, false);
-#if DNNL_VERSION_MAJOR >= 3
-      if (is_8bit) {
-        const memory::desc one({1}, memory::data_type::f32, tag::a);
-        float scale = p.scale;
-        made->bind(DNNL_ARG_ATTR_SCALES | DNNL_ARG_WEIGHTS, one, one, &scale, true);
-      }
-#endif
+      if (is_8bit) made->bind_scale(p.scale);
       made->primitive = dnnl::convolution_forward(pd);
     } else if (p.pass == peer_pass::backward_data) {
       const auto pd = backward_data_of(any, geometry);

@@ -22,12 +22,14 @@ struct peer_gemm {
 
 /// One pass of a fully connected layer without bias, all matrices plain row-major and of the same type:
 /// x (rows,in), w (out,in), y (rows,out); forward writes y, backward_data writes x, backward_weights writes w, always
-/// f32. A peer may keep its own copy of any of them in the layout it likes best; what it reads is copied in `make`.
+/// f32; of u8s8 (forward only) x is u8, w s8, y u8, the sums times `scale`. A peer may keep its own copy of any of them
+/// in the layout it likes best; what it reads is copied in `make`.
 struct peer_linear {
   peer_type type;
   peer_pass pass;
   std::int64_t rows, in, out;
   std::int32_t threads;
+  float scale;
   void* x;
   void* w;
   void* y;
