@@ -30,13 +30,13 @@ class depthwise_update {
     return u;
   }
 
-  /// Of each panel dW as kernels write it, (taps, width), and the same for the taps that some columns of y see; ones.
-  index workspace_bytes() const noexcept { return (2 * taps() * panels() + 1) * width_ * 4; }
+  /// Of each panel dW as kernels write it, (taps, width); ones.
+  index workspace_bytes() const noexcept { return (taps() * panels() + 1) * width_ * 4; }
 
   /// db may be null.
   void operator()(loops::executor_ref threads, index images, const void* x, const void* dz, float* dw, float* db,
                   void* workspace) const noexcept {
-    const auto sums_of = [&](index panel) { return static_cast<float*>(workspace) + 2 * taps() * panel * width_; };
+    const auto sums_of = [&](index panel) { return static_cast<float*>(workspace) + taps() * panel * width_; };
     float* const ones = sums_of(panels());
     if (data_ == type::f32) std::fill_n(ones, width_, 1.0f);
     if (data_ == type::bf16) std::fill_n(reinterpret_cast<bf16*>(ones), width_, to_bf16(1.0f));
@@ -61,9 +61,11 @@ class depthwise_update {
   static constexpr index most_lines = 4;
   static constexpr index far_apart = 2048;  ///< bytes: such pixels fall on two sets of L1, which a line of taps fills
 
-  /// Columns of y that see the same taps.
+  /// Columns of y that see the same taps. Where these are not all, those of several lines are not adjacent in C: a call
+  /// has one line, and all rows of y that see it.
   struct planned_run {
     conv_run columns = {};
+    bool sees_all = true;
     index lines = 1;                      ///< of taps that a call has at most
     index rows = 1;                       ///< of y in a call; a band, where all lines of taps are several calls
     kernel products[most_lines][2] = {};  ///< [lines - 1][full panel]
@@ -104,33 +106,17 @@ class depthwise_update {
   struct stretch {
     index first, end;
   };
-  /// The sums of some lines, (taps, width_); behind those of all taps is room for those that some columns see.
+  /// The sums of some lines, (taps, width_).
   void add_panel(index images, const void* x, const void* dz, index channel, stretch lines,
                  float* sums) const noexcept {
     x = element(x, forward_.channel_in(channel)), dz = element(dz, forward_.channel_out(channel));
     const index row = axis(2).kernel * width_;
     std::fill_n(sums + lines.first * row, (lines.end - lines.first) * row, 0.0f);
     for (index r = 0; r < runs_count_; ++r) {
-      const planned_run& run = runs_[at(r)];
-      const bool all = run.columns.taps == axis(2).kernel;
-      // From its own lines on: others may be with other columns by now.
-      float* const seen = sums + taps() * width_ + lines.first * (axis(2).kernel - run.columns.taps) * width_;
-      if (!all) copy_seen(run.columns, lines, sums, seen, false);
       for (index image = 0; image < images; ++image) {
-        add_image(run, lines, element(x, image * x_.image), element(dz, image * z_.image), all ? sums : seen,
+        add_image(runs_[at(r)], lines, element(x, image * x_.image), element(dz, image * z_.image), sums,
                   width_at(channel) == width_);
       }
-      if (!all) copy_seen(run.columns, lines, sums, seen, true);
-    }
-  }
-
-  /// From the sums of all taps to those that columns of y see, which are adjacent, or back.
-  void copy_seen(const conv_run& columns, stretch lines, float* all, float* seen, bool back) const noexcept {
-    const index words = columns.taps * width_;
-    for (index line = lines.first; line < lines.end; ++line) {
-      float* const of_all = all + (line * axis(2).kernel + columns.tap) * width_;
-      float* const of_seen = seen + line * words;
-      std::memcpy(back ? of_all : of_seen, back ? of_seen : of_all, at(words) * 4);
     }
   }
 
@@ -147,10 +133,28 @@ class depthwise_update {
         if (d < depths.first || d >= depths.first + depths.count) continue;
         const void* const of_x = element(x, (depths.in + (d - depths.first) * axis(0).stride) * x_.depth);
         const void* const of_dz = element(dz, d * z_.depth);
-        float* const c = sums + tap * height * run.columns.taps * width_;
-        const stretch of_tap{lines.first - tap * height, lines.end - tap * height};
-        for (index r = 0; r < rows_count_; ++r) add_rows(run, rows_[at(r)], of_tap, of_x, of_dz, c, full, call);
+        float* const c = sums + (tap * height * axis(2).kernel + run.columns.tap) * width_;
+        const stretch of_tap{std::max<index>(lines.first - tap * height, 0),
+                             std::min(lines.end - tap * height, height)};
+        if (!run.sees_all) add_lines(run, of_tap, of_x, of_dz, c, full, call);
+        for (index r = 0; r < rows_count_ && run.sees_all; ++r) {
+          add_rows(run, rows_[at(r)], of_tap, of_x, of_dz, c, full, call);
+        }
       }
+    }
+  }
+
+  /// What all rows of y add to some lines, one by one.
+  void add_lines(const planned_run& run, stretch lines, const void* x, const void* dz, float* sums, bool full,
+                 arguments& call) const noexcept {
+    for (index line = lines.first; line < lines.end; ++line) {
+      const seen_outputs& rows = heights_[at(line)];
+      if (rows.count == 0) continue;
+      call.a = element(x, rows.in * x_.row + run.columns.in * x_.pixel);
+      call.b = element(dz, rows.first * z_.row + run.columns.first * z_.pixel);
+      call.c = sums + line * axis(2).kernel * width_;
+      call.batch = rows.count;
+      run.products[0][full](call);
     }
   }
 
@@ -174,14 +178,16 @@ class depthwise_update {
   /// The lines of taps: what sees them along depth and height.
   result<void> plan_lines() noexcept {
     depths_.reset(new (std::nothrow) seen_outputs[at(axis(0).kernel)]);
+    heights_.reset(new (std::nothrow) seen_outputs[at(axis(1).kernel)]);
     index count = 0;
     for_forward_runs(axis(1), [&](const conv_run& r) { count += r.taps > 0; });
     rows_.reset(new (std::nothrow) conv_run[at(count + 1)]);
-    if (!depths_ || !rows_) {
-      return error(errc::out_of_memory, "axes", "no memory for %ld taps of the depth and %ld runs of the height",
-                   axis(0).kernel, count);
+    if (!depths_ || !heights_ || !rows_) {
+      return error(errc::out_of_memory, "axes", "no memory for %ld and %ld taps and %ld runs of the height",
+                   axis(0).kernel, axis(1).kernel, count);
     }
     for (index i = 0; i < axis(0).kernel; ++i) depths_[at(i)] = outputs_through(axis(0), i);
+    for (index i = 0; i < axis(1).kernel; ++i) heights_[at(i)] = outputs_through(axis(1), i);
     for_forward_runs(axis(1), [&](const conv_run& r) {
       if (r.taps > 0) rows_[at(rows_count_++)] = r;
     });
@@ -203,11 +209,12 @@ class depthwise_update {
   /// Kernels for several lines of taps where that is a desc of its backend.
   result<void> plan_run(planned_run& run, const conv_run& columns, const options& how) noexcept {
     run.columns = columns;
+    run.sees_all = columns.taps == axis(2).kernel;
     const index taps_apart = distance_of_taps();
     const bool even = taps_apart == axis(2).dilation && axis(1).dilation * axis(2).in % taps_apart == 0;
     const bool few_sets = x_.pixel * size_of(data_) % far_apart == 0;
     const index most = std::min(axis(1).kernel, most_lines);
-    if (even && !few_sets) run.lines = std::clamp<index>(most_taps / columns.taps, 1, most);
+    if (run.sees_all && even && !few_sets) run.lines = std::clamp<index>(most_taps / columns.taps, 1, most);
     if (run.lines > 1 && loses_backend(product(columns, run.lines), product(columns, 1), how)) run.lines = 1;
     const index band = std::max<index>(band_bytes / (columns.count * width_ * size_of(data_)), 1);
     run.rows = run.lines == axis(1).kernel ? axis(1).out() : std::min(band, axis(1).out());
@@ -262,8 +269,9 @@ class depthwise_update {
   distances x_, z_;
   index rows_count_ = 0;
   index runs_count_ = 0;
-  std::unique_ptr<seen_outputs[]> depths_;  ///< of each tap of the depth
-  std::unique_ptr<conv_run[]> rows_;        ///< of y that see the same lines of taps
+  std::unique_ptr<seen_outputs[]> depths_;   ///< of each tap of the depth
+  std::unique_ptr<seen_outputs[]> heights_;  ///< and of the height
+  std::unique_ptr<conv_run[]> rows_;         ///< of y that see the same lines of taps
   std::unique_ptr<planned_run[]> runs_;
   kernel sums_[2];  ///< [full panel]
 };

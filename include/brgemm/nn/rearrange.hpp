@@ -83,6 +83,39 @@ using pairs_of_words = std::uint64_t __attribute__((vector_size(64)));
   }
 }
 
+/// transpose_words of whole squares of 8 in registers.
+[[gnu::target("avx2")]] inline void transpose_by_8(const float* from, index ld_from, float* to, index ld_to, index rows,
+                                                   index columns) noexcept {
+  using words = float __attribute__((vector_size(32)));
+  for (index c = 0; c < columns; c += 8) {
+    for (index r = 0; r < rows; r += 8) {
+      words x[8], y[8];
+#pragma GCC unroll 8
+      for (int i = 0; i < 8; ++i) std::memcpy(&x[i], from + (r + i) * ld_from + c, sizeof(words));
+#pragma GCC unroll 4
+      for (int i = 0; i < 8; i += 2) {  // squares of 2 x 2
+        y[i] = __builtin_shufflevector(x[i], x[i + 1], 0, 8, 1, 9, 4, 12, 5, 13);
+        y[i + 1] = __builtin_shufflevector(x[i], x[i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+      }
+#pragma GCC unroll 4
+      for (int i = 0; i < 8; i += 4) {  // of 4 x 4, in each half of a vector
+        x[i] = __builtin_shufflevector(y[i], y[i + 2], 0, 1, 8, 9, 4, 5, 12, 13);
+        x[i + 1] = __builtin_shufflevector(y[i], y[i + 2], 2, 3, 10, 11, 6, 7, 14, 15);
+        x[i + 2] = __builtin_shufflevector(y[i + 1], y[i + 3], 0, 1, 8, 9, 4, 5, 12, 13);
+        x[i + 3] = __builtin_shufflevector(y[i + 1], y[i + 3], 2, 3, 10, 11, 6, 7, 14, 15);
+      }
+      float* const square = to + c * ld_to + r;
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) {
+        const words low = __builtin_shufflevector(x[i], x[i + 4], 0, 1, 2, 3, 8, 9, 10, 11);
+        const words high = __builtin_shufflevector(x[i], x[i + 4], 4, 5, 6, 7, 12, 13, 14, 15);
+        std::memcpy(square + i * ld_to, &low, sizeof low);
+        std::memcpy(square + (i + 4) * ld_to, &high, sizeof high);
+      }
+    }
+  }
+}
+
 /// transpose_words by squares of four. Streaming, `to` is on 16 bytes and ld_to a multiple of 4.
 inline void transpose_by_4(const float* from, index ld_from, float* to, index ld_to, index rows, index columns,
                            streaming ahead) noexcept {
@@ -105,10 +138,12 @@ inline void transpose_by_4(const float* from, index ld_from, float* to, index ld
       }
     }
   }
-  for (index c = 0; c < columns; ++c) {
-    for (index r = c < whole_columns ? whole_rows : 0; r < rows; ++r) {
-      std::memcpy(to + c * ld_to + r, from + r * ld_from + c, 4);
-    }
+  const auto copy = [=](index r, index c) { std::memcpy(to + c * ld_to + r, from + r * ld_from + c, 4); };
+  for (index r = whole_rows; r < rows; ++r) {
+    for (index c = 0; c < whole_columns; ++c) copy(r, c);
+  }
+  for (index c = whole_columns; c < columns; ++c) {
+    for (index r = 0; r < rows; ++r) copy(r, c);
   }
 }
 
@@ -117,6 +152,13 @@ inline void transpose_by_4(const float* from, index ld_from, float* to, index ld
 inline void transpose_words(const float* from, index ld_from, float* to, index ld_to, index rows, index columns,
                             streaming ahead = {}) noexcept {
   const bool on_lines = reinterpret_cast<std::uintptr_t>(to) % 64 == 0 && ld_to % 16 == 0;
+  if (rows >= 8 && rows < 16 && !ahead.on && ahead.next == nullptr && cpu().has(feature::avx2)) {
+    const index below = rows / 8 * 8;
+    const index beside = columns / 8 * 8;
+    transpose_by_8(from, ld_from, to, ld_to, below, beside);
+    transpose_by_4(from + beside, ld_from, to + beside * ld_to, ld_to, below, columns - beside, {});
+    return transpose_by_4(from + below * ld_from, ld_from, to + below, ld_to, rows - below, columns, {});
+  }
   if (!cpu().has(feature::avx512) || rows < 16 || columns < 16 || (ahead.on && !on_lines)) {
     return transpose_by_4(from, ld_from, to, ld_to, rows, columns, ahead);
   }
