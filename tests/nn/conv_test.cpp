@@ -388,6 +388,23 @@ TEST(Conv, PastTheCaches) {
   EXPECT_GT(streamed, cpu().has(feature::avx2) ? 40 : -1);
 }
 
+// A dW larger than L2 goes past the caches where it is written once.
+TEST(Conv, UpdatePastTheCaches) {
+  std::mt19937 random(18);
+  for (const type data : {type::f32, type::bf16}) {
+    for (const index kernel : {1, 3}) {
+      conv_desc d;
+      d.in = kernel == 1 ? 500 : 130, d.out = kernel == 1 ? 576 : 256;
+      d.data = data, d.training = true;
+      for (const int i : {1, 2})
+        d.axes[i] = {.in = 2 + i, .kernel = kernel, .pad_before = kernel / 2, .pad_after = kernel / 2};
+      ASSERT_GT(d.in * d.out * kernel * kernel * 4, 1 << 20);
+      const problem p = draw_data(random, d);
+      EXPECT_TRUE(same_bits(update_of(p, 2), expected_update(p))) << text_of(d);
+    }
+  }
+}
+
 // Images of one pixel, more than caches keep, go in chunks.
 TEST(Conv, ManySmallImages) {
   conv_desc d;

@@ -91,7 +91,8 @@ class run_update {
     x = static_cast<const char*>(x) + first_x_ * size;
     dz = static_cast<const char*>(dz) + first_z_ * size;
     dw += first_w_;
-    if (!copies_) return add_products(threads, {0, rows}, {x, dz, continues}, dw, db);
+    const bool once = streaming_ && !continues && rows <= step_rows_ && is_on_lines(dw);
+    if (!copies_) return add_products(threads, {0, rows}, {x, dz, continues, once}, dw, db);
     const index most = threads.threads() == 1 ? own_band_rows_ : band_rows_;
     for (index first = 0, end = 0; first < rows; first = end) {
       end = end_of(first, most, rows);
@@ -103,6 +104,7 @@ class run_update {
       operands from{copy,
                     copy_of_z,
                     continues,
+                    once && end - first == rows,
                     z.image,
                     b.depth * x_.depth + b.row * x_.row,
                     z.depth * z_.depth + z.row * z_.row};
@@ -124,6 +126,7 @@ class run_update {
   static constexpr index band_bytes = index{512} << 10;      ///< of copies
   static constexpr index large_band_bytes = index{2} << 20;  ///< where dW does not stay in L2
   static constexpr index dw_in_l2 = index{512} << 10;        ///< bytes
+  static constexpr index dw_streamed = index{1} << 20;       ///< a larger one that is written once goes past the caches
   static constexpr index least_band = 256;                   ///< pixels
   static constexpr index joined_pixels = 128;
   static constexpr std::uint16_t prefetched = 2;  ///< one row of a copy of so many
@@ -163,6 +166,7 @@ class run_update {
     const void* x;
     const void* z;
     bool continues = false;  ///< to the sums that are there
+    bool streams = false;    ///< dW is written once
     index image = 0;
     index x_origin = 0;
     index z_origin = 0;
@@ -299,7 +303,8 @@ class run_update {
     call.c = dw + (group * taps() + tap) * tap_step_ + channel_in * out_ + channel_out;
     const bool full_in = channel_in + width(true) <= in_;
     const bool full_out = channel_out + width(false) <= out_;
-    tiles.call(kernels_[at(tap % axes_[2].kernel)][full_in][full_out], call);
+    const auto& kernels = from.streams ? streaming_ : kernels_;
+    tiles.call(kernels[at(tap % axes_[2].kernel)][full_in][full_out], call);
   }
 
   /// Where pixels, lines and images follow each other without gaps.
@@ -338,6 +343,7 @@ class run_update {
   }
   static index address_of(const void* p) noexcept { return static_cast<index>(reinterpret_cast<std::uintptr_t>(p)); }
   static std::size_t at(index i) noexcept { return static_cast<std::size_t>(i); }
+  static bool is_on_lines(const float* dw) noexcept { return address_of(dw) % streaming_alignment == 0; }
 
   void copy_band(loops::executor_ref threads, const box& bx, const char* x, char* x_copy, const box& bz, const char* z,
                  char* z_copy) const noexcept;
@@ -392,9 +398,10 @@ class run_update {
   row_copies copies_of_z_;               ///< the first one of all pixels
   std::unique_ptr<planned_tap[]> taps_;  ///< and one that all outputs see, for db
   std::unique_ptr<offset_pair[]> pairs_;
-  std::unique_ptr<kernel[][2][2]> kernels_;  ///< [tap of the width][full in][full out]
-  std::unique_ptr<std::uint32_t[]> ones_;    ///< (a row of y)
-  kernel sums_[2];                           ///< [full out]
+  std::unique_ptr<kernel[][2][2]> kernels_;    ///< [tap of the width][full in][full out]
+  std::unique_ptr<kernel[][2][2]> streaming_;  ///< the same, past the caches; null where dW stays in them
+  std::unique_ptr<std::uint32_t[]> ones_;      ///< (a row of y)
+  kernel sums_[2];                             ///< [full out]
 };
 
 inline void run_update::set_axes(const conv_geometry& g) noexcept {
@@ -669,7 +676,11 @@ inline result<void> run_update::plan_kernels(const options& how) noexcept {
   kernels_.reset(new (std::nothrow) kernel[at(widths)][2][2]);
   const index row = axes_[2].out();
   ones_.reset(new (std::nothrow) std::uint32_t[at(row)]);
-  if (!kernels_ || !ones_) return error(errc::out_of_memory, "axes", "no memory for %ld kernels", widths);
+  const bool large = groups_ * taps() * in_ * out_ * 4 > dw_streamed && out_ * 4 % streaming_alignment == 0;
+  if (large) streaming_.reset(new (std::nothrow) kernel[at(widths)][2][2]);
+  if (!kernels_ || !ones_ || (large && !streaming_)) {
+    return error(errc::out_of_memory, "axes", "no memory for %ld kernels", widths);
+  }
   const std::uint32_t one = std::bit_cast<std::uint32_t>(1.0f);
   std::fill_n(ones_.get(), row, data_ == type::f32 ? one : one | one >> 16);
   for (const bool full_out : {false, true}) {
@@ -680,7 +691,11 @@ inline result<void> run_update::plan_kernels(const options& how) noexcept {
       const index m = full_in ? width(true) : in_ % width(true);
       if (m == 0 || m > in_) continue;
       for (index w = 0; w < widths; ++w) {
-        if (auto r = make_into(kernels_[at(w)][full_in][full_out], product_desc(w, m, n), how); !r) return r;
+        kernel& made = kernels_[at(w)][full_in][full_out];
+        const desc d = product_desc(w, m, n);
+        if (auto r = make_into(made, d, how); !r) return r;
+        if (!streaming_) continue;
+        if (auto r = make_streaming_into(streaming_[at(w)][full_in][full_out], made, d, how); !r) return r;
       }
     }
   }
