@@ -14,7 +14,7 @@ case "${1:-}" in -h | --help) sed -n '2,8s/^# \{0,1\}//p' bench/gpu.sh; exit 0 ;
 build_dir="build/gpu"
 if [ -n "${BUILD_DIR:-}" ]; then build_dir="$(cd "$from" && realpath -m "$BUILD_DIR")"; fi
 tests=(gpu.batch_reduce gpu.plan gpu.recent gpu.code_folder gpu.compiler gpu.machine_code gpu.driver gpu.cuda
-       gpu.device)
+       gpu.conv_on_gpu gpu.device)
 cmake -G Ninja -B "$build_dir" -DCMAKE_BUILD_TYPE=Release -DBRGEMM_CUDA=ON -DBRGEMM_BENCHMARKS=OFF \
       -DBRGEMM_EXAMPLES=OFF -DBRGEMM_TEST_CONSUMERS=OFF "$@" > /dev/null
 cmake --build "$build_dir" --target "${tests[@]}"

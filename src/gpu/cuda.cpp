@@ -157,6 +157,7 @@ result<std::shared_ptr<const void>> copy_to_device(const void* from, std::size_t
       const current_context there(d, *context);
       if (there.status() == CUDA_SUCCESS) d.free(reinterpret_cast<CUdeviceptr>(p));
     });
+    if (bytes == 0) return copy;
     if (auto r = check(d, d.copy_to_device(address, from, bytes), "cuMemcpyHtoD"); !r) return r.error();
     // From pageable memory a copy may still be on its way when the call returns.
     if (auto r = check(d, d.synchronize(), "cuCtxSynchronize"); !r) return r.error();

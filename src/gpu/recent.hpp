@@ -25,10 +25,11 @@ class recent {
   template <class Make>
   result<shared> find_or_make(const std::string& key, Make&& make) {
     if (auto found = find(key)) return found;
+    shared dropped;  // ends behind the locks
     const std::lock_guard guard(making_[std::hash<std::string>()(key) % std::size(making_)]);
     if (auto found = find(key)) return found;
     result<shared> made = make();
-    return made ? keep(key, std::move(*made)) : made;
+    return made ? keep(key, std::move(*made), dropped) : made;
   }
 
  private:
@@ -42,8 +43,7 @@ class recent {
     newest_first_.splice(newest_first_.begin(), newest_first_, found->second);
     return found->second->second;
   }
-  shared keep(const std::string& key, shared made) {
-    shared dropped;
+  shared keep(const std::string& key, shared made, shared& dropped) {
     const std::lock_guard guard(lock_);
     std::list<entry> fresh;  // what can fail comes first
     fresh.emplace_front(key, std::move(made));

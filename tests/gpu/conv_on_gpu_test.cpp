@@ -3,6 +3,7 @@
 #include <dlfcn.h>
 #include <gtest/gtest.h>
 
+#include <array>
 #include <brgemm/backend/dlpack.hpp>
 #include <brgemm/nn/conv_on_gpu.hpp>
 #include <filesystem>
@@ -16,6 +17,7 @@
 #include "support/expect_error.hpp"
 #include "support/fake_cuda_driver.hpp"
 #include "support/gpu_emulator.hpp"
+#include "support/problem.hpp"
 
 namespace brgemm_test {
 namespace {
@@ -83,55 +85,62 @@ class GpuConv : public testing::Test {
   std::map<CUfunction, void (*)(unsigned, const void*)> texts_;
 };
 
-constexpr desc product_of(layout a, layout b) {
-  desc d;
-  d.where = place::gpu;
-  d.batch = batch_kind::offsets, d.m_extent = extent_kind::at_call;
-  d.layout_a = a, d.layout_b = b;
-  return d;
-}
-
-std::vector<float> drawn(entropy& e, index bytes) {
-  std::vector<float> x(static_cast<std::size_t>(bytes) / 4);
-  for (float& f : x) f = static_cast<float>(e.between(-1000, 1000)) / 999;
+/// Small integers, whose sums are exact in any order, in f32 and bf16.
+bytes drawn(entropy& e, type t, index size) {
+  bytes x(static_cast<std::size_t>(size));
+  draw_elements(e, t, t == type::bf16 ? values::integers : values::unit, x.data(), size / size_of(t));
   return x;
 }
 
-/// Both plans' results on the same data.
+/// Both plans' results on the same data; what is not written stays different.
 void expect_the_bits_of_the_cpu(const conv_desc& d, const conv_on_gpu& on_gpu) {
   const auto layer = nn::conv::plan(d);
   ASSERT_TRUE(layer) << layer.error().message();
   entropy e(5);
-  const auto x = drawn(e, layer->x_bytes()), z = drawn(e, layer->y_bytes()), bias = drawn(e, d.out * 4);
-  const auto w = drawn(e, layer->weights() * 4);
-  std::vector<std::uint8_t> input_mask(static_cast<std::size_t>(layer->input_mask_bytes()));
-  for (std::uint8_t& byte : input_mask) byte = static_cast<std::uint8_t>(e.between(0, 255));
-  std::vector<float> weights(static_cast<std::size_t>(layer->weights_bytes()) / 4);
-  std::vector<float> transposed(static_cast<std::size_t>(layer->transposed_bytes()) / 4);
+  const bytes x = drawn(e, d.data, layer->x_bytes()), residual = drawn(e, d.y, layer->y_bytes());
+  const bytes z = drawn(e, d.data, layer->y_bytes() / size_of(d.y) * size_of(d.data));
+  const bytes bias = drawn(e, type::f32, d.out * 4), scale = drawn(e, type::f32, d.out * 4);
+  const bytes w = drawn(e, d.data, layer->weights() * size_of(d.data));
+  const bytes input_mask = drawn(e, type::u8, layer->input_mask_bytes());
   struct results {
-    std::vector<float> y, dx, dw, db;
-    std::vector<std::uint8_t> mask;
-  } cpu, gpu;
-  for (results* r : {&cpu, &gpu}) {
-    r->y.resize(z.size()), r->dx.resize(x.size()), r->dw.resize(w.size()), r->db.resize(bias.size());
-    r->mask.resize(static_cast<std::size_t>(layer->mask_bytes()));
-  }
+    bytes y, mask, dx, dw, db;
+    results(std::byte unwritten, const nn::conv& of)
+        : y(static_cast<std::size_t>(of.y_bytes()), unwritten),
+          mask(static_cast<std::size_t>(of.mask_bytes()), unwritten),
+          dx(static_cast<std::size_t>(of.x_bytes()), unwritten),
+          dw(static_cast<std::size_t>(of.weights() * 4), unwritten),
+          db(static_cast<std::size_t>(of.description().out * 4), unwritten) {}
+  } cpu(std::byte{0xee}, *layer), gpu(std::byte{0x55}, *layer);
+  const auto floats = [](const bytes& of) { return reinterpret_cast<float*>(const_cast<std::byte*>(of.data())); };
+  const auto operands = [&](results& to) {
+    nn::conv_operands with;
+    if (d.bias) with.bias = floats(bias);
+    if (d.scale) with.scale = floats(scale);
+    if (d.residual) with.residual = residual.data();
+    if (d.mask) with.mask = to.mask.data();
+    return with;
+  };
   const void* const masked = d.input_mask ? input_mask.data() : nullptr;
-  void* const cpu_mask = d.mask ? cpu.mask.data() : nullptr;
-  void* const gpu_mask = d.mask ? gpu.mask.data() : nullptr;
+  bytes weights(static_cast<std::size_t>(layer->weights_bytes()));
+  bytes transposed(static_cast<std::size_t>(layer->transposed_bytes()));
+  bytes workspace(static_cast<std::size_t>(layer->backward_weights_workspace_bytes()) + 64);
   loops::serial one;
-  ASSERT_TRUE(layer->pack_weights(one, w.data(), nn::conv_weights::out_last, weights.data(), transposed.data()));
-  ASSERT_TRUE(
-      layer->forward(one, d.images, x.data(), weights.data(), {.bias = bias.data(), .mask = cpu_mask}, cpu.y.data()));
+  const auto packed =
+      d.data == type::bf16
+          ? layer->pack_weights(one, reinterpret_cast<const bf16*>(w.data()), nn::conv_weights::out_last,
+                                weights.data(), transposed.data())
+          : layer->pack_weights(one, floats(w), nn::conv_weights::out_last, weights.data(), transposed.data());
+  ASSERT_TRUE(packed) << packed.error().message();
+  ASSERT_TRUE(layer->forward(one, d.images, x.data(), weights.data(), operands(cpu), cpu.y.data()));
   ASSERT_TRUE(layer->backward_data(one, d.images, z.data(), transposed.data(), cpu.dx.data(), masked));
-  ASSERT_EQ(layer->backward_weights_workspace_bytes(), 0);
-  ASSERT_TRUE(layer->backward_weights(one, d.images, x.data(), z.data(), cpu.dw.data(), cpu.db.data()));
+  ASSERT_TRUE(layer->backward_weights(one, d.images, x.data(), z.data(), floats(cpu.dw), floats(cpu.db),
+                                      layer->backward_weights_workspace_bytes() > 0 ? workspace.data() : nullptr));
 
-  const auto forward = on_gpu.forward(x.data(), w.data(), {.bias = bias.data(), .mask = gpu_mask}, gpu.y.data());
+  const auto forward = on_gpu.forward(x.data(), w.data(), operands(gpu), gpu.y.data());
   ASSERT_TRUE(forward) << forward.error().message();
   const auto by_data = on_gpu.backward_data(z.data(), w.data(), gpu.dx.data(), masked);
   ASSERT_TRUE(by_data) << by_data.error().message();
-  const auto by_weights = on_gpu.backward_weights(x.data(), z.data(), gpu.dw.data(), gpu.db.data());
+  const auto by_weights = on_gpu.backward_weights(x.data(), z.data(), floats(gpu.dw), floats(gpu.db));
   ASSERT_TRUE(by_weights) << by_weights.error().message();
   EXPECT_EQ(cpu.y, gpu.y);
   EXPECT_EQ(cpu.mask, gpu.mask);
@@ -140,37 +149,41 @@ void expect_the_bits_of_the_cpu(const conv_desc& d, const conv_on_gpu& on_gpu) {
   EXPECT_EQ(cpu.db, gpu.db);
 }
 
-constexpr desc forward_of_layer = [] {
-  desc d = product_of(layout::plain, layout::plain);
-  append(d, op::bias());
-  append(d, op::relu_mask(0));
-  return d;
-}();
-constexpr desc by_data_of_layer = [] {
-  desc d = product_of(layout::plain, layout::transposed);
-  append(d, op::multiply_mask(0));
-  return d;
-}();
-constexpr desc by_bias_of_layer = [] {
+constexpr tile small{16, 16, 16, 1}, warps{32, 32, 32, 0};
+
+constexpr desc product_of(type data, type c, layout a, layout b, std::initializer_list<epilogue_op> steps = {}) {
   desc d;
   d.where = place::gpu;
+  d.a = d.b = data, d.c = c;
+  d.batch = batch_kind::offsets, d.m_extent = extent_kind::at_call;
+  d.layout_a = a, d.layout_b = b;
+  for (const epilogue_op& o : steps) append(d, o);
   return d;
-}();
+}
+constexpr desc bias_product_of(type data) {
+  desc d;
+  d.where = place::gpu;
+  d.a = d.b = data, d.c = type::f32;
+  return d;
+}
+constexpr auto with_mask = [] {
+  return product_of(type::f32, type::f32, layout::plain, layout::plain, {op::bias(), op::relu_mask(0)});
+};
+constexpr desc masked_forward = with_mask();
+constexpr desc masked_by_data =
+    product_of(type::f32, type::f32, layout::plain, layout::transposed, {op::multiply_mask(0)});
+constexpr desc by_weights_f32 = product_of(type::f32, type::f32, layout::transposed, layout::plain);
+constexpr desc by_bias_f32 = bias_product_of(type::f32);
 
-conv_desc masked_layer() {
+TEST_F(GpuConv, HasTheBitsOfTheCpusPlan) {
   conv_desc d;
   d.images = 2, d.groups = 2, d.in = 144, d.out = 32, d.training = true;
   d.act = nn::activation::relu, d.mask = d.input_mask = true;
   d.axes[1] = {6, 3, 2, 1, 1, 1}, d.axes[2] = {9, 3, 2, 1, 1, 0};
-  return d;
-}
-
-TEST_F(GpuConv, HasTheBitsOfTheCpusPlan) {
-  const conv_desc d = masked_layer();
-  emulate<forward_of_layer, tile{16, 16, 16, 1}>(*nn::forward_launches(d));
-  emulate<by_data_of_layer, tile{16, 16, 16, 1}>(*nn::backward_data_launches(d));
-  emulate<product_of(layout::transposed, layout::plain), tile{16, 16, 16, 1}>(*nn::backward_weights_launches(d));
-  emulate<by_bias_of_layer, tile{16, 16, 16, 1}>(*nn::backward_bias_launches(d));
+  emulate<masked_forward, small>(*nn::forward_launches(d));
+  emulate<masked_by_data, small>(*nn::backward_data_launches(d));
+  emulate<by_weights_f32, small>(*nn::backward_weights_launches(d));
+  emulate<by_bias_f32, small>(*nn::backward_bias_launches(d));
   const std::size_t before = driver().memory.size();
   {
     const auto layer = conv_on_gpu::plan(d, here());
@@ -183,24 +196,67 @@ TEST_F(GpuConv, HasTheBitsOfTheCpusPlan) {
   EXPECT_EQ(driver().memory.size(), before);
 }
 
-/// Rows of a fully connected layer are one launch of few blocks.
-TEST_F(GpuConv, IsAFullyConnectedLayerWithoutAxes) {
+/// Three axes, dilation, and every step of the epilogue but the mask.
+TEST_F(GpuConv, HasTheStepsOfTheEpilogue) {
   conv_desc d;
-  d.images = 70, d.in = 40, d.out = 24, d.training = true;
-  d.act = nn::activation::relu, d.mask = d.input_mask = true;
-  const auto forward = nn::forward_launches(d);
-  ASSERT_TRUE(forward);
-  ASSERT_EQ(forward->launches.size(), 1u);
-  EXPECT_EQ(forward->outputs.size(), 2u);
-  EXPECT_EQ(forward->pairs.size(), 1u);
-  emulate<forward_of_layer, tile{32, 32, 16, 2}>(*forward);
-  emulate<by_data_of_layer, tile{16, 16, 16, 1}>(*nn::backward_data_launches(d));
-  emulate<product_of(layout::transposed, layout::plain), tile{16, 16, 16, 1}>(*nn::backward_weights_launches(d));
-  emulate<by_bias_of_layer, tile{16, 16, 16, 1}>(*nn::backward_bias_launches(d));
+  d.images = 2, d.in = 70, d.out = 12, d.training = true;
+  d.scale = d.residual = d.clamp = true, d.lower = -2, d.upper = 3;
+  d.axes[0] = {3, 2, 1, 1, 1, 0}, d.axes[1] = {5, 2, 2, 1, 0, 1}, d.axes[2] = {7, 3, 1, 2, 2, 1};
+  static constexpr desc forward = product_of(type::f32, type::f32, layout::plain, layout::plain,
+                                             {op::scale(axis::column), op::bias(), op::add(0), op::clamp(-2, 3)});
+  static constexpr desc by_data = product_of(type::f32, type::f32, layout::plain, layout::transposed);
+  emulate<forward, small>(*nn::forward_launches(d));
+  emulate<by_data, small>(*nn::backward_data_launches(d));
+  emulate<by_weights_f32, small>(*nn::backward_weights_launches(d));
+  emulate<by_bias_f32, small>(*nn::backward_bias_launches(d));
   const auto layer = conv_on_gpu::plan(d, here());
   ASSERT_TRUE(layer) << layer.error().message();
   begin();
   expect_the_bits_of_the_cpu(d, *layer);
+}
+
+TEST_F(GpuConv, TakesBf16) {
+  conv_desc d;
+  d.images = 2, d.in = 24, d.out = 16, d.data = d.y = type::bf16, d.training = true;
+  d.residual = d.input_mask = true;
+  d.axes[1] = {5, 3, 1, 1, 1, 1}, d.axes[2] = {6, 3, 2, 1, 1, 1};
+  static constexpr desc forward =
+      product_of(type::bf16, type::bf16, layout::plain, layout::plain, {op::bias(), op::add(0, type::bf16)});
+  static constexpr desc by_data =
+      product_of(type::bf16, type::bf16, layout::plain, layout::transposed, {op::multiply_mask(0)});
+  static constexpr desc by_weights = product_of(type::bf16, type::f32, layout::transposed, layout::plain);
+  static constexpr desc by_bias = bias_product_of(type::bf16);
+  emulate<forward, warps>(*nn::forward_launches(d));
+  emulate<by_data, warps>(*nn::backward_data_launches(d));
+  emulate<by_weights, warps>(*nn::backward_weights_launches(d));
+  emulate<by_bias, warps>(*nn::backward_bias_launches(d));
+  const auto layer = conv_on_gpu::plan(d, here());
+  ASSERT_TRUE(layer) << layer.error().message();
+  begin();
+  expect_the_bits_of_the_cpu(d, *layer);
+}
+
+/// Rows of a fully connected layer are one launch of few blocks; so are the pixels of all images.
+TEST_F(GpuConv, IsAFullyConnectedLayerWithoutAxes) {
+  for (const index pixels : {1, 6}) {
+    conv_desc d;
+    d.images = 70, d.in = 40, d.out = 24, d.training = true;
+    d.axes[2] = {.in = pixels};
+    d.act = nn::activation::relu, d.mask = d.input_mask = true;
+    const auto forward = nn::forward_launches(d);
+    ASSERT_TRUE(forward);
+    ASSERT_EQ(forward->launches.size(), 1u);
+    EXPECT_EQ(forward->outputs.size(), static_cast<std::size_t>((70 * pixels + 63) / 64));
+    EXPECT_EQ(forward->pairs.size(), 1u);
+    emulate<masked_forward, tile{32, 32, 16, 2}>(*forward);
+    emulate<masked_by_data, small>(*nn::backward_data_launches(d));
+    emulate<by_weights_f32, small>(*nn::backward_weights_launches(d));
+    emulate<by_bias_f32, small>(*nn::backward_bias_launches(d));
+    const auto layer = conv_on_gpu::plan(d, here());
+    ASSERT_TRUE(layer) << layer.error().message();
+    begin();
+    expect_the_bits_of_the_cpu(d, *layer);
+  }
 }
 
 TEST_F(GpuConv, SaysWhatIsWrong) {
@@ -208,8 +264,10 @@ TEST_F(GpuConv, SaysWhatIsWrong) {
   d.in = d.out = 12;
   d.axes[2] = {9, 3, 1, 1, 1, 1};
   d.mask = true, d.act = nn::activation::relu;
-  expect_error(conv_on_gpu::plan(d, here()), errc::unsupported, "mask", {"12 channels", "multiple of 8"});
-  d.mask = false;
+  expect_error(conv_on_gpu::plan(d, here()), errc::unsupported, "mask", {"12", "multiple of 8"});
+  d.mask = false, d.sums = order::pair;
+  expect_error(conv_on_gpu::plan(d, here()), errc::unsupported, "sums", {"pair", "f32"});
+  d.sums = order::machine;
   const auto layer = conv_on_gpu::plan(d, here());
   ASSERT_TRUE(layer) << layer.error().message();
   std::vector<float> x(9 * 12), w(3 * 12 * 12), y(9 * 12), b(12);
@@ -227,7 +285,9 @@ TEST_F(GpuConv, SaysWhatIsWrong) {
   driver().answer_to_copy = CUDA_SUCCESS;
 }
 
-#if __has_include(<dlpack/dlpack.h>)
+#if !__has_include(<dlpack/dlpack.h>)
+TEST(Dlpack, GivesAddressesOfRightTensorsAlone) { GTEST_SKIP() << "no dlpack/dlpack.h"; }
+#else
 TEST(Dlpack, GivesAddressesOfRightTensorsAlone) {
   static_assert(kDLCUDA == cuda::dlpack_cuda && kDLCUDAManaged == cuda::dlpack_cuda_managed);
   static_assert(kDLInt == cuda::dlpack_type_of(type::s8).code && kDLUInt == cuda::dlpack_type_of(type::u8).code);
@@ -263,6 +323,9 @@ TEST(Dlpack, GivesAddressesOfRightTensorsAlone) {
   expect_error(address(right), errc::invalid_argument, "shape", {"shape[2]", "11", "12"});
   shape[2] = 12, t = right, t.data = nullptr;
   expect_error(address(t), errc::invalid_argument, "data", {"null"});
+  std::int64_t none[] = {2, 0}, strides_of_none[] = {1, 1};  // as PyTorch has them
+  t.ndim = 2, t.shape = none, t.strides = strides_of_none, t.byte_offset = 0;
+  EXPECT_EQ(*cuda::address_of(t, type::f32, std::array<index, 2>{2, 0}, 1), nullptr);
 }
 #endif
 

@@ -66,6 +66,7 @@ TEST(LinearErrors, EveryFieldOfTheDesc) {
       {"y", {"bf16", "f32"}, training, [](auto& d) { d.y = type::bf16; }, errc::unsupported},
       {"y", {"s32", "f32"}, training, [](auto& d) { d.y = type::s32; }, errc::unsupported},
       {"y", {"f16", "u8"}, quantised(), [](auto& d) { d.y = type::f16; }, errc::unsupported},
+      {"y", {"e4m3", "u8"}, quantised(), [](auto& d) { d.y = type::e4m3; }, errc::unsupported},
       {"compute", {"compute is 3", "0..2"}, training, [](auto& d) { d.compute = static_cast<math>(3); }},
       {"compute",
        {"compute is 2", "bf16"},

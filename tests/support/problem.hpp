@@ -32,8 +32,9 @@ inline float draw_f32(std::uint64_t bits, values v) {
   if (v == values::integers) return static_cast<float>(static_cast<int>(high % 17) - 8);
   if (v == values::wild) return std::bit_cast<float>(low);
   if (v == values::special && high % 64 == 0) {
-    constexpr std::uint32_t pool[] = {0x7fc00000, 0x7f800000, 0xff800000, 0x80000000, 0x00000000, 0x00000001,
-                                      0x80700000, 0x007fffff, 0x00800000, 0x7f7fffff, 0xff7fffff, 0x33800000};
+    constexpr std::uint32_t pool[] = {0x7fc00000, 0x7f800000, 0xff800000, 0x80000000, 0x00000000,
+                                      0x00000001, 0x80700000, 0x007fffff, 0x00800000, 0x7f7fffff,
+                                      0xff7fffff, 0x33800000, 0x7f800001};
     return std::bit_cast<float>(pool[(high >> 8) % std::size(pool)]);
   }
   return std::bit_cast<float>((low & 0x807fffffu) | ((120u + high % 8) << 23));

@@ -84,9 +84,9 @@ class kernel {
   /// anything is launched; device or out_of_memory with the driver's words.
   result<void> call(const arguments& x, stream on = nullptr) const noexcept;
 
-  /// order::chain, with the bits of the CPU's backends; order::foreign where tensor cores sum: bf16, and f16 unless the
-  /// desc asks for order::chain or for several chains. Theirs are meant to be the same at each run and wherever in C an
-  /// element lies; another architecture's may differ.
+  /// order::chain, with the bits of the CPU's backends; order::foreign where tensor cores sum: bf16, and f16, tf32,
+  /// e4m3 and e5m2 unless the desc asks for order::chain or for several chains. Theirs are meant to be the same at each
+  /// run and wherever in C an element lies; another architecture's may differ.
   brgemm::order order() const noexcept;
   const desc& description() const noexcept;
   int device() const noexcept;
@@ -98,7 +98,8 @@ class kernel {
 };
 
 /// A copy of `bytes` bytes in the device's memory, there when the call returns: lists of a plan, say. The last handle
-/// frees it, which waits for the device. Errors: as `properties_of`; out_of_memory; device with the driver's words.
+/// frees it. Both wait for the device, and may not be done while a thread captures in the global mode. Errors: as
+/// `properties_of`; out_of_memory; device with the driver's words.
 result<std::shared_ptr<const void>> copy_to_device(const void* from, std::size_t bytes, int device = 0);
 
 /// A kernel for the desc, whose `where` is place::gpu: compiled at the first request, or read from the folder, and

@@ -56,20 +56,24 @@ result<void*> address_of(const Tensor& t, type element, std::span<const index> s
     return error(errc::invalid_argument, "shape", "the tensor has %d dimensions; needed are %d",
                  static_cast<int>(t.ndim), rank);
   }
-  index elements = 1;
-  for (int i = rank - 1; i >= 0; --i) {
+  bool empty = false;
+  for (int i = 0; i < rank; ++i) {
     const index extent = shape[static_cast<std::size_t>(i)];
-    if (t.shape[i] != extent) {
-      return error(errc::invalid_argument, "shape", "shape[%d] of the tensor is %ld; needed is %ld", i,
-                   static_cast<index>(t.shape[i]), extent);
-    }
-    if (t.strides != nullptr && extent > 1 && t.strides[i] != elements) {
-      return error(errc::invalid_argument, "strides", "strides[%d] of the tensor is %ld; without gaps it is %ld", i,
-                   static_cast<index>(t.strides[i]), elements);
-    }
-    elements *= extent;
+    empty = empty || extent == 0;
+    if (t.shape[i] == extent) continue;
+    return error(errc::invalid_argument, "shape", "shape[%d] of the tensor is %ld; needed is %ld", i,
+                 static_cast<index>(t.shape[i]), extent);
   }
-  if (t.data == nullptr && elements > 0) return error(errc::invalid_argument, "data", "data of the tensor is null");
+  index adjacent = 1;
+  for (int i = rank - 1; i >= 0 && t.strides != nullptr && !empty; --i) {
+    const index extent = shape[static_cast<std::size_t>(i)];
+    if (extent > 1 && t.strides[i] != adjacent) {
+      return error(errc::invalid_argument, "strides", "strides[%d] of the tensor is %ld; without gaps it is %ld", i,
+                   static_cast<index>(t.strides[i]), adjacent);
+    }
+    adjacent *= extent;  // no more than the tensor has in memory
+  }
+  if (t.data == nullptr && !empty) return error(errc::invalid_argument, "data", "data of the tensor is null");
   return static_cast<void*>(static_cast<char*>(t.data) + t.byte_offset);
 }
 

@@ -30,7 +30,7 @@ struct arguments {
   index lda = 0;                ///< where the desc says at_call
   index ldb = 0;
   index ldc = 0;
-  double alpha = 1;         ///< rounded to the accumulator's type, that of 8-bit products to f32
+  double alpha = 1;         ///< rounded to the accumulator's type, that of u8 and s8 to f32
   double beta = 1;          ///< likewise
   index prefetch = 0;       ///< bytes from B to what is prefetched, of any sign, where desc.prefetch is not 0
   std::int32_t zero_a = 0;  ///< where desc.zero_a is at_call

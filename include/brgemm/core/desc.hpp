@@ -20,7 +20,7 @@ enum class batch_kind : std::uint8_t {
   strides,    ///< A_i = a + i * stride_a, B_i = b + i * stride_b, counted in elements
 };
 
-/// How one matrix is stored. A group is what one lane of an instruction reads: 2 k of bf16, 4 k of 8-bit types.
+/// How one matrix is stored. A group is what one lane of an instruction reads: 2 k of bf16, 4 k of u8 and s8.
 enum class layout : std::uint8_t {
   plain,        ///< row-major: A (m,k), B (k,n)
   transposed,   ///< A stored (k,m), B stored (n,k)
@@ -53,8 +53,8 @@ enum class write_kind : std::uint8_t {
 };
 enum class place : std::uint8_t { cpu, gpu };
 
-/// The order of sums. For f32, f64 and f16 it is always `chain` (f16 on a GPU: see cuda::kernel::order); 8-bit sums are
-/// exact, so any order is `chain`.
+/// The order of sums. On CPUs that of all but bf16 is always `chain` (on GPUs: see cuda::kernel::order); sums of u8 and
+/// s8 are exact, so any order is `chain`.
 enum class order : std::uint8_t {
   machine,  ///< bf16: tile in one chain on CPUs with AMX, else pair; kernel.order() tells
   chain,    ///< one fma a term in ascending k; of bf16 only that of depthwise layouts
@@ -64,7 +64,7 @@ enum class order : std::uint8_t {
 };
 
 /// One step of the epilogue, applied to every element of C while it is in registers, in the accumulator's type
-/// (f32 for 8-bit products: the exact s32 sum is converted first).
+/// (f32 for products of u8 and s8: the exact s32 sum is converted first).
 enum class op_kind : std::uint16_t {
   none,           ///< unused entry
   bias,           ///< x + v[column] or v[row]                            operand: vector, f32/bf16/f16 (f64 for f64)
@@ -171,8 +171,8 @@ struct desc {
   std::uint8_t chains =
       1;  ///< 1, 2, 4 or 8: chain j sums the k (bf16 in pair order: the pairs) with index mod chains = j
   extent_kind m_extent = extent_kind::fixed;
-  zero_point zero_a = zero_point::none;  ///< 8-bit only: A stands for A - arguments.zero_a
-  zero_point zero_b = zero_point::none;  ///< 8-bit only: B stands for B - arguments.zero_b
+  zero_point zero_a = zero_point::none;  ///< u8, s8 only: A stands for A - arguments.zero_a
+  zero_point zero_b = zero_point::none;  ///< u8, s8 only: B stands for B - arguments.zero_b
   place where = place::cpu;
   write_kind write_c = write_kind::cached;
   std::uint8_t epilogue_size = 0;  ///< entries of `epilogue` in use
@@ -208,7 +208,8 @@ constexpr index row_of_a(const desc& d, index i) noexcept {
   return d.line == 0 ? i : i / d.line * d.line_step + i % d.line;
 }
 
-/// 8-bit products with another C than s32: the exact sum becomes f32, and only then alpha, beta and C come to it.
+/// Products of u8 and s8 with another C than s32: the exact sum becomes f32, and only then alpha, beta and C come to
+/// it.
 constexpr bool becomes_f32(const desc& d) noexcept { return accumulator_of(d) == type::s32 && d.c != type::s32; }
 }  // namespace detail
 

@@ -253,10 +253,13 @@ constexpr e4m3 to_e4m3(float x) noexcept { return {detail::round_to_8bit(x, 3, 7
 /// Nearest even; what is beyond 57344 becomes 57344 of its sign.
 constexpr e5m2 to_e5m2(float x) noexcept { return {detail::round_to_8bit(x, 2, 15, 0x7bu)}; }
 
-/// To 10 bits of mantissa, to nearest, ties away from zero, as `cvt.rna.tf32.f32` of PTX rounds.
+/// To 10 bits of mantissa, to nearest, ties away from zero, as `cvt.rna.tf32.f32` of PTX rounds. A NaN becomes a quiet
+/// one: its payload may lie in the bits that are dropped.
 constexpr float to_f32(tf32 x) noexcept {
   const auto u = std::bit_cast<std::uint32_t>(x.value);
-  if ((u & 0x7f800000u) == 0x7f800000u) return x.value;
+  const std::uint32_t magnitude = u & 0x7fffffffu;
+  if (magnitude > 0x7f800000u) return std::bit_cast<float>((u | 0x00400000u) & 0xffffe000u);
+  if (magnitude == 0x7f800000u) return x.value;
   return std::bit_cast<float>((u + 0x1000u) & 0xffffe000u);
 }
 

@@ -305,7 +305,7 @@ inline result<void> check_sums(const desc& d) noexcept {
   }
   if (!bytes && (d.zero_a != zero_point::none || d.zero_b != zero_point::none)) {
     return error(errc::invalid_argument, d.zero_a != zero_point::none ? "zero_a" : "zero_b",
-                 "%s has no zero points: they are for 8-bit types", types);
+                 "%s has no zero points: they are for u8 and s8", types);
   }
   if (is_8bit(d.c) && d.beta != beta_kind::zero) {
     return error(errc::invalid_argument, "beta", "beta is not zero and c is %s: sums begin at a C of s32, f32 or bf16",

@@ -319,7 +319,8 @@ constexpr index packed_b_bytes(const desc& d) noexcept {
 /// packed  (ceil(k/g), n, g), g = k_group_of(type): 2 for bf16, 4 for u8 and s8; stride(1) = g, stride(2) = 1,
 ///         stride(0) a multiple of g. packed(p,j,r) = B(p*g + r, j), and zero where p*g + r >= k. Only these elements
 ///         are written.
-/// column_sums  (n) or null, 8-bit only: the sum of B over k is added to each, modulo 2^32. Begin with zeros, and pack
+/// column_sums  (n) or null, u8 and s8 only: the sum of B over k is added to each, modulo 2^32. Begin with zeros, and
+/// pack
 ///         all entries of a batch into one: then it is what arguments.column_sums asks for.
 ///
 /// b, packed and column_sums must not overlap. Errors: invalid_argument (shapes, strides, null, alignment, overlap),
@@ -367,7 +368,7 @@ result<void> pack_b(view<S, 2> b, layout stored, view<T, 2> packed) noexcept {
 ///
 /// a       (m,k) where `stored` is plain, (k,m) where it is transposed; rows of adjacent elements, stride(0) apart
 /// packed  (m,k), rows of adjacent elements; only these elements are written
-/// row_sums  (m) or null, 8-bit only: the sum of A over k is added to each, modulo 2^32
+/// row_sums  (m) or null, u8 and s8 only: the sum of A over k is added to each, modulo 2^32
 ///
 /// Aliasing, errors and threads as for pack_b.
 template <element T, same_element_as<T> S>

@@ -9,6 +9,7 @@
 //     }
 #pragma once
 
+#include <exception>
 #include <numeric>
 #include <vector>
 
@@ -31,17 +32,18 @@ struct conv_launches {
   std::vector<offset_pair> pairs;
 };
 
-/// y from a: x and b: w. Errors: those of conv::check; unsupported for depthwise and transposed layers, blocks of
-/// channels, 8-bit types and masks of a tensor whose channels are no multiple of 8. The order of sums is conv's, with
-/// equal bits in f32.
-result<conv_launches> forward_launches(const conv_desc& d);
+/// y from a: x and b: w. Errors: those of conv::check; unsupported with the field for depthwise and transposed layers,
+/// blocks of channels, u8 and s8, Winograd's algorithm, and masks of channels that are no multiple of 8; out_of_memory.
+/// The order of sums is conv's, with equal bits in f32; cuda::make_kernel refuses conv_desc::sums that a GPU has not.
+result<conv_launches> forward_launches(const conv_desc& d) noexcept;
 /// dx from a: dz and b: w. Errors: as forward_launches.
-result<conv_launches> backward_data_launches(const conv_desc& d);
-/// dw from a: x and b: dz. Each sum is one chain over the images, then the pixels of y. Errors: as forward_launches.
-result<conv_launches> backward_weights_launches(const conv_desc& d);
-/// db (out) from a: ones, as many as a row of y has pixels, of the layer's type, and b: dz. Each sum is one chain over
-/// the images, then the pixels of y. Errors: as forward_launches.
-result<conv_launches> backward_bias_launches(const conv_desc& d);
+result<conv_launches> backward_data_launches(const conv_desc& d) noexcept;
+/// dw from a: x and b: dz. Each sum is one chain over the images, then the pixels of y in row-major order: conv's but
+/// where that goes over runs of columns (see conv::backward_weights). Errors: as forward_launches.
+result<conv_launches> backward_weights_launches(const conv_desc& d) noexcept;
+/// db (out) from a: ones, as many as a row of y has pixels, of the layer's type, and b: dz. The order of sums is that
+/// of backward_weights_launches. Errors: as forward_launches.
+result<conv_launches> backward_bias_launches(const conv_desc& d) noexcept;
 
 }  // namespace brgemm::inline abi_0::nn
 
@@ -77,25 +79,40 @@ class launch_planner {
   nn::conv_launches planned_;
 };
 
-inline desc launched_product(type data, type c) {
+inline desc launched_product(const nn::conv_desc& layer, type c) noexcept {
   desc d;
   d.where = place::gpu;
-  d.a = d.b = data, d.c = c;
+  d.a = d.b = layer.data, d.c = c;
+  d.sums = layer.sums;
   d.batch = batch_kind::offsets;
   d.m = launch_planner::rows, d.m_extent = extent_kind::at_call;
   return d;
 }
 
-inline result<void> check_launches(const nn::conv_desc& d) {
+inline result<void> check_launches(const nn::conv_desc& d) noexcept {
   if (auto r = nn::conv::check(d); !r) return r;
-  if (nn::conv::is_depthwise(d) || d.transposed || d.x_block != 0 || d.y_block != 0 || is_8bit(d.data)) {
-    return error(errc::unsupported, "place",
-                 "launches of %s with %ld groups: no depthwise or transposed layers, blocks or 8-bit types yet",
-                 name_of(d.data).data(), d.groups);
+  if (auto r = check_enumerator("algorithm", static_cast<int>(d.algorithm), 4); !r) return r;
+  const bool exact = d.algorithm == nn::conv_algorithm::automatic || d.algorithm == nn::conv_algorithm::direct;
+  const struct {
+    const char* field;
+    bool refused;
+    index value;
+  } fields[] = {{"groups", nn::conv::is_depthwise(d), d.groups},
+                {"transposed", d.transposed, 1},
+                {"x_block", d.x_block != 0, d.x_block},
+                {"y_block", d.y_block != 0, d.y_block},
+                {"data", is_8bit(d.data), static_cast<index>(d.data)},
+                {"algorithm", !exact, static_cast<index>(d.algorithm)},
+                {"mask", d.mask && d.out % 8 != 0, d.out},
+                {"input_mask", d.input_mask && d.in % 8 != 0, d.in}};
+  for (const auto& f : fields) {
+    if (!f.refused) continue;
+    return error(errc::unsupported, f.field,
+                 "%s: %ld; launches have no depthwise or transposed layers, blocks, u8 and s8, Winograd's algorithm, "
+                 "nor masks of channels that are no multiple of 8",
+                 f.field, f.value);
   }
-  const index masked = d.mask && d.out % 8 != 0 ? d.out : d.input_mask && d.in % 8 != 0 ? d.in : 0;
-  if (masked == 0) return {};
-  return error(errc::unsupported, "mask", "launches with a mask of %ld channels: they must be a multiple of 8", masked);
+  return {};
 }
 
 /// The layer with all pixels of all images as one row where each sees itself alone.
@@ -166,66 +183,55 @@ inline nn::conv_launches plan_launches(const nn::conv_desc& d, const conv_geomet
   return planner.end();
 }
 
-}  // namespace brgemm::inline abi_0::detail
-
-namespace brgemm::inline abi_0::nn {
-
-inline result<conv_launches> forward_launches(const conv_desc& layer) {
-  if (auto r = detail::check_launches(layer); !r) return r.error();
-  const conv_desc d = detail::in_one_row(layer);
-  desc product = detail::launched_product(d.data, d.y);
+inline nn::conv_launches forward_pass(const nn::conv_desc& d) {
+  desc product = launched_product(d, d.y);
   product.n = product.ldb = d.out / d.groups;
   if (d.scale) append(product, op::scale(axis::column));
   if (d.bias) append(product, op::bias(axis::column));
   if (d.residual) append(product, op::add(0, d.y));
   if (d.mask) append(product, op::relu_mask(0));
-  if (d.act != activation::none && !d.mask) append(product, op::make(op_of(d.act)));
+  if (d.act != nn::activation::none && !d.mask) append(product, op::make(op_of(d.act)));
   if (d.clamp) append(product, op::clamp(d.lower, d.upper));
-  return detail::plan_launches(d, detail::launched_geometry(d, false), product, d.out / d.groups);
+  return plan_launches(d, launched_geometry(d, false), product, d.out / d.groups);
 }
 
-inline result<conv_launches> backward_data_launches(const conv_desc& layer) {
-  if (auto r = detail::check_launches(layer); !r) return r.error();
-  const conv_desc d = detail::in_one_row(layer);
-  desc product = detail::launched_product(d.data, d.data);
+inline nn::conv_launches backward_data_pass(const nn::conv_desc& d) {
+  desc product = launched_product(d, d.data);
   product.n = d.in / d.groups;
   product.ldb = d.out / d.groups;
   product.layout_b = layout::transposed;
   if (d.input_mask) append(product, op::multiply_mask(0));
-  return detail::plan_launches(d, detail::launched_geometry(d, true), product, 1);
+  return plan_launches(d, launched_geometry(d, true), product, 1);
 }
 
-inline result<conv_launches> backward_bias_launches(const conv_desc& d) {
-  if (auto r = detail::check_launches(d); !r) return r.error();
-  desc product = detail::launched_product(d.data, type::f32);
+inline nn::conv_launches backward_bias_pass(const nn::conv_desc& d) {
+  desc product = launched_product(d, type::f32);
   product.m = 1, product.m_extent = extent_kind::fixed;
   product.n = product.ldb = product.ldc = d.out;
   product.k = product.lda = d.axes[2].out();
   product.batch = batch_kind::strides;
   product.stride_b = product.k * d.out;
-  detail::launch_planner planner;
+  launch_planner planner;
   cuda::output o;
   o.batch = d.images * d.axes[0].out() * d.axes[1].out();
   planner.add(product, o);
   return planner.end();
 }
 
-inline result<conv_launches> backward_weights_launches(const conv_desc& layer) {
-  if (auto r = detail::check_launches(layer); !r) return r.error();
-  const conv_desc d = detail::in_one_row(layer);
-  const detail::conv_geometry g = detail::launched_geometry(d, false);
+inline nn::conv_launches backward_weights_pass(const nn::conv_desc& d) {
+  const conv_geometry g = launched_geometry(d, false);
   const index in = d.in / d.groups, out = d.out / d.groups;
-  desc product = detail::launched_product(d.data, type::f32);
+  desc product = launched_product(d, type::f32);
   product.layout_a = layout::transposed;
-  product.m = std::min(in, detail::launch_planner::rows);  // A's rows are as long
+  product.m = std::min(in, launch_planner::rows);  // A's rows are as long
   product.n = product.ldc = out;
   product.lda = d.axes[2].stride * g.in.pixel(), product.ldb = g.out.pixel();
-  detail::launch_planner planner;
+  launch_planner planner;
   const index taps = d.axes[0].kernel * d.axes[1].kernel * d.axes[2].kernel;
   for (index tap = 0; tap < taps; ++tap) {
-    const auto depth = detail::outputs_through(d.axes[0], tap / d.axes[2].kernel / d.axes[1].kernel);
-    const auto height = detail::outputs_through(d.axes[1], tap / d.axes[2].kernel % d.axes[1].kernel);
-    const auto width = detail::outputs_through(d.axes[2], tap % d.axes[2].kernel);
+    const auto depth = outputs_through(d.axes[0], tap / d.axes[2].kernel / d.axes[1].kernel);
+    const auto height = outputs_through(d.axes[1], tap / d.axes[2].kernel % d.axes[1].kernel);
+    const auto width = outputs_through(d.axes[2], tap % d.axes[2].kernel);
     const index first = planner.next_pair();
     product.k = std::max<index>(width.count, 1);
     for (index i = 0; width.count > 0 && i < d.images * depth.count * height.count; ++i) {
@@ -236,17 +242,50 @@ inline result<conv_launches> backward_weights_launches(const conv_desc& layer) {
                            (height.first + row) * g.step_out(1) + width.first * g.step_out(2));
     }
     for (index group = 0; group < d.groups; ++group) {
-      for (index channel = 0; channel < in; channel += detail::launch_planner::rows) {
+      for (index channel = 0; channel < in; channel += launch_planner::rows) {
         cuda::output o;
         o.a = group * in + channel, o.b = group * out;
         o.row = (group * taps + tap) * in + channel;
         o.first = first, o.batch = planner.next_pair() - first;
-        o.m = std::min(in - channel, detail::launch_planner::rows);
+        o.m = std::min(in - channel, launch_planner::rows);
         planner.add(product, o);
       }
     }
   }
   return planner.end();
+}
+
+/// What `pass` plans for a layer that has launches. Errors: those of check_launches; out_of_memory.
+template <class Pass>
+result<nn::conv_launches> launches_of(const nn::conv_desc& d, const Pass& pass) noexcept {
+  if (auto r = check_launches(d); !r) return r.error();
+#if defined(__cpp_exceptions)
+  try {
+#endif
+    return pass(d);
+#if defined(__cpp_exceptions)
+  } catch (const std::exception&) {
+    return error(errc::out_of_memory, "images", "no memory for the lists of %ld images", d.images);
+  }
+#endif
+}
+
+}  // namespace brgemm::inline abi_0::detail
+
+namespace brgemm::inline abi_0::nn {
+
+inline result<conv_launches> forward_launches(const conv_desc& d) noexcept {
+  return detail::launches_of(d, [](const conv_desc& l) { return detail::forward_pass(detail::in_one_row(l)); });
+}
+inline result<conv_launches> backward_data_launches(const conv_desc& d) noexcept {
+  return detail::launches_of(d, [](const conv_desc& l) { return detail::backward_data_pass(detail::in_one_row(l)); });
+}
+inline result<conv_launches> backward_weights_launches(const conv_desc& d) noexcept {
+  return detail::launches_of(d,
+                             [](const conv_desc& l) { return detail::backward_weights_pass(detail::in_one_row(l)); });
+}
+inline result<conv_launches> backward_bias_launches(const conv_desc& d) noexcept {
+  return detail::launches_of(d, detail::backward_bias_pass);
 }
 
 }  // namespace brgemm::inline abi_0::nn

@@ -54,40 +54,40 @@ class pass_on_gpu {
 namespace brgemm::inline abi_0::nn {
 
 /// The plan of one convolution on one device: immutable, so any number of threads may call it at once, on any streams,
-/// with different memory. It owns kernels and lists, and no data; it must live until its launches have ended, and as
-/// long as a graph that captured one.
+/// with different memory. It owns kernels, lists and some ones; it must live until its launches have ended, and as long
+/// as a graph that captured one. Making and destroying one allocates and frees device memory and waits for the device,
+/// which a capture in another thread may forbid.
 ///
-/// Tensors lie as conv_launches says, masks as conv has them. A call is for all of conv_desc::images; it launches on
-/// the stream and returns, allocates nothing, waits for nothing, and may be captured. A fully connected layer is a
-/// convolution without axes: images are its rows, w is (in, out).
+/// Addresses are of the device. Tensors lie as conv_launches says, masks as conv has them: (images, ..., channels / 8)
+/// bytes. Buffers that are written overlap no other; addresses are multiples of their elements' size. A call is for all
+/// of conv_desc::images; it launches on the stream and returns, allocates nothing, waits for nothing, and may be
+/// captured. A fully connected layer is a convolution without axes: images are its rows, w is (in, out).
 ///
-/// Sums are in conv's order, with its bits in f32; in bf16 tensor cores have their own. Errors: invalid_argument with
-/// the argument's name, found before anything is launched; device with the driver's words.
+/// In f32, y and dx have the bits of conv, and dw and db where backward_weights_launches has its order; in bf16 tensor
+/// cores have their own. Errors of calls: invalid_argument with the argument's name, found before anything is launched;
+/// device and out_of_memory with the driver's words.
 class conv_on_gpu {
  public:
-  /// Makes all kernels and copies all lists. Errors: those of forward_launches and cuda::make_kernel. std::bad_alloc
-  /// where the CPU has no memory for the lists.
-  static result<conv_on_gpu> plan(const conv_desc& d, const cuda::options& how = {}) {
-    conv_on_gpu layer;
-    layer.d_ = d;
-    if (auto r = layer.add(layer.forward_, forward_launches(d), how); !r) return r.error();
-    if (!d.training) return layer;
-    if (auto r = layer.add(layer.backward_data_, backward_data_launches(d), how); !r) return r.error();
-    if (auto r = layer.add(layer.backward_weights_, backward_weights_launches(d), how); !r) return r.error();
-    if (auto r = layer.add(layer.backward_bias_, backward_bias_launches(d), how); !r) return r.error();
-    const auto count = static_cast<std::size_t>(d.axes[2].out());
-    const std::vector<float> ones(count, 1.0f);
-    const std::vector<bf16> short_ones(count, to_bf16(1.0f));
-    const void* const data = d.data == type::bf16 ? static_cast<const void*>(short_ones.data()) : ones.data();
-    auto copied = cuda::copy_to_device(data, count * static_cast<std::size_t>(size_of(d.data)), how.device);
-    if (!copied) return copied.error();
-    layer.ones_ = std::move(*copied);
-    return layer;
+  /// Makes all kernels and copies all lists. Errors: those of forward_launches, cuda::make_kernel and
+  /// cuda::copy_to_device.
+  static result<conv_on_gpu> plan(const conv_desc& d, const cuda::options& how = {}) noexcept {
+#if defined(__cpp_exceptions)
+    try {
+#endif
+      conv_on_gpu layer;
+      layer.d_ = d;
+      if (auto r = layer.prepare(how); !r) return r.error();
+      return layer;
+#if defined(__cpp_exceptions)
+    } catch (const std::exception&) {
+      return error(errc::out_of_memory, "images", "no memory on the CPU for the launches of %ld images", d.images);
+    }
+#endif
   }
 
   const conv_desc& description() const noexcept { return d_; }
 
-  /// y = clamp(act((x * W) * scale + b + residual)). with: addresses of the device; zero_x is 0, workspace null.
+  /// y = clamp(act((x * W) * scale + b + residual)). with: of the device; residual as y, zero_x 0, workspace null.
   result<void> forward(const void* x, const void* w, const conv_operands& with, void* y,
                        cuda::stream on = nullptr) const noexcept {
     const index masks = d_.mask ? y_elements() / 8 : 0;
@@ -140,6 +140,22 @@ class conv_on_gpu {
   }
 
  private:
+  conv_on_gpu() = default;
+
+  result<void> prepare(const cuda::options& how) {
+    if (auto r = add(forward_, forward_launches(d_), how); !r || !d_.training) return r;
+    if (auto r = add(backward_data_, backward_data_launches(d_), how); !r) return r;
+    if (auto r = add(backward_weights_, backward_weights_launches(d_), how); !r) return r;
+    if (auto r = add(backward_bias_, backward_bias_launches(d_), how); !r) return r;
+    const auto count = static_cast<std::size_t>(d_.axes[2].out());
+    const std::vector<float> ones(count, 1.0f);
+    const std::vector<bf16> short_ones(count, to_bf16(1.0f));
+    const void* const data = d_.data == type::bf16 ? static_cast<const void*>(short_ones.data()) : ones.data();
+    auto copied = cuda::copy_to_device(data, count * static_cast<std::size_t>(size_of(d_.data)), how.device);
+    if (!copied) return copied.error();
+    ones_ = std::move(*copied);
+    return {};
+  }
   static result<void> add(detail::pass_on_gpu& to, const result<conv_launches>& planned, const cuda::options& how) {
     if (!planned) return planned.error();
     auto made = detail::pass_on_gpu::make(*planned, how);

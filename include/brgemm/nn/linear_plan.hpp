@@ -63,7 +63,7 @@ inline result<void> linear::check_types(const linear_desc& d) noexcept {
     return error(errc::unsupported, "data", "data is %s; f32, bf16, u8 and s8 are there", name_of(d.data).data());
   }
   const bool y_fits = d.y == type::f32 || (d.data == type::bf16 && d.y == type::bf16) ||
-                      (is_8bit && d.y != type::f64 && d.y != type::f16);
+                      (is_8bit && (d.y == type::bf16 || d.y == type::s32 || detail::is_8bit(d.y)));
   if (!y_fits) {
     return error(errc::unsupported, "y", "y is %s with data of %s", name_of(d.y).data(), name_of(d.data).data());
   }
