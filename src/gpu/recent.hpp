@@ -44,9 +44,9 @@ class recent {
     return found->second->second;
   }
   shared keep(const std::string& key, shared made, shared& dropped) {
-    const std::lock_guard guard(lock_);
     std::list<entry> fresh;  // what can fail comes first
     fresh.emplace_front(key, std::move(made));
+    const std::lock_guard guard(lock_);
     places_[key] = fresh.begin();
     newest_first_.splice(newest_first_.begin(), fresh);
     if (newest_first_.size() > most_) {

@@ -326,6 +326,15 @@ TEST(Dlpack, GivesAddressesOfRightTensorsAlone) {
   std::int64_t none[] = {2, 0}, strides_of_none[] = {1, 1};  // as PyTorch has them
   t.ndim = 2, t.shape = none, t.strides = strides_of_none, t.byte_offset = 0;
   EXPECT_EQ(*cuda::address_of(t, type::f32, std::array<index, 2>{2, 0}, 1), nullptr);
+  t.byte_offset = 8;
+  EXPECT_EQ(*cuda::address_of(t, type::f32, std::array<index, 2>{2, 0}, 1), nullptr);
+  t = right, t.ndim = 2, t.shape = none, none[1] = -1;
+  expect_error(cuda::address_of(t, type::f32, std::array<index, 2>{2, -1}, 1), errc::invalid_argument, "shape", {"-1"});
+  constexpr index half = index{1} << 32;
+  std::int64_t many[] = {half, half}, no_gaps[] = {half, 1};
+  t.shape = many, t.strides = no_gaps;
+  expect_error(cuda::address_of(t, type::f32, std::array<index, 2>{half, half}, 1), errc::invalid_argument, "shape",
+               {"2^63 - 1"});
 }
 #endif
 

@@ -232,7 +232,7 @@ TEST(Pack, BadInputIsNamedAndNothingIsWritten) {
     return p;
   };
   [[maybe_unused]] const auto& [element, rows, columns, stored, source, ld_from, target, ld_to] = right;  // the cases
-  expect_error(pack_b(with([](packing& p) { p.element = static_cast<type>(9); })), "element", "9");
+  expect_error(pack_b(with([](packing& p) { p.element = static_cast<type>(99); })), "element", "99");
   expect_error(pack_b(with([](packing& p) { p.rows = -1; })), "rows", "-1");
   expect_error(pack_b(with([](packing& p) { p.columns = -2; })), "columns", "-2");
   expect_error(pack_b(with([](packing& p) { p.stored = layout::interleaved; })), "stored", "2");

@@ -36,8 +36,9 @@ inline constexpr int dlpack_cuda = 2;           ///< kDLCUDA
 inline constexpr int dlpack_cuda_managed = 13;  ///< kDLCUDAManaged
 
 /// Where the elements of a DLTensor begin, if they are of this type and shape, row-major without gaps, and in memory of
-/// the device (kDLCUDA with its number, or kDLCUDAManaged). Nothing of the tensor's data is read. Thread-safe. Errors:
-/// invalid_argument with "device", "dtype", "shape", "strides", or "data" where that is null.
+/// the device (kDLCUDA with its number, or kDLCUDAManaged); null where there are none and data is. Nothing of the
+/// tensor's data is read. Thread-safe. Errors: invalid_argument with "device", "dtype", "shape", "strides", or "data"
+/// where that is null.
 template <class Tensor>
 result<void*> address_of(const Tensor& t, type element, std::span<const index> shape, int device = 0) noexcept {
   const int where = static_cast<int>(t.device.device_type), number = static_cast<int>(t.device.device_id);
@@ -60,7 +61,7 @@ result<void*> address_of(const Tensor& t, type element, std::span<const index> s
   for (int i = 0; i < rank; ++i) {
     const index extent = shape[static_cast<std::size_t>(i)];
     empty = empty || extent == 0;
-    if (t.shape[i] == extent) continue;
+    if (t.shape[i] == extent && extent >= 0) continue;
     return error(errc::invalid_argument, "shape", "shape[%d] of the tensor is %ld; needed is %ld", i,
                  static_cast<index>(t.shape[i]), extent);
   }
@@ -71,9 +72,12 @@ result<void*> address_of(const Tensor& t, type element, std::span<const index> s
       return error(errc::invalid_argument, "strides", "strides[%d] of the tensor is %ld; without gaps it is %ld", i,
                    static_cast<index>(t.strides[i]), adjacent);
     }
-    adjacent *= extent;  // no more than the tensor has in memory
+    if (__builtin_mul_overflow(adjacent, extent, &adjacent)) {
+      return error(errc::invalid_argument, "shape", "the tensor has more than 2^63 - 1 elements");
+    }
   }
   if (t.data == nullptr && !empty) return error(errc::invalid_argument, "data", "data of the tensor is null");
+  if (t.data == nullptr) return static_cast<void*>(nullptr);
   return static_cast<void*>(static_cast<char*>(t.data) + t.byte_offset);
 }
 
