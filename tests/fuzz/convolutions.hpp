@@ -73,7 +73,7 @@ class conv_fuzzer {
               static_cast<int>(e.between(-1, 4)), static_cast<int>(e.between(-1, 1)), e.pick({-1, 0, 1, 2, 4})};
     }
     if (e.one_in(2)) {
-      by.backward_weights = {static_cast<int>(e.between(0, 40)), static_cast<int>(e.between(0, 40)),
+      by.backward_weights = {static_cast<int>(e.between(0, 40)), static_cast<int>(e.between(0, 40)), e.pick({-1, 0, 1}),
                              e.pick({-1, 0, 1})};
     }
     std::vector<std::byte> expected;

@@ -388,17 +388,49 @@ TEST(Conv, PastTheCaches) {
   EXPECT_GT(streamed, cpu().has(feature::avx2) ? 40 : -1);
 }
 
-// A dW larger than L2 goes past the caches where it is written once.
+// dW goes past the caches where it is written once: only lines of it, of any layout of y.
 TEST(Conv, UpdatePastTheCaches) {
   std::mt19937 random(18);
+  const auto from = [&](index low, index high) { return low + static_cast<index>(random()) % (high - low + 1); };
+  constexpr conv_update_schedule past = {.streaming = 1}, never = {.streaming = -1};
+  int streamed = 0;
+  for (int i = 0; i < 120; ++i) {
+    conv_desc d;
+    d.images = from(1, 3), d.groups = from(1, 2);
+    d.data = i % 2 == 0 ? type::f32 : type::bf16, d.training = true;
+    d.in = d.groups * from(17, 100), d.out = d.groups * (i % 2 == 0 ? 16 * from(1, 9) : 64 * from(1, 3));
+    for (const int a : {1, 2}) {
+      const index kernel = 1 + 2 * from(0, 1);
+      d.axes[a] = {from(1, 9), kernel, from(1, 2), 1, kernel / 2, kernel / 2};
+    }
+    if (i % 5 == 0) d.axes[0] = {3, 2, 1, 1, 1, 0};
+    const problem p = draw_data(random, d);
+    const conv_desc blocked = draw_blocks(random, d);
+    const problem b = in_blocks(p, blocked);
+    ASSERT_TRUE(conv::plan(blocked, {}, {{}, {}, never}));
+    const auto kernels = code_cache_stats().misses;
+    ASSERT_TRUE(conv::plan(blocked, {}, {{}, {}, past}));
+    streamed += code_cache_stats().misses > kernels;
+    const auto right = expected_update(with_adjacent_channels(p, b));
+    ASSERT_TRUE(same_bits(update_of(b, 1 + i % 3, "", 0, past), right)) << text_of(blocked);
+    ASSERT_TRUE(same_bits(update_of(b, 1 + i % 3, "", 2, past), right)) << text_of(blocked);
+  }
+  EXPECT_GT(streamed, cpu().has(feature::avx2) ? 30 : -1);
+}
+
+// By itself one of more than 1 MiB does.
+TEST(Conv, LargeUpdatesGoPastTheCaches) {
+  std::mt19937 random(18);
   for (const type data : {type::f32, type::bf16}) {
-    for (const index kernel : {1, 3}) {
+    for (const index in : {1024, 1025}) {
       conv_desc d;
-      d.in = kernel == 1 ? 500 : 130, d.out = kernel == 1 ? 576 : 256;
+      d.in = in, d.out = 256, d.axes[1].in = 2;
       d.data = data, d.training = true;
-      for (const int i : {1, 2})
-        d.axes[i] = {.in = 2 + i, .kernel = kernel, .pad_before = kernel / 2, .pad_after = kernel / 2};
-      ASSERT_GT(d.in * d.out * kernel * kernel * 4, 1 << 20);
+      const auto cached = conv::plan(d, {}, {{}, {}, {.streaming = -1}});
+      ASSERT_TRUE(cached) << cached.error().message();
+      const auto kernels = code_cache_stats().misses;
+      ASSERT_TRUE(conv::plan(d));
+      EXPECT_EQ(code_cache_stats().misses > kernels, in == 1025 && cpu().has(feature::avx2)) << text_of(d);
       const problem p = draw_data(random, d);
       EXPECT_TRUE(same_bits(update_of(p, 2), expected_update(p))) << text_of(d);
     }

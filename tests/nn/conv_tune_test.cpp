@@ -227,9 +227,12 @@ TEST(ConvTune, WhatIsRefused) {
                                         {0, -1, 0},
                                         {0, (1 << 20) + 1, 0},
                                         {0, 0, -2},
-                                        {0, 0, 2}}) {
+                                        {0, 0, 2},
+                                        {.streaming = 2},
+                                        {.streaming = -2}}) {
     expect_error(conv::plan(d, {}, {{}, {}, s}), errc::invalid_argument, "by",
-                 {std::to_string(s.pixels) + " pixels", "copies " + std::to_string(s.copies)});
+                 {std::to_string(s.pixels) + " pixels", "copies " + std::to_string(s.copies),
+                  "streaming " + std::to_string(s.streaming)});
   }
   d.in = 0;
   expect_error(nn::tune(alone, d, ""), errc::invalid_argument, "in", {"in is 0"});

@@ -23,6 +23,7 @@ using brgemm::index;
 using nn::conv;
 using nn::conv_axis;
 using nn::conv_desc;
+using nn::conv_update_schedule;
 using nn::conv_weights;
 
 inline std::string text_of(const conv_desc& d) {
@@ -446,11 +447,11 @@ inline bool same_bits(const std::vector<float>& x, const std::vector<float>& y) 
   return x.size() == y.size() && std::memcmp(x.data(), y.data(), x.size() * sizeof(float)) == 0;
 }
 
-inline std::vector<float> update_of(const problem& p, int threads, std::string_view backend = "",
-                                    index more_images = 0) {
+inline std::vector<float> update_of(const problem& p, int threads, std::string_view backend = "", index more_images = 0,
+                                    const conv_update_schedule& by = {}) {
   conv_desc d = p.d;
   d.images += more_images;
-  const auto layer = conv::plan(d, {.backend = backend});
+  const auto layer = conv::plan(d, {.backend = backend}, {{}, {}, by});
   auto pool = loops::thread_pool::make(threads);
   EXPECT_TRUE(layer && pool);
   const tensor sums((layer->weights() + p.d.out) * 4, guard::after);

@@ -48,8 +48,8 @@ enum class zero_point : std::uint8_t { none, at_call };
 /// How C is written. The bits are the same.
 enum class write_kind : std::uint8_t {
   cached,     ///< as usual: C stays in the caches
-  streaming,  ///< past the caches, for a C (not of 8 bits) that is larger than they are: its lines are not read before
-              ///< they are written. C begins at a multiple of 64 bytes, and ldc, fixed, counts a multiple of 64 bytes.
+  streaming,  ///< past the caches, for a C (not of 8 bits) that nobody reads soon: its lines are not read before they
+              ///< are written. C begins at a multiple of 64 bytes, and ldc, fixed, counts a multiple of 64 bytes.
 };
 enum class place : std::uint8_t { cpu, gpu };
 

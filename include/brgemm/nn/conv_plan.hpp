@@ -173,10 +173,13 @@ inline result<void> conv::check_schedules(const conv_schedules& by) noexcept {
                  s.rows, s.weights, s.band, s.streaming, s.prefetch);
   }
   const conv_update_schedule& s = by.backward_weights;
-  if (s.pixels >= 0 && s.pixels <= (1 << 20) && s.band >= 0 && s.band <= (1 << 20) && s.copies >= -1 && s.copies <= 1)
+  if (s.pixels >= 0 && s.pixels <= (1 << 20) && s.band >= 0 && s.band <= (1 << 20) && s.copies >= -1 && s.copies <= 1 &&
+      s.streaming >= -1 && s.streaming <= 1) {
     return {};
-  return error(errc::invalid_argument, "by", "a schedule of %d pixels (0..2^20), %d KiB (0..2^20), copies %d (-1..1)",
-               s.pixels, s.band, s.copies);
+  }
+  return error(errc::invalid_argument, "by",
+               "a schedule of %d pixels (0..2^20), %d KiB (0..2^20), copies %d (-1..1), streaming %d (-1..1)", s.pixels,
+               s.band, s.copies, s.streaming);
 }
 
 inline result<conv> conv::plan(const conv_desc& d, const options& how, const conv_schedules& by) noexcept {

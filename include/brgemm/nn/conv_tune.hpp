@@ -43,7 +43,7 @@ inline std::string key_of(const nn::conv& plan, int threads, const char* pass) {
   return key.str();
 }
 
-/// Not of `streaming`, whose worth lies with who reads y next.
+/// Not of `streaming`, whose worth lies with who reads y, or dW, next.
 inline std::vector<conv_schedule> candidates() {
   std::vector<conv_schedule> all(1);
   for (const int rows : {28, 48, 128}) all.push_back({.rows = rows});

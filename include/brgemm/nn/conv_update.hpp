@@ -18,9 +18,10 @@ namespace brgemm::inline abi_0::detail {
 /// How the weight update divides its work: never what it computes. 0: what the plan thinks best. Not of depthwise
 /// layers.
 struct conv_update_schedule {
-  std::int32_t pixels = 0;  ///< of a step: their x and dz are to stay in L2 for all blocks of dW
-  std::int32_t band = 0;    ///< KiB of copies, where x and dz are copied
-  std::int32_t copies = 0;  ///< f32: 1: x and dz are copied; -1: never. bf16 is always
+  std::int32_t pixels = 0;     ///< of a step: their x and dz are to stay in L2 for all blocks of dW
+  std::int32_t band = 0;       ///< KiB of copies, where x and dz are copied
+  std::int32_t copies = 0;     ///< f32: 1: x and dz are copied; -1: never. bf16 is always
+  std::int32_t streaming = 0;  ///< 1: dW goes past the caches where it is written once; -1: never; 0: if above 1 MiB
   friend bool operator==(const conv_update_schedule&, const conv_update_schedule&) = default;
 };
 
@@ -74,7 +75,7 @@ class run_update {
     u.plan_bands(of.images);
     u.copies_ ? u.place_copies() : u.place_tensors();
     if (auto r = u.plan_taps(); !r) return r.error();
-    if (auto r = u.plan_kernels(how); !r) return r.error();
+    if (auto r = u.plan_kernels(run == nullptr && u.can_stream(), how); !r) return r.error();
     return u;
   }
 
@@ -126,7 +127,7 @@ class run_update {
   static constexpr index band_bytes = index{512} << 10;      ///< of copies
   static constexpr index large_band_bytes = index{2} << 20;  ///< where dW does not stay in L2
   static constexpr index dw_in_l2 = index{512} << 10;        ///< bytes
-  static constexpr index dw_streamed = index{1} << 20;       ///< a larger one that is written once goes past the caches
+  static constexpr index dw_streamed = index{1} << 20;       ///< a larger one goes past the caches
   static constexpr index least_band = 256;                   ///< pixels
   static constexpr index joined_pixels = 128;
   static constexpr std::uint16_t prefetched = 2;  ///< one row of a copy of so many
@@ -363,7 +364,8 @@ class run_update {
   result<void> plan_taps() noexcept;
   index column_of_x(const seen_outputs& w) const noexcept;
   void list_rows(const planned_tap& t, const seen_outputs& w) noexcept;
-  result<void> plan_kernels(const options& how) noexcept;
+  bool can_stream() const noexcept;
+  result<void> plan_kernels(bool streams, const options& how) noexcept;
   desc product_desc(index tap_w, index m, index n) const noexcept;
   desc sum_desc(index n) const noexcept;
 
@@ -670,15 +672,24 @@ inline void run_update::list_rows(const planned_tap& t, const seen_outputs& w) n
   }
 }
 
+/// Whether a call can write all of a large dW at once, in whole lines.
+inline bool run_update::can_stream() const noexcept {
+  const index bytes = groups_ * taps() * in_ * out_ * 4;
+  if (schedule_.streaming < 0 || (schedule_.streaming == 0 && bytes <= dw_streamed)) return false;
+  const index panel = std::min(width(false), out_);
+  const index most = copies_ ? std::max(own_band_rows_, band_rows_) : step_rows_;
+  return out_ * 4 % streaming_alignment == 0 && panel * 4 % streaming_alignment == 0 &&
+         std::min(most, step_rows_) >= image_rows();
+}
+
 /// One set of kernels for each tap of the width: they differ in how many pixels of a row see x.
-inline result<void> run_update::plan_kernels(const options& how) noexcept {
+inline result<void> run_update::plan_kernels(bool streams, const options& how) noexcept {
   const index widths = axes_[2].kernel;
   kernels_.reset(new (std::nothrow) kernel[at(widths)][2][2]);
   const index row = axes_[2].out();
   ones_.reset(new (std::nothrow) std::uint32_t[at(row)]);
-  const bool large = groups_ * taps() * in_ * out_ * 4 > dw_streamed && out_ * 4 % streaming_alignment == 0;
-  if (large) streaming_.reset(new (std::nothrow) kernel[at(widths)][2][2]);
-  if (!kernels_ || !ones_ || (large && !streaming_)) {
+  if (streams) streaming_.reset(new (std::nothrow) kernel[at(widths)][2][2]);
+  if (!kernels_ || !ones_ || (streams && !streaming_)) {
     return error(errc::out_of_memory, "axes", "no memory for %ld kernels", widths);
   }
   const std::uint32_t one = std::bit_cast<std::uint32_t>(1.0f);

@@ -66,8 +66,8 @@ class depthwise_update {
   struct planned_run {
     conv_run columns = {};
     bool sees_all = true;
-    index lines = 1;                      ///< of taps that a call has at most
-    index rows = 1;                       ///< of y in a call; a band, where all lines of taps are several calls
+    index lines = 1;  ///< of taps that a call has at most
+    index rows = 1;   ///< of y in a call that sees all; a band, where lines of taps are several calls
     kernel products[most_lines][2] = {};  ///< [lines - 1][full panel]
   };
 
@@ -120,8 +120,8 @@ class depthwise_update {
     }
   }
 
-  /// What one image adds to a panel. Where lines of taps are several calls, all of them for a band of rows of y, which
-  /// stays in L1.
+  /// What one image adds to a panel. Where pixels see all taps of a row and lines are several calls, all of them for a
+  /// band of rows of y, which stays in L1.
   void add_image(const planned_run& run, stretch lines, const void* x, const void* dz, float* sums,
                  bool full) const noexcept {
     const index height = axis(1).kernel;
